@@ -1,0 +1,62 @@
+"""What every script shares: one parser, one error line, one exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from clearway.errors import ClearwayError, UsageError
+
+DONE, STOPPED, WRONG_USAGE, HELD, ROLLED_BACK = 0, 1, 2, 3, 4
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the one option that all scripts have, ``--project``."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument(
+        "--project",
+        type=Path,
+        default=Path(os.environ.get("CLEARWAY_PROJECT", ".")),
+        metavar="DIR",
+        help="folder with params.yaml and schema.yaml (default: $CLEARWAY_PROJECT or the current folder)",
+    )
+    return made
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call ``main`` and leave the process with its exit code; an expected error is one line, no traceback."""
+    try:
+        code = main()
+    except ClearwayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or DONE)
+
+
+def job_output(**values: str) -> None:
+    """Publish values as outputs of the running GitHub Actions step; elsewhere do nothing.
+
+    Raises
+    ------
+    UsageError
+        A value contains a line break, which would let data forge another output.
+    """
+    target = os.environ.get("GITHUB_OUTPUT")
+    for name, value in values.items():
+        if "\n" in value or "\r" in value:
+            raise UsageError(f"job output {name} contains a line break: {value!r}")
+    if target:
+        with Path(target).open("a", encoding="utf-8") as stream:
+            stream.writelines(f"{name}={value}\n" for name, value in values.items())
+
+
+def job_summary(markdown: str) -> None:
+    """Append Markdown to the GitHub Actions job summary; elsewhere do nothing."""
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if target:
+        with Path(target).open("a", encoding="utf-8") as stream:
+            stream.write(markdown.rstrip() + "\n\n")

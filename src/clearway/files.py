@@ -1,0 +1,131 @@
+"""Files that are whole or absent: write to a temporary name, fsync, rename; and hash what is there."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clearway.errors import ClearwayError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; on success fsync and rename it over ``target``.
+
+    On any exception the temporary file is removed and ``target`` is left as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+        fsync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target``; on success replace ``target`` with it.
+
+    A folder cannot be renamed over a non-empty one, so the old one is moved aside first; a reader sees
+    the old folder, for an instant none, then the new one, and never a half-written one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary.chmod(0o755)
+    aside: Path | None = None
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if target.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            target.rename(aside / target.name)
+        temporary.rename(target)
+        fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def fsync_directory(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write ``text`` to ``target``, whole or not at all."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, whole or not at all. NaN is refused."""
+    write_text(target, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=_encode) + "\n")
+
+
+def read_json(path: Path, *, made_by: str = "") -> Any:
+    """Read a JSON file; ``made_by`` names the command to run where it is missing.
+
+    Raises
+    ------
+    ClearwayError
+        The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = f": run {made_by} first" if made_by else ""
+        raise ClearwayError(f"{path} is missing{hint}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ClearwayError(
+            f"{path} is not valid JSON ({error}): delete it and run {made_by or 'its step'} again"
+        ) from None
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string for a JSON value: sorted keys, no spaces, UTF-8, no NaN. What digests are made of."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_encode
+    )
+    return text.encode("utf-8")
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hex SHA-256 of ``content``."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of the file at ``path``."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _encode(value: Any) -> Any:
+    """What JSON lacks: numpy scalars, timestamps and paths."""
+    if hasattr(value, "item"):
+        return value.item()
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")

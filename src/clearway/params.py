@@ -1,0 +1,363 @@
+"""``params.yaml``: every setting of the line, typed. Unknown keys, wrong types and impossible values are refused."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from clearway.errors import UsageError
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _utc(value: Any) -> Any:
+    """YAML reads ``2013-07-01`` as a date and ``2013-07-01T00:00:00Z`` as a time: both mean UTC here."""
+    if isinstance(value, str) and value not in ("auto", ""):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    if hasattr(value, "isoformat") and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return value
+
+
+UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc)]
+
+
+class Section(BaseModel):
+    """A part of ``params.yaml``: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+class ProjectParams(Section):
+    """Which model this is. Without ``package`` the project is one flat table described by ``data``."""
+
+    name: Slug
+    package: str | None = None
+
+
+class ClockParams(Section):
+    """A simulated clock for a project whose world is not today's: ``as_of: auto`` starts here and steps."""
+
+    start: UtcTime
+    step_days: int = Field(7, ge=1)
+
+
+class _TableFormat(Section):
+    timestamps: tuple[str, ...] = ()
+    """Columns to read as UTC times."""
+
+
+class PackageSource(_TableFormat):
+    """A CSV (or Parquet) file inside an installed Python distribution; the package is never imported."""
+
+    kind: Literal["package"]
+    distribution: str
+    path: str
+    read: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments for :func:`pandas.read_csv`."""
+
+
+class CsvSource(_TableFormat):
+    """A CSV file: a path relative to the project folder, or any fsspec URL."""
+
+    kind: Literal["csv"]
+    path: str
+    read: dict[str, Any] = Field(default_factory=dict)
+
+
+class ParquetSource(_TableFormat):
+    """A Parquet file: a path relative to the project folder, or any fsspec URL."""
+
+    kind: Literal["parquet"]
+    path: str
+
+
+class SqlSource(_TableFormat):
+    """A query against any SQLAlchemy URL. ``${NAME}`` in the URL is taken from the environment."""
+
+    kind: Literal["sql"]
+    url: str
+    query: str
+
+
+Source = Annotated[PackageSource | CsvSource | ParquetSource | SqlSource, Field(discriminator="kind")]
+
+
+class DataParams(Section):
+    """A flat table: one row, one question, one answer, no time."""
+
+    table: str
+    label: str
+    positive: str | int | float | bool = 1
+    """The label value that counts as 1; every other value counts as 0."""
+    entity: str | None = None
+    ignore: tuple[str, ...] = ()
+
+
+class SplitParams(Section):
+    """How rows are set aside. With time: the last ``holdout_days`` before ``as_of``. Without: a seeded hash."""
+
+    holdout_days: int = Field(30, ge=1)
+    current_days: int = Field(28, ge=1)
+    holdout_share: Probability = 0.25
+
+
+class DriftParams(Section):
+    """When a feature has drifted: the shift is material and, after Holm's correction, no noise."""
+
+    alpha: Probability = 0.05
+    min_rows: int = Field(200, ge=2)
+    numeric_effect: float = Field(0.2, ge=0)
+    """Wasserstein distance in reference standard deviations."""
+    categorical_effect: Share = 0.1
+    """Jensen-Shannon distance, base 2."""
+    missing_effect: Share = 0.05
+    """Difference of the share of missing values."""
+    feature_share: Share = 0.3
+    """Share of features that must drift for the data set to count as drifted."""
+
+
+class Trigger(Section):
+    enabled: bool = True
+
+
+class ScheduleTrigger(Trigger):
+    max_age_days: float = Field(30, gt=0)
+
+
+class VolumeTrigger(Trigger):
+    min_new_rows: int = Field(10_000, ge=1)
+
+
+class PerformanceTrigger(Trigger):
+    metric: str = "roc_auc"
+    max_drop: float = Field(0.03, gt=0)
+    """Largest tolerated fall below the value the champion had on its own holdout."""
+    min_rows: int = Field(500, ge=2)
+
+
+class DecisionParams(Section):
+    """Which reasons retrain the model. Broken data vetoes all of them unless ``override_veto`` is set."""
+
+    drift: Trigger = Trigger()
+    schedule: ScheduleTrigger = ScheduleTrigger()
+    data_volume: VolumeTrigger = VolumeTrigger()
+    performance: PerformanceTrigger = PerformanceTrigger()
+    code: Trigger = Trigger()
+    override_veto: bool = False
+
+
+class TrainParams(Section):
+    """The challenger and the simple model it must beat: importable scikit-learn classes and their arguments."""
+
+    estimator: str = "sklearn.ensemble.HistGradientBoostingClassifier"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    baseline: str = "sklearn.linear_model.LogisticRegression"
+    baseline_arguments: dict[str, Any] = Field(default_factory=dict)
+    threshold: Probability = 0.5
+    """Score from which the answer is yes."""
+    threads: int = Field(1, ge=1)
+
+
+class ChampionGate(Section):
+    metric: str = "roc_auc"
+    margin: float = Field(0.01, ge=0)
+    """The challenger passes when the lower bound of its paired difference is above minus this."""
+
+
+class GateParams(Section):
+    """What a challenger must prove on the holdout. Every bound is the lower one of a confidence interval."""
+
+    floors: dict[str, float] = Field(default_factory=lambda: {"roc_auc": 0.65})
+    confidence: Probability = 0.95
+    resamples: int = Field(400, ge=100)
+    min_rows: int = Field(50, ge=2)
+    champion: ChampionGate = ChampionGate()
+    baseline_gain: float = 0.0
+    """Smallest gain over the simple model, lower bound, in the champion gate's metric."""
+    latency_ms: float = Field(100.0, gt=0)
+    """Largest p95 of a single-row answer."""
+    onnx_tolerance: float = Field(1e-5, gt=0)
+    """Largest difference between ONNX and scikit-learn scores on the holdout."""
+    unknown_blocks: bool = True
+    """Whether a comparison too uncertain to call stops the challenger."""
+
+
+class RegistryParams(Section):
+    model: str | None = None
+    """Name of the registered model; the project's name by default."""
+    tracking_uri: str | None = None
+    """MLflow server; ``$MLFLOW_TRACKING_URI`` wins over it; SQLite under ``var/`` by default."""
+
+
+class EnvironmentParams(Section):
+    """Where one environment serves."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+    requires: str | None = None
+    """The environment in which a digest must be live before it may come here."""
+
+
+class ServingParams(Section):
+    salt: str = "clearway"
+    """Changes which entities see the canary."""
+    max_rows: int = Field(1000, ge=1)
+    max_body_bytes: int = Field(1_048_576, ge=1024)
+    log_features: bool = True
+
+
+class CanaryStep(Section):
+    weight: int = Field(ge=1, le=99)
+    """Percent of entities that see the canary."""
+    margin: Share
+    """Largest harm that may remain possible when the step is passed."""
+    min_requests: int = Field(500, ge=1)
+
+
+class CanaryParams(Section):
+    """How much harm a rollout may do, and how sure the judge must be. One error budget covers the whole rollout."""
+
+    steps: tuple[CanaryStep, ...] = (
+        CanaryStep(weight=10, margin=0.05),
+        CanaryStep(weight=25, margin=0.03),
+        CanaryStep(weight=50, margin=0.02),
+    )
+    promote_alpha: Probability = 0.05
+    rollback_alpha: Probability = 0.01
+    rollback_margin: Share = 0.0
+    latency_ms: float = Field(100.0, gt=0)
+    """The latency objective: the judged metric is the share of requests slower than this."""
+    score_margin: Share = 0.15
+    """Largest difference of the mean score that is not held against the canary."""
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        weights = [step.weight for step in self.steps]
+        if not weights or weights != sorted(set(weights)):
+            raise ValueError(f"steps must rise from one weight to the next, got {weights}")
+        return self
+
+
+class ReplayParams(Section):
+    """Traffic made from the source's own later rows, each asked once."""
+
+    days: int = Field(28, ge=1)
+    connections: int = Field(16, ge=1, le=256)
+    cycles: int = Field(50, ge=1)
+    """Without time in the data, how often the holdout rows may be asked again."""
+
+
+class Params(Section):
+    """All of ``params.yaml``."""
+
+    project: ProjectParams
+    as_of: UtcTime | Literal["auto"] | None = None
+    clock: ClockParams | None = None
+    seed: int = Field(20130701, ge=0, lt=2**32)
+    sources: dict[Slug, Source] = Field(min_length=1)
+    data_schema: str = Field("schema.yaml", alias="schema")
+    data: DataParams | None = None
+    split: SplitParams = SplitParams()
+    drift: DriftParams = DriftParams()
+    decision: DecisionParams = DecisionParams()
+    train: TrainParams = TrainParams()
+    gates: GateParams = GateParams()
+    registry: RegistryParams = RegistryParams()
+    environments: dict[Slug, EnvironmentParams]
+    serving: ServingParams = ServingParams()
+    canary: CanaryParams = CanaryParams()
+    replay: ReplayParams = ReplayParams()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.project.package is None:
+            if self.data is None:
+                raise ValueError("data is missing: without project.package it must name the table and the label")
+            if self.data.table not in self.sources:
+                raise ValueError(f"data.table {self.data.table!r} is not one of sources: {', '.join(self.sources)}")
+        elif self.data is not None:
+            raise ValueError("data describes a flat table and cannot stand beside project.package")
+        for name, environment in self.environments.items():
+            if environment.requires is not None and environment.requires not in self.environments:
+                raise ValueError(f"environments.{name}.requires {environment.requires!r} is no environment")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Name of the registered model."""
+        return self.registry.model or self.project.name
+
+    def time(self) -> datetime | None:
+        """``as_of`` in UTC; None where the data knows no time.
+
+        Raises
+        ------
+        UsageError
+            ``as_of`` is still ``auto``: only the caller of the line may resolve it.
+        """
+        if self.as_of == "auto":
+            raise UsageError("params.yaml: as_of is auto: resolve it first with scripts/resolve_as_of.py --write")
+        return self.as_of
+
+    def environment(self, name: str) -> EnvironmentParams:
+        """The named environment.
+
+        Raises
+        ------
+        UsageError
+            There is none of that name.
+        """
+        if name not in self.environments:
+            known = ", ".join(self.environments)
+            raise UsageError(f"environment {name!r} is not in params.yaml (environments: {known})")
+        return self.environments[name]
+
+
+def load_params(path: Path) -> Params:
+    """Read and check ``params.yaml``.
+
+    Raises
+    ------
+    UsageError
+        The file is missing, is not YAML, or a key or value in it is wrong; names file, key and value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: a project folder needs a params.yaml (see docs/params.md)") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid YAML: {where}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must be a mapping of keys to values, found {type(content).__name__}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """One line for a pydantic error: each key with its value, what is wrong, and what to do."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "params"
+        value = problem["input"]
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key} = {value!r}: remove it or correct its name")
+        elif problem["type"] == "missing":
+            lines.append(f"key {key} is missing: add it")
+        elif isinstance(value, dict):
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"{key} = {value!r}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

@@ -1,0 +1,131 @@
+"""The one contract between the line and a project, and the project that needs no code: one flat table."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol, runtime_checkable
+
+import pandas as pd
+
+from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
+from clearway.errors import ClearwayError, UsageError
+from clearway.files import canonical_json, sha256_bytes, sha256_file
+from clearway.params import DataParams, Params
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@runtime_checkable
+class Project(Protocol):
+    """What a project package offers as ``PROJECT``. Nothing else of it is ever called."""
+
+    numeric: tuple[str, ...]
+    """Names of the numeric features, in order."""
+    categorical: tuple[str, ...]
+    """Names of the categorical features, in order."""
+
+    def known_at(self, table: str, frame: pd.DataFrame, as_of: datetime | None) -> pd.DataFrame:
+        """``frame`` as the world knew it at ``as_of``: later rows dropped, later values null. Called by ingest."""
+        ...
+
+    def questions(self, tables: Tables) -> pd.DataFrame:
+        """One row per prediction asked, with the reserved columns of :mod:`clearway.columns`, sorted by time."""
+        ...
+
+    def features(self, questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+        """The features of each question, same index, computed from what was known at its prediction time."""
+        ...
+
+
+class FlatProject:
+    """A project without code: each row of one table is a question; columns are its features."""
+
+    def __init__(self, data: DataParams, columns: Mapping[str, str]) -> None:
+        """``columns`` maps each column of the schema to its dtype (``str`` and ``bool`` are categorical)."""
+        excluded = {data.label, data.entity, *data.ignore}
+        if data.label not in columns:
+            raise UsageError(f"params.yaml: data.label {data.label!r} is not a column of {data.table!r} in the schema")
+        self._data = data
+        self.numeric = tuple(n for n, kind in columns.items() if n not in excluded and kind not in ("str", "bool"))
+        self.categorical = tuple(n for n, kind in columns.items() if n not in excluded and kind in ("str", "bool"))
+
+    def known_at(self, table: str, frame: pd.DataFrame, as_of: datetime | None) -> pd.DataFrame:
+        return frame
+
+    def questions(self, tables: Tables) -> pd.DataFrame:
+        frame = tables[self._data.table]
+        label = frame[self._data.label]
+        entity = frame[self._data.entity].astype("string") if self._data.entity else pd.Series(pd.NA, index=frame.index)
+        return pd.DataFrame(
+            {
+                ROW_ID: frame.index.astype(str),
+                ENTITY: entity.astype("string"),
+                PREDICTION_TIME: pd.Series(pd.NaT, index=frame.index, dtype="datetime64[ns, UTC]"),
+                LABEL_TIME: pd.Series(pd.NaT, index=frame.index, dtype="datetime64[ns, UTC]"),
+                LABEL: (label == self._data.positive).astype("float64").where(label.notna()),
+            }
+        )
+
+    def features(self, questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+        frame = tables[self._data.table].loc[questions.index]
+        features = frame[[*self.numeric, *self.categorical]].copy()
+        for name in self.categorical:
+            features[name] = features[name].astype("string")
+        return features
+
+
+def load_package(name: str) -> ModuleType:
+    """Import the project package.
+
+    Raises
+    ------
+    UsageError
+        It cannot be found.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"params.yaml: project.package = {name!r} cannot be imported: {error}") from None
+
+
+def load_project(params: Params, columns: Mapping[str, str]) -> Project:
+    """The project that ``params`` names. ``columns`` (of the schema's table) is used by flat projects only.
+
+    Raises
+    ------
+    UsageError
+        The package is missing or offers no ``PROJECT`` that fulfils :class:`Project`.
+    """
+    if params.project.package is None:
+        assert params.data is not None  # checked when params were loaded
+        return FlatProject(params.data, columns)
+    project = getattr(load_package(params.project.package), "PROJECT", None)
+    if not isinstance(project, Project):
+        raise UsageError(f"package {params.project.package!r} must define PROJECT with: {', '.join(_contract())}")
+    return project
+
+
+def definitions_sha256(params: Params) -> str:
+    """Hash of the feature definitions: every source file of the project package, or the ``data`` section.
+
+    Raises
+    ------
+    ClearwayError
+        The package has no source files on disk.
+    """
+    if params.project.package is None:
+        assert params.data is not None
+        return sha256_bytes(canonical_json(params.data.model_dump(mode="json")))
+    origin = inspect.getsourcefile(load_package(params.project.package))
+    if origin is None:
+        raise ClearwayError(f"package {params.project.package!r} has no source files to hash")
+    folder = Path(origin).parent
+    sources = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
+    return sha256_bytes(canonical_json(sources))
+
+
+def _contract() -> list[str]:
+    return ["numeric", "categorical", "known_at()", "questions()", "features()"]

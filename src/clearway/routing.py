@@ -1,0 +1,74 @@
+"""Who answers: a routing table, and the salted hash that gives an entity one version through a rollout."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clearway.errors import ClearwayError
+from clearway.files import write_text
+from clearway.params import describe
+
+Role = Literal["stable", "canary"]
+
+BUCKETS = 10_000
+
+
+class RoutingTable(BaseModel):
+    """What an environment serves, as its ledger's head says. A projection: the ledger is the truth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: str
+    revision: int = Field(ge=0)
+    """Sequence number of the ledger entry that this table follows from."""
+    ledger_hash: str
+    """Hash of that entry."""
+    salt: str
+    stable: str
+    """Digest that answers by default."""
+    canary: str | None = None
+    """Digest under trial."""
+    canary_weight: int = Field(0, ge=0, le=100)
+    """Percent of entities that the canary answers."""
+
+    @model_validator(mode="after")
+    def _weight_needs_canary(self) -> Self:
+        if (self.canary is None) != (self.canary_weight == 0):
+            raise ValueError("a canary needs a weight above 0, and a weight needs a canary")
+        return self
+
+    def route(self, key: str) -> Role:
+        """The role that answers ``key``: always the same for one key, salt and weight.
+
+        An entity that sees the canary at 10% still sees it at 25%: buckets below the weight only grow.
+        """
+        return "canary" if bucket(key, self.salt) < self.canary_weight * BUCKETS // 100 else "stable"
+
+
+def bucket(key: str, salt: str) -> int:
+    """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
+    digest = hashlib.blake2b(key.encode("utf-8"), key=salt.encode("utf-8")[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big") % BUCKETS
+
+
+def read_routing(path: Path) -> RoutingTable:
+    """Read a routing table.
+
+    Raises
+    ------
+    ClearwayError
+        It is missing or damaged.
+    """
+    try:
+        return RoutingTable.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ClearwayError(f"{path} is missing: nothing was deployed here yet (scripts/deploy.py)") from None
+    except ValidationError as error:
+        raise ClearwayError(f"{path} is damaged ({describe(error)}): scripts/rollback.py rewrites it") from None
+
+
+def write_routing(path: Path, table: RoutingTable) -> None:
+    """Write a routing table, whole or not at all."""
+    write_text(path, table.model_dump_json(indent=2) + "\n")
