@@ -1,0 +1,130 @@
+"""Gathers what a live environment logged, serves and promised, and writes ``reports/monitoring.json``."""
+
+from datetime import datetime
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from clearway.bundle import Bundle, verify
+from clearway.errors import ClearwayError
+from clearway.files import write_json
+from clearway.ledger import head, read_ledger
+from clearway.local_target import describe_server, find_server
+from clearway.metrics import metric
+from clearway.model import load_model
+from clearway.monitoring import (
+    Check,
+    Expected,
+    MonitoringReport,
+    join_labels,
+    judge_errors,
+    judge_features,
+    judge_performance,
+    judge_scores,
+    judge_silence,
+    recent,
+    reconcile,
+    served_features,
+)
+from clearway.params import Params
+from clearway.prediction_log import read_log
+from clearway.profile import read_reference
+from clearway.project import load_project
+from clearway.routing import RoutingTable, read_routing
+from clearway.schema import flat_columns
+from clearway.snapshot import read_tables_at
+from clearway.workspace import Workspace
+
+LOGGED = ("id", "version", "asked_at", "served_at", "status", "score", "features")
+
+
+def monitor(params: Params, workspace: Workspace, environment: str, now: datetime) -> MonitoringReport:
+    """Measure one environment as of now.
+
+    Parameters
+    ----------
+    params : Params
+        Labels are those known at ``params.as_of``.
+    workspace : Workspace
+    environment : str
+    now : datetime
+        Wall time, UTC; only the silence of the log is measured by it.
+
+    Raises
+    ------
+    ClearwayError
+        It could not be measured: the ledger or the stable bundle is missing or damaged, or the source is unreadable.
+    UsageError
+        There is no such environment.
+    """
+    params.environment(environment)
+    folder = workspace.environment(environment)
+    entry = head(read_ledger(folder, environment))
+    if entry is None:
+        raise ClearwayError(
+            f"nothing was ever deployed to {environment}: there is nothing to monitor (scripts/deploy.py)"
+        )
+    bundle = verify(workspace.bundles / entry.stable, entry.stable)
+    log = read_log(folder / "predictions", columns=LOGGED)
+    window = recent(log, params.split.current_days)
+    reference = read_reference(bundle.evidence("reference.parquet"))
+    schema = load_model(bundle.path, bundle.digest).schema
+    features, drift = judge_features(reference, served_features(window, schema), schema, params.drift)
+    server = find_server(workspace, environment)
+    answer = describe_server(server) if server else None
+    last = None if log.empty else log["served_at"].max().to_pydatetime()
+    report = MonitoringReport(
+        environment=environment,
+        as_of=params.time(),
+        measured_at=now,
+        stable=entry.stable,
+        canary=entry.canary,
+        revision=entry.sequence,
+        checks=(
+            _performance(params, workspace, bundle, log),
+            features,
+            judge_scores(reference, window.loc[window["version"] == entry.stable, "score"], params.drift),
+            judge_errors(log),
+            judge_silence(last, now, params.monitoring.max_silence_hours),
+            *reconcile(entry, _routing(workspace, environment), server is not None, answer),
+        ),
+        drift=drift,
+    )
+    write_json(workspace.reports / "monitoring.json", {**report.model_dump(mode="json"), "alarms": report.alarms})
+    return report
+
+
+def terminal_table(report: MonitoringReport) -> Table:
+    """The checks as a table for the terminal."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("check", "status", "what was measured"):
+        table.add_column(column, no_wrap=column != "what was measured")
+    colours = {"pass": "green", "alarm": "red", "unknown": "dim"}
+    for check in report.checks:
+        table.add_row(check.name, check.status, escape(check.sentence), style=colours[check.status])
+    return table
+
+
+def _performance(params: Params, workspace: Workspace, bundle: Bundle, log: pd.DataFrame) -> Check:
+    """The stable model's predictions whose labels are known at ``as_of``."""
+    limits = params.decision.performance
+    wanted = metric(limits.metric, "decision.performance.metric")
+    expected = Expected(
+        metric=wanted,
+        value=bundle.lineage().metrics.get(wanted.name),
+        threshold=load_model(bundle.path, bundle.digest).threshold,
+    )
+    project = load_project(params, flat_columns(params, workspace.root))
+    questions = project.questions(read_tables_at(params, workspace, project, params.time()))
+    stable = log[(log["version"] == bundle.digest) & (log["status"] == 200)]
+    # The window ends at the last answer that is known, which may lie far behind the last prediction.
+    labelled = recent(join_labels(stable, questions), params.split.current_days)
+    return judge_performance(labelled, expected, limits, params.seed)
+
+
+def _routing(workspace: Workspace, environment: str) -> RoutingTable | None:
+    try:
+        return read_routing(workspace.environment(environment) / "routing.json")
+    except ClearwayError:
+        return None

@@ -1,0 +1,308 @@
+"""Is the live environment well? Pure judgements of what it logged, what it serves and what came true.
+
+Every check ends as ``pass``, ``alarm`` or ``unknown``. What could not be measured is unknown and is said; silence is
+never a pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from clearway.columns import LABEL, ROW_ID
+from clearway.drift import DriftReport, FeatureDrift, measure_drift
+from clearway.encoding import InputSchema
+from clearway.gates import Holdout, Interval
+from clearway.ledger import Entry
+from clearway.metrics import Metric
+from clearway.params import DriftParams, PerformanceTrigger
+from clearway.profile import SCORE
+from clearway.routing import RoutingTable
+
+Status = Literal["pass", "alarm", "unknown"]
+
+RETRAIN_CHECKS = ("performance", "feature_drift", "prediction_drift")
+"""Alarms that a new model could answer; the others are for an operator."""
+CONFIDENCE, RESAMPLES = 0.95, 400
+
+
+class Check(BaseModel):
+    """One judgement."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    status: Status
+    sentence: str
+    observed: float | str | None = None
+    threshold: float | str | None = None
+    lower: float | None = None
+    """Bounds of the confidence interval of ``observed``, where there is one."""
+    upper: float | None = None
+    n: int | None = None
+
+
+class MonitoringReport(BaseModel):
+    """``reports/monitoring.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: str
+    as_of: datetime | None
+    """Labels count that were known by then."""
+    measured_at: datetime
+    """Wall time."""
+    stable: str
+    canary: str | None
+    revision: int
+    checks: tuple[Check, ...]
+    drift: DriftReport | None
+    """Served features against the reference of the stable model; None where nothing could be compared."""
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        return tuple(check.name for check in self.checks if check.status == "alarm")
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return tuple(check.name for check in self.checks if check.status == "unknown")
+
+    @property
+    def retrain(self) -> bool:
+        """Whether an alarm is one that a new model could answer."""
+        return any(name in RETRAIN_CHECKS for name in self.alarms)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the stable model promised."""
+
+    metric: Metric
+    value: float | None
+    """On its own holdout, from its lineage."""
+    threshold: float
+    """Score from which the answer is yes."""
+
+
+def recent(log: pd.DataFrame, days: float) -> pd.DataFrame:
+    """The answered predictions of the last ``days`` by event time, or all of them where requests carry no time."""
+    answered: pd.DataFrame = log[(log["status"] == 200) & log["score"].notna()]
+    asked = answered["asked_at"]
+    if asked.notna().any():
+        answered = answered[asked > asked.max() - timedelta(days=days)]
+    return answered
+
+
+def join_labels(log: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """Predictions whose answer is known by now, with their label: each question once for each version, its last answer.
+
+    Parameters
+    ----------
+    log : DataFrame
+        Predictions with the columns ``id``, ``version`` and ``score``.
+    questions : DataFrame
+        The project's questions at ``as_of``; ``label`` is null where the answer is not known.
+    """
+    known = questions.loc[questions[LABEL].notna(), [ROW_ID, LABEL]].drop_duplicates(ROW_ID)
+    known = known.assign(**{ROW_ID: known[ROW_ID].astype(str)})
+    last = log[log["id"].notna()].drop_duplicates(["id", "version"], keep="last")
+    last = last.assign(id=last["id"].astype(str))
+    return last.merge(known, left_on="id", right_on=ROW_ID, how="inner", validate="many_to_one")
+
+
+def judge_performance(labelled: pd.DataFrame, expected: Expected, limits: PerformanceTrigger, seed: int) -> Check:
+    """The stable model's metric in service against what it had on its holdout.
+
+    An alarm needs both a material fall (more than ``limits.max_drop``) and one that is no chance (the bootstrap
+    interval lies wholly on the worse side of the old value).
+
+    Parameters
+    ----------
+    labelled : DataFrame
+        Predictions of the stable model with ``score`` and ``label``.
+    """
+    name, count = expected.metric.name, len(labelled)
+    if count < limits.min_rows:
+        few = f"{count:,} predictions of the stable model have a label by now, {limits.min_rows:,} needed"
+        return Check(name="performance", status="unknown", sentence=f"{name} in service: {few}", n=count)
+    labels = labelled[LABEL].to_numpy(dtype=np.float64)
+    scores = labelled["score"].to_numpy(dtype=np.float64)
+    holdout = Holdout(labels, expected.threshold, CONFIDENCE, RESAMPLES, seed)
+    if not holdout.both_answers:
+        return Check(name="performance", status="unknown", sentence="the known labels are all the same", n=count)
+    return _compare(holdout.interval(expected.metric, scores), expected, limits, count)
+
+
+def _compare(now: Interval, expected: Expected, limits: PerformanceTrigger, count: int) -> Check:
+    sign, name = expected.metric.sign, expected.metric.name
+    said = f"{name} in service is {now.estimate:.3f}"
+    if now.lower is not None and now.upper is not None:
+        said += f" ({CONFIDENCE:.0%} interval {now.lower:.3f} to {now.upper:.3f})"
+    said += f" on {count:,} labelled predictions"
+    status: Status
+    if expected.value is None or now.lower is None or now.upper is None:
+        status, said = "unknown", f"{said}; there is nothing sure to compare it with"
+    else:
+        best = now.upper if sign > 0 else now.lower
+        fallen = sign * (expected.value - now.estimate) > limits.max_drop and sign * (expected.value - best) > 0
+        status, said = "alarm" if fallen else "pass", f"{said}; it was {expected.value:.3f} on the model's holdout"
+    return Check(
+        name="performance",
+        status=status,
+        sentence=said,
+        observed=now.estimate,
+        threshold=None if expected.value is None else expected.value - sign * limits.max_drop,
+        lower=now.lower,
+        upper=now.upper,
+        n=count,
+    )
+
+
+def served_features(log: pd.DataFrame, schema: InputSchema) -> pd.DataFrame:
+    """The features of the logged requests, one row each; empty where the log holds none."""
+    rows = [features for features in log["features"] if isinstance(features, Mapping)]
+    return pd.DataFrame(rows, columns=list(schema.names))
+
+
+def judge_features(
+    reference: pd.DataFrame, served: pd.DataFrame, schema: InputSchema, params: DriftParams
+) -> tuple[Check, DriftReport | None]:
+    """Served features against the reference of the stable model."""
+    if served.empty:
+        sentence = "no request in the log carries its features (serving.log_features)"
+        return Check(name="feature_drift", status="unknown", sentence=sentence, n=0), None
+    numeric = [schema.names[position] for position in schema.numeric_positions]
+    categorical = [schema.names[position] for position in schema.categorical_positions]
+    report = measure_drift(reference, served, numeric, categorical, params)
+    check = Check(
+        name="feature_drift",
+        status=_status(report.verdict),
+        sentence=report.sentence,
+        observed=report.share,
+        threshold=report.feature_share,
+        n=len(served),
+    )
+    return check, report
+
+
+def judge_scores(reference: pd.DataFrame, scores: pd.Series, params: DriftParams) -> Check:
+    """The stable model's scores in service against those on its training rows."""
+    served = pd.DataFrame({SCORE: scores.astype("float64")})
+    found: FeatureDrift = measure_drift(reference, served, [SCORE], [], params).features[0]
+    return Check(
+        name="prediction_drift",
+        status=_status(found.status),
+        sentence=f"scores of the stable model: {found.detail}",
+        observed=found.effect,
+        threshold=found.effect_threshold,
+        n=found.n_current,
+    )
+
+
+def judge_errors(log: pd.DataFrame) -> Check:
+    """Share of requests in the log that the server failed; the canary judges differences, this one only reports."""
+    if log.empty:
+        return Check(name="errors", status="unknown", sentence="the prediction log is empty", n=0)
+    failed = int((log["status"] >= 500).sum())
+    share = failed / len(log)
+    sentence = f"{failed:,} of {len(log):,} logged requests failed ({share:.2%})"
+    # A server that fails more than it answers needs no statistics.
+    return Check(
+        name="errors",
+        status="alarm" if share > 0.5 else "pass",
+        sentence=sentence,
+        observed=share,
+        threshold=0.5,
+        n=len(log),
+    )
+
+
+def judge_silence(last_served: datetime | None, now: datetime, max_hours: float) -> Check:
+    """Time since the last prediction, by the wall clock."""
+    if last_served is None:
+        sentence = "the prediction log holds no prediction"
+        return Check(name="silence", status="unknown", sentence=sentence, threshold=max_hours)
+    hours = max((now - last_served).total_seconds() / 3600, 0.0)
+    return Check(
+        name="silence",
+        status="alarm" if hours > max_hours else "pass",
+        sentence=f"the last prediction was served {hours:.1f} hours ago (limit {max_hours:g})",
+        observed=hours,
+        threshold=max_hours,
+    )
+
+
+def reconcile(
+    head: Entry, routing: RoutingTable | None, running: bool, answer: Mapping[str, Any] | None
+) -> list[Check]:
+    """Do the routing table and the server say what the ledger's head says?
+
+    Parameters
+    ----------
+    head : Entry
+        The truth.
+    routing : RoutingTable or None
+        ``routing.json``; None if it is missing or damaged.
+    running : bool
+        Whether a server process of this environment runs on this machine.
+    answer : mapping or None
+        What the server answered to ``GET /``; None if it did not.
+    """
+    wanted = {
+        "revision": head.sequence,
+        "stable": head.stable,
+        "canary": head.canary,
+        "canary_weight": head.canary_weight,
+    }
+    checks = []
+    if routing is None:
+        sentence = "routing.json is missing or damaged: scripts/rollback.py rewrites it"
+        checks.append(Check(name="routing", status="alarm", sentence=sentence))
+    else:
+        found = {**routing.model_dump(include=set(wanted)), "ledger_hash": routing.ledger_hash}
+        checks.append(_agree("routing", "routing.json", {**wanted, "ledger_hash": head.hash}, found))
+    if not running:
+        sentence = "no server of this environment runs on this machine: what it serves is not known"
+        checks.append(Check(name="server", status="unknown", sentence=sentence))
+    elif answer is None:
+        checks.append(Check(name="server", status="alarm", sentence="the server runs and does not answer"))
+    elif answer.get("error"):
+        checks.append(Check(name="server", status="alarm", sentence=f"the server reports: {answer['error']}"))
+    else:
+        checks.append(_agree("server", "the server", wanted, answer))
+    return checks
+
+
+def _agree(name: str, who: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
+    differing = [
+        f"{key} is {_short(found.get(key))}, not {_short(value)}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        return Check(name=name, status="alarm", sentence=f"{who} disagrees with the ledger: {'; '.join(differing)}")
+    return Check(name=name, status="pass", sentence=f"{who} says what the ledger says (revision {wanted['revision']})")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def _status(verdict: str) -> Status:
+    known: dict[str, Status] = {"drift": "alarm", "no_drift": "pass"}
+    return known.get(verdict, "unknown")
+
+
+def summary(report: MonitoringReport) -> str:
+    """One sentence for a person."""
+    parts: Sequence[str] = [
+        f"{len(report.alarms)} alarm{'s' if len(report.alarms) != 1 else ''}"
+        + (f" ({', '.join(report.alarms)})" if report.alarms else ""),
+        *([f"unknown: {', '.join(report.unknown)}"] if report.unknown else []),
+    ]
+    return f"{report.environment}: {'; '.join(parts)}"

@@ -1,0 +1,77 @@
+"""The drift reference: a seeded sample of a model's training rows with the scores the model gave them, as Parquet.
+
+It travels in the bundle as evidence, so that drift is always measured against what the deployed model was trained on.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from clearway.columns import RESERVED
+from clearway.errors import ClearwayError, UsageError
+from clearway.files import atomic_path
+
+MAX_ROWS = 50_000
+"""Enough that the reference's own noise is small beside any current window; more would only cost time."""
+SCORE = "score"
+"""Column of the model's scores in the reference."""
+
+
+def write_reference(
+    features: pd.DataFrame, scores: NDArray[np.float64], path: Path, *, seed: int = 0, max_rows: int = MAX_ROWS
+) -> None:
+    """Write the drift reference; same rows, scores and seed give the same bytes.
+
+    Parameters
+    ----------
+    features : DataFrame of shape (n, k)
+        The training rows; reserved columns are left out.
+    scores : ndarray of shape (n,)
+        The model's score of each row.
+    path : Path
+        Target, written whole or not at all.
+    seed : int
+        Chooses the sample where there are more than ``max_rows`` rows.
+    max_rows : int
+        Size of the sample, drawn without replacement and kept in the order of ``features``.
+
+    Raises
+    ------
+    UsageError
+        A feature is named ``score``.
+    ClearwayError
+        There are no rows, or not one score per row.
+    """
+    if SCORE in features.columns:
+        raise UsageError(f"a feature is named {SCORE!r}, which the drift reference reserves: rename the feature")
+    if len(features) == 0 or len(scores) != len(features):
+        raise ClearwayError(f"{path}: expected one score per row, got {len(features)} rows and {len(scores)} scores")
+    kept = features.drop(columns=[name for name in RESERVED if name in features.columns])
+    sample = kept.assign(**{SCORE: np.asarray(scores, dtype=np.float64)}).reset_index(drop=True)
+    if len(sample) > max_rows:
+        chosen = np.random.default_rng(seed).choice(len(sample), size=max_rows, replace=False)
+        sample = sample.iloc[np.sort(chosen)].reset_index(drop=True)
+    with atomic_path(path) as temporary:
+        sample.to_parquet(temporary, engine="pyarrow", index=False, compression="zstd")
+
+
+def read_reference(path: Path) -> pd.DataFrame:
+    """The drift reference at ``path``: the features, and the column ``score``.
+
+    Raises
+    ------
+    ClearwayError
+        The file is missing, is not Parquet, or has no scores.
+    """
+    try:
+        reference = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise ClearwayError(f"{path} is missing: the bundle has no drift reference, train again") from None
+    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
+        reason = " ".join(str(error).split())
+        raise ClearwayError(f"{path} is not a readable Parquet file ({reason}): restore the bundle") from None
+    if SCORE not in reference.columns:
+        raise ClearwayError(f"{path} has no column {SCORE!r}: it is no drift reference")
+    return reference

@@ -1,0 +1,229 @@
+"""Monitoring's judgements: what passes, what alarms, and what is said to be unknown."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
+from clearway.ledger import Entry
+from clearway.metrics import metric
+from clearway.monitoring import (
+    Check,
+    Expected,
+    MonitoringReport,
+    join_labels,
+    judge_errors,
+    judge_features,
+    judge_performance,
+    judge_scores,
+    judge_silence,
+    recent,
+    reconcile,
+    served_features,
+    summary,
+)
+from clearway.params import DriftParams, PerformanceTrigger
+from clearway.routing import RoutingTable
+
+NOW = datetime(2020, 6, 1, tzinfo=UTC)
+STABLE, CANARY, HASH = "a" * 64, "b" * 64, "f" * 64
+LIMITS = PerformanceTrigger(metric="roc_auc", max_drop=0.03, min_rows=200)
+SCHEMA = InputSchema(features=(NumericFeature(name="size"), CategoricalFeature(name="kind", categories=("x", "y"))))
+
+
+def log(rows: int, **changes: Any) -> pd.DataFrame:
+    columns = {
+        "id": [str(i) for i in range(rows)],
+        "version": STABLE,
+        "asked_at": pd.date_range(NOW - timedelta(days=10), periods=rows, freq="h", tz="UTC"),
+        "served_at": pd.Timestamp(NOW),
+        "status": 200,
+        "score": np.linspace(0, 1, rows),
+        "features": [{"size": float(i), "kind": "x"} for i in range(rows)],
+    }
+    return pd.DataFrame({**columns, **changes})
+
+
+def questions(labels: list[float | None]) -> pd.DataFrame:
+    return pd.DataFrame({"row_id": [str(i) for i in range(len(labels))], "label": labels}).astype({"label": "float64"})
+
+
+def test_labels_join_by_id_and_only_known_ones_count() -> None:
+    joined = join_labels(log(4), questions([1.0, None, 0.0]))
+    assert joined["id"].tolist() == ["0", "2"]
+    assert joined["label"].tolist() == [1.0, 0.0]
+
+
+def test_a_question_asked_again_counts_once_for_each_version_with_its_last_answer() -> None:
+    again = pd.concat([log(2, score=[0.1, 0.2]), log(2, score=[0.7, 0.8]), log(2, version=CANARY)])
+    joined = join_labels(again, questions([1.0, 0.0]))
+    assert joined.groupby("version")["id"].count().to_dict() == {STABLE: 2, CANARY: 2}
+    assert joined.loc[joined["version"] == STABLE, "score"].tolist() == [0.7, 0.8]
+
+
+def test_recent_goes_by_event_time_and_takes_all_where_there_is_none() -> None:
+    assert len(recent(log(100), days=1)) == 24
+    assert len(recent(log(100, asked_at=pd.NaT), days=1)) == 100
+    assert recent(log(3, status=[200, 500, 200], score=[0.5, np.nan, 0.5]), days=99)["id"].tolist() == ["0", "2"]
+
+
+def labelled(rows: int, strength: float) -> pd.DataFrame:
+    generator = np.random.default_rng(1)
+    label = generator.integers(0, 2, rows).astype(float)
+    return pd.DataFrame({"label": label, "score": 1 / (1 + np.exp(-(strength * label + generator.normal(size=rows))))})
+
+
+@pytest.mark.parametrize(("strength", "status"), [(2.0, "pass"), (0.2, "alarm")])
+def test_performance_passes_or_alarms_with_an_interval(strength: float, status: str) -> None:
+    check = judge_performance(labelled(1_000, strength), Expected(metric("roc_auc"), 0.9, 0.5), LIMITS, seed=1)
+    assert check.status == status
+    assert check.lower is not None
+    assert check.upper is not None
+    assert check.lower < float(check.observed or 0) < check.upper
+    assert check.threshold == pytest.approx(0.87)
+
+
+def test_a_fall_that_chance_explains_is_no_alarm() -> None:
+    rows = labelled(200, 1.0)
+    from sklearn.metrics import roc_auc_score
+
+    now = float(roc_auc_score(rows["label"], rows["score"]))
+    check = judge_performance(rows, Expected(metric("roc_auc"), now + 0.032, 0.5), LIMITS, seed=1)
+    assert check.status == "pass"
+    assert check.upper is not None
+    assert check.upper > now + 0.032
+
+
+def test_a_loss_alarms_when_it_rises() -> None:
+    bad = labelled(1_000, 2.0).assign(score=lambda rows: 1 - rows["score"])
+    check = judge_performance(bad, Expected(metric("brier"), 0.15, 0.5), LIMITS, seed=1)
+    assert check.status == "alarm"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(labelled(199, 2.0), 0.9), (labelled(300, 2.0).assign(label=1.0), 0.9), (labelled(300, 2.0), None)],
+)
+def test_performance_is_unknown_without_enough_to_go_by(rows: pd.DataFrame, expected: float | None) -> None:
+    assert judge_performance(rows, Expected(metric("roc_auc"), expected, 0.5), LIMITS, seed=1).status == "unknown"
+
+
+def sample(rows: int, shift: float = 0.0) -> pd.DataFrame:
+    generator = np.random.default_rng(rows)
+    return pd.DataFrame(
+        {
+            "size": generator.normal(size=rows) + shift,
+            "kind": generator.choice(["x", "y"], rows),
+            "score": generator.random(rows),
+        }
+    )
+
+
+@pytest.mark.parametrize(("shift", "status"), [(0.0, "pass"), (1.0, "alarm")])
+def test_served_features_are_compared_with_the_reference(shift: float, status: str) -> None:
+    rows = sample(500, shift)[["size", "kind"]]
+    served = served_features(pd.DataFrame({"features": rows.to_dict("records")}), SCHEMA)
+    check, report = judge_features(sample(2_000), served, SCHEMA, DriftParams())
+    assert check.status == status
+    assert report is not None
+    assert len(report.features) == 2
+
+
+def test_a_log_without_features_is_unknown() -> None:
+    served = served_features(log(5, features=None), SCHEMA)
+    check, report = judge_features(sample(2_000), served, SCHEMA, DriftParams())
+    assert (check.status, report) == ("unknown", None)
+    few, _ = judge_features(sample(2_000), served_features(log(5), SCHEMA), SCHEMA, DriftParams())
+    assert few.status == "unknown"
+
+
+def test_scores_are_compared_with_those_of_training() -> None:
+    reference = sample(2_000)
+    assert judge_scores(reference, sample(500)["score"], DriftParams()).status == "pass"
+    assert judge_scores(reference, sample(500)["score"] / 4, DriftParams()).status == "alarm"
+    assert judge_scores(reference, sample(20)["score"], DriftParams()).status == "unknown"
+
+
+def test_errors() -> None:
+    assert judge_errors(log(0)).status == "unknown"
+    assert judge_errors(log(4)).status == "pass"
+    assert judge_errors(log(4, status=[200, 500, 500, 500])).status == "alarm"
+
+
+def test_silence() -> None:
+    assert judge_silence(None, NOW, 24).status == "unknown"
+    assert judge_silence(NOW - timedelta(hours=23), NOW, 24).status == "pass"
+    assert judge_silence(NOW - timedelta(hours=25), NOW, 24).status == "alarm"
+
+
+def head(**changes: Any) -> Entry:
+    entry = {
+        "action": "canary",
+        "stable": STABLE,
+        "canary": CANARY,
+        "canary_weight": 10,
+        "actor": "test",
+        "reason": "test",
+        "sequence": 4,
+        "at": NOW,
+        "environment": "live",
+        "previous_stable": STABLE,
+        "previous_hash": "0" * 64,
+        "hash": HASH,
+    }
+    return Entry.model_validate({**entry, **changes})
+
+
+ROUTING = RoutingTable(
+    environment="live", revision=4, ledger_hash=HASH, salt="s", stable=STABLE, canary=CANARY, canary_weight=10
+)
+ANSWER = {"environment": "live", "revision": 4, "stable": STABLE, "canary": CANARY, "canary_weight": 10, "error": None}
+
+
+@pytest.mark.parametrize(
+    ("routing", "running", "answer", "expected"),
+    [
+        (ROUTING, True, ANSWER, ["pass", "pass"]),
+        (None, True, ANSWER, ["alarm", "pass"]),
+        (ROUTING.model_copy(update={"revision": 3}), True, ANSWER, ["alarm", "pass"]),
+        (ROUTING.model_copy(update={"ledger_hash": "e" * 64}), True, ANSWER, ["alarm", "pass"]),
+        (ROUTING, True, {**ANSWER, "canary_weight": 50}, ["pass", "alarm"]),
+        (ROUTING, True, {**ANSWER, "stable": CANARY}, ["pass", "alarm"]),
+        (ROUTING, True, {**ANSWER, "error": "no bundle"}, ["pass", "alarm"]),
+        (ROUTING, True, None, ["pass", "alarm"]),
+        (ROUTING, False, None, ["pass", "unknown"]),
+    ],
+)
+def test_the_ledger_is_the_truth(
+    routing: RoutingTable | None, running: bool, answer: dict[str, Any] | None, expected: list[str]
+) -> None:
+    assert [check.status for check in reconcile(head(), routing, running, answer)] == expected
+
+
+def test_a_disagreement_names_what_differs() -> None:
+    sentence = reconcile(head(), ROUTING, True, {**ANSWER, "canary_weight": 50})[1].sentence
+    assert "canary_weight is 50, not 10" in sentence
+
+
+def test_the_summary_names_alarms_and_unknowns_and_only_some_alarms_ask_for_a_model() -> None:
+    def report(**statuses: str) -> MonitoringReport:
+        checks = [Check.model_validate({"name": n, "status": s, "sentence": "."}) for n, s in statuses.items()]
+        return MonitoringReport(
+            environment="live",
+            as_of=None,
+            measured_at=NOW,
+            stable=STABLE,
+            canary=None,
+            revision=1,
+            checks=tuple(checks),
+            drift=None,
+        )
+
+    mixed = report(performance="unknown", server="alarm", silence="pass")
+    assert summary(mixed) == "live: 1 alarm (server); unknown: performance"
+    assert mixed.retrain is False
+    assert report(feature_drift="alarm").retrain is True
+    assert summary(report(server="pass")) == "live: 0 alarms"
