@@ -1,0 +1,333 @@
+"""Feature tables: the questions a project asks, their features, and which of them train, are held out, or are current.
+
+``build_features`` is the stage of the line, ``replay_questions`` the traffic of a rollout. Both ask the project the
+same two things, so a replayed question carries the features that training would give it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, RESERVED, ROW_ID
+from clearway.errors import ClearwayError, UsageError
+from clearway.files import atomic_directory, atomic_path, canonical_json, sha256_bytes, sha256_file, write_json
+from clearway.lineage import RECIPE_MODULES
+from clearway.params import Params, SplitParams
+from clearway.project import Project, Tables, definitions_sha256
+from clearway.snapshot import load_tables, read_tables_at
+from clearway.workspace import Workspace
+
+WINDOWS = ("training", "holdout", "current")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which questions train, are held out, and are current; each is a boolean array over all questions."""
+
+    training: NDArray[np.bool_]
+    """Labelled questions, their answers known before the holdout begins."""
+    holdout: NDArray[np.bool_]
+    """Labelled questions that training never sees."""
+    current: NDArray[np.bool_]
+    """What the world asks now, answered or not."""
+    bounds: Mapping[str, tuple[datetime, datetime] | None]
+    """Of each window, its first time and the time at which it ends; None where there is no such bound."""
+
+    def mask(self, window: str) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = getattr(self, window)
+        return mask
+
+
+@dataclass(frozen=True)
+class FeatureTables:
+    """What :func:`build_features` wrote."""
+
+    rows: Mapping[str, int]
+    """Rows of each window."""
+    features: int
+    folder: Path
+
+
+def build_features(params: Params, workspace: Workspace, project: Project) -> FeatureTables:
+    """Turn the raw tables into ``data/features``: one Parquet file per window, and ``features.json``.
+
+    The same raw tables, params and code give the same bytes.
+
+    Raises
+    ------
+    UsageError
+        The questions have times, but params.yaml has no ``as_of``, or the other way round.
+    ClearwayError
+        A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; a
+        window is empty.
+    """
+    as_of = params.time()
+    frame = ask(project, load_tables(workspace, params), known_until=as_of)
+    windows = split(frame, params.split, as_of, params.seed, (*project.numeric, *project.categorical))
+    rows = {window: int(windows.mask(window).sum()) for window in WINDOWS}
+    with atomic_directory(workspace.features) as folder:
+        for window in WINDOWS:
+            _write_parquet(frame[windows.mask(window)], folder / f"{window}.parquet")
+        write_json(
+            folder / "features.json",
+            {
+                "numeric": list(project.numeric),
+                "categorical": list(project.categorical),
+                "definitions_sha256": definitions_sha256(params),
+                "rows": rows,
+                "windows": {name: _iso(bounds) for name, bounds in windows.bounds.items()},
+            },
+        )
+    return FeatureTables(rows, len(project.numeric) + len(project.categorical), workspace.features)
+
+
+def replay_questions(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
+    """The questions that the world asks in the ``replay.days`` after ``as_of``, with features, in time order.
+
+    Without time in the data they are the holdout rows in a seeded order. The table is kept under ``var/replay/`` for
+    the next call; it is made anew when the snapshot, the params or the code that shape it differ.
+
+    Raises
+    ------
+    UsageError
+        As :func:`build_features`.
+    ClearwayError
+        As :func:`build_features`; or the source holds no question after ``as_of``.
+    """
+    kept = workspace.var / "replay" / f"{_replay_key(params, workspace)}.parquet"
+    if kept.exists():
+        return pd.read_parquet(kept)
+    as_of = params.time()
+    frame = _holdout_traffic(params, workspace, project) if as_of is None else _later(params, workspace, project, as_of)
+    with atomic_path(kept) as temporary:
+        _write_parquet(frame, temporary)
+    return pd.read_parquet(kept)
+
+
+def ask(
+    project: Project,
+    tables: Tables,
+    *,
+    known_until: datetime | None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pd.DataFrame:
+    """The project's questions with their features: reserved columns, numeric, categorical; in the project's order.
+
+    Parameters
+    ----------
+    known_until : datetime or None
+        When the tables were read: no answer may be known later than this. None where the data knows no time.
+    since, until : datetime, optional
+        Only questions with ``prediction_time`` in [since, until).
+
+    Raises
+    ------
+    UsageError
+        Questions have times and ``known_until`` is None, or the other way round.
+    ClearwayError
+        The project breaks its contract, or an answer is known that must not be known yet.
+    """
+    questions = project.questions(tables)
+    _check_questions(questions, known_until)
+    if since is not None:
+        questions = questions[questions[PREDICTION_TIME] >= since]
+    if until is not None:
+        questions = questions[questions[PREDICTION_TIME] < until]
+    features = _safe(project.features(questions, tables), project, questions.index)
+    return pd.concat([_reserved(questions), features], axis="columns").reset_index(drop=True)
+
+
+def split(
+    frame: pd.DataFrame, params: SplitParams, as_of: datetime | None, seed: int, features: tuple[str, ...]
+) -> Windows:
+    """Set questions aside.
+
+    With time, the holdout is the labelled questions of the last ``holdout_days`` before ``as_of``; training is the
+    labelled questions before it whose answers were known before it begins; current is all questions of the last
+    ``current_days``. Without time, a row's place follows from a seeded hash of its content: reordering the table moves
+    no row, and equal rows are never on both sides. Current is then every row.
+
+    Raises
+    ------
+    ClearwayError
+        A window is empty.
+    """
+    labelled = frame[LABEL].notna().to_numpy()
+    if as_of is None:
+        held = content_hash(frame, features, seed) < params.holdout_share
+        windows = Windows(labelled & ~held, labelled & held, np.ones(len(frame), dtype=bool), dict.fromkeys(WINDOWS))
+        _refuse_empty(windows, frame, params)
+        return windows
+    held_from = as_of - timedelta(days=params.holdout_days)
+    current_from = as_of - timedelta(days=params.current_days)
+    asked, answered = frame[PREDICTION_TIME], frame[LABEL_TIME]
+    training = labelled & ((asked < held_from) & (answered < held_from)).to_numpy()
+    holdout = labelled & ((asked >= held_from) & (asked < as_of)).to_numpy()
+    current = ((asked >= current_from) & (asked < as_of)).to_numpy()
+    first = asked.min().to_pydatetime() if len(frame) else held_from
+    bounds = {"training": (first, held_from), "holdout": (held_from, as_of), "current": (current_from, as_of)}
+    windows = Windows(training, holdout, current, bounds)
+    _refuse_empty(windows, frame, params)
+    return windows
+
+
+def content_hash(frame: pd.DataFrame, features: tuple[str, ...], seed: int) -> NDArray[np.float64]:
+    """A number in [0, 1) per row, from the seed and the row's entity, label and features, not from its place."""
+    content = frame[[ENTITY, LABEL, *features]].assign(seed=np.uint64(seed))
+    hashes = pd.util.hash_pandas_object(content, index=False).to_numpy()
+    return hashes / 2.0**64
+
+
+def _later(params: Params, workspace: Workspace, project: Project, as_of: datetime) -> pd.DataFrame:
+    until = as_of + timedelta(days=params.replay.days)
+    tables = read_tables_at(params, workspace, project, until)
+    frame = ask(project, tables, known_until=until, since=as_of, until=until)
+    if frame.empty:
+        raise ClearwayError(
+            f"no question to replay in [{as_of.isoformat()}, {until.isoformat()}) (params.yaml: replay.days = "
+            f"{params.replay.days}): the source ends before as_of; set an earlier as_of"
+        )
+    return frame.sort_values([PREDICTION_TIME, ROW_ID], kind="stable", ignore_index=True)
+
+
+def _holdout_traffic(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
+    frame = ask(project, load_tables(workspace, params), known_until=None)
+    features = (*project.numeric, *project.categorical)
+    windows = split(frame, params.split, None, params.seed, features)
+    held = frame[windows.holdout]
+    order = np.random.default_rng(params.seed).permutation(len(held))
+    return held.iloc[order].reset_index(drop=True)
+
+
+def _replay_key(params: Params, workspace: Workspace) -> str:
+    shaping = {"project", "as_of", "seed", "sources", "data", "split", "replay"}
+    here = Path(__file__).parent
+    if not workspace.snapshot.exists():
+        raise ClearwayError(f"{workspace.snapshot} is missing: run scripts/ingest.py first")
+    key = {
+        "snapshot": sha256_file(workspace.snapshot),
+        "params": params.model_dump(mode="json", include=shaping),
+        "definitions": definitions_sha256(params),
+        "code": {name: sha256_file(here / name) for name in (*RECIPE_MODULES, "snapshot.py", "sources.py")},
+    }
+    return sha256_bytes(canonical_json(key))[:16]
+
+
+def _check_questions(questions: pd.DataFrame, known_until: datetime | None) -> None:
+    """The contract of ``Project.questions``, and the guard that no answer is known before its time."""
+    missing = [name for name in RESERVED if name not in questions.columns]
+    if missing:
+        raise ClearwayError(f"the project's questions() lacks the columns {', '.join(missing)}")
+    unnamed = int(questions[ROW_ID].isna().sum())
+    if unnamed:
+        raise ClearwayError(f"the project's questions() has {unnamed} rows without row_id")
+    repeated = questions.loc[questions[ROW_ID].duplicated(), ROW_ID]
+    if len(repeated):
+        example = repeated.iloc[0]
+        raise ClearwayError(f"the project's questions() repeats {len(repeated)} row_ids, for example {example!r}")
+    if not questions.index.is_unique:
+        raise ClearwayError("the project's questions() repeats values of its index: each row needs its own")
+    wrong = questions.loc[~questions[LABEL].isin([0.0, 1.0]) & questions[LABEL].notna(), LABEL]
+    if len(wrong):
+        raise ClearwayError(f"the project's questions() has label = {wrong.iloc[0]!r}: a label is 0, 1 or null")
+    timed = questions[PREDICTION_TIME].notna()
+    if known_until is None:
+        if timed.any():
+            raise UsageError(
+                "params.yaml: as_of is missing, but the project's questions have a prediction_time: set it"
+            )
+        return
+    if not timed.any() and len(questions):
+        raise UsageError(f"params.yaml: as_of = {known_until.isoformat()}, but the project knows no time: remove as_of")
+    if not timed.all():
+        raise ClearwayError(f"{int((~timed).sum())} questions have no prediction_time, but others do")
+    labelled = questions[questions[LABEL].notna()]
+    known = labelled[LABEL_TIME]
+    for offence, rows in (
+        ("have a label but no label_time", labelled[known.isna()]),
+        (f"have a label that becomes known only after {known_until.isoformat()}", labelled[known > known_until]),
+        ("have a label that was known before the question was asked", labelled[known < labelled[PREDICTION_TIME]]),
+    ):
+        if len(rows):
+            raise ClearwayError(f"{len(rows)} questions {offence}, for example row_id {rows[ROW_ID].iloc[0]!r}")
+
+
+def _reserved(questions: pd.DataFrame) -> pd.DataFrame:
+    """The reserved columns in their order and with their types, whatever the project used."""
+    columns = {
+        ROW_ID: questions[ROW_ID].astype("string"),
+        ENTITY: questions[ENTITY].astype("string"),
+        PREDICTION_TIME: questions[PREDICTION_TIME].astype("datetime64[ns, UTC]"),
+        LABEL_TIME: questions[LABEL_TIME].astype("datetime64[ns, UTC]"),
+        LABEL: questions[LABEL].astype("float64"),
+    }
+    return pd.DataFrame(columns, columns=list(RESERVED))
+
+
+def _safe(features: pd.DataFrame, project: Project, index: pd.Index) -> pd.DataFrame:
+    """Features as training and serving read them: numbers that float32 holds exactly, categories as strings.
+
+    Numbers stay float64 in the table, rounded through float32: written as JSON in a request and read back, they are
+    the numbers that training saw.
+    """
+    missing = [name for name in (*project.numeric, *project.categorical) if name not in features.columns]
+    if missing:
+        raise ClearwayError(f"the project's features() lacks {', '.join(missing)}, which it declares")
+    clash = sorted(set(RESERVED) & {*project.numeric, *project.categorical})
+    if clash:
+        raise ClearwayError(f"the project declares a feature named {', '.join(clash)}: the name is reserved")
+    if not features.index.equals(index):
+        raise ClearwayError(
+            f"the project's features() returned {len(features)} rows that are not its {len(index)} questions"
+        )
+    safe: dict[str, Any] = {}
+    for name in project.numeric:
+        try:
+            numbers = pd.to_numeric(features[name]).to_numpy(dtype=np.float64, na_value=np.nan)
+        except (ValueError, TypeError) as error:
+            raise ClearwayError(f"feature {name} is not numeric: {error}") from None
+        with np.errstate(over="ignore"):
+            rounded = numbers.astype(np.float32).astype(np.float64)
+        if np.isinf(rounded).any():
+            infinite = float(numbers[np.isinf(rounded)][0])
+            raise ClearwayError(f"feature {name} = {infinite}: too large for float32; correct its definition")
+        safe[name] = rounded
+    for name in project.categorical:
+        safe[name] = features[name].astype("string")
+    return pd.DataFrame(safe, index=index)
+
+
+def _refuse_empty(windows: Windows, frame: pd.DataFrame, params: SplitParams) -> None:
+    keys = {
+        "training": f"split.holdout_days = {params.holdout_days}",
+        "holdout": f"split.holdout_days = {params.holdout_days}",
+        "current": f"split.current_days = {params.current_days}",
+    }
+    for window in WINDOWS:
+        if windows.mask(window).any():
+            continue
+        bounds = windows.bounds[window]
+        if bounds is None:
+            key, where = f"split.holdout_share = {params.holdout_share}", "in the data"
+        else:
+            key, where = f"as_of, {keys[window]}", f"in [{bounds[0].isoformat()}, {bounds[1].isoformat()})"
+        kind = "question" if window == "current" else "labelled question"
+        raise ClearwayError(
+            f"the {window} window is empty: none of {len(frame)} questions is a {kind} {where}; "
+            f"change params.yaml: {key}, or bring data"
+        )
+
+
+def _iso(bounds: tuple[datetime, datetime] | None) -> list[str] | None:
+    return None if bounds is None else [bound.isoformat() for bound in bounds]
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_parquet(path, index=False, engine="pyarrow", compression="zstd")
