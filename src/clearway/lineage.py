@@ -13,7 +13,7 @@ from clearway.project import definitions_sha256
 from clearway.workspace import Workspace
 
 PACKAGES = ("scikit-learn", "numpy", "pandas", "scipy", "skl2onnx", "onnxruntime", "skops")
-RECIPE_MODULES = ("encoding.py", "features.py", "point_in_time.py", "project.py", "training.py")
+RECIPE_MODULES = ("encoding.py", "export.py", "features.py", "point_in_time.py", "project.py", "training.py")
 
 
 class Lineage(BaseModel):

@@ -1,0 +1,25 @@
+"""Train the challenger and the simple baseline on the feature tables."""
+
+from clearway.cli import DONE, parser, run
+
+
+def main() -> int:
+    arguments = parser(__doc__ or "").parse_args()
+    from clearway.params import load_params
+    from clearway.training import train
+    from clearway.workspace import Workspace
+
+    workspace = Workspace(arguments.project)
+    made = train(load_params(workspace.params_file), workspace)
+    for role in ("challenger", "baseline"):
+        for warning in made.report[role]["warnings"]:
+            print(f"train: {role} warned: {warning}")
+    print(
+        f"train: challenger {made.digest[:12]} and baseline {made.baseline_digest[:12]} from {made.rows:,} rows × "
+        f"{made.features} features in {made.seconds:.1f} s (peak {made.peak_memory_mb:,.0f} MB) → {workspace.model}"
+    )
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+"""A fitted estimator as bytes: one skops file and one ONNX graph, the same bytes for the same estimator.
+
+A skops file is a zip with the time of writing in each entry, and it names objects and arrays by their address in
+memory, so no two processes write the same one. Here addresses become 1, 2, 3… in order of first appearance, entries
+are sorted, stored without compression, and dated 1980. What the file means does not change: skops only asks which
+nodes share an id. Names inside the ONNX graph are numbered the same way.
+"""
+
+import io
+import json
+import warnings
+import zipfile
+from pathlib import PurePosixPath
+from typing import Any
+
+from clearway.errors import ClearwayError
+from clearway.model import INPUT, OUTPUT
+
+OPSET = {"": 17, "ai.onnx.ml": 3}
+"""The ONNX operator sets to write, pinned so that a newer skl2onnx writes the same graph."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class ExportError(ClearwayError):
+    """The estimator cannot be stored or exported."""
+
+
+def to_skops(estimator: Any) -> bytes:
+    """The estimator as a canonical skops file.
+
+    Raises
+    ------
+    ExportError
+        skops cannot store an object of it.
+    """
+    import skops.io
+
+    try:
+        return canonical_skops(skops.io.dumps(estimator))
+    except (TypeError, skops.io.exceptions.UnsupportedTypeException) as error:
+        raise ExportError(f"cannot be stored by skops: {' '.join(str(error).split())}") from None
+
+
+def canonical_skops(content: bytes) -> bytes:
+    """Rewrite a skops file without what differs between two writings of the same estimator."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    schema = json.loads(entries.pop("schema.json"))
+    renamed: dict[str, str] = {}
+    _renumber(schema, {}, renamed, frozenset(entries))
+    written = {renamed[name]: entry for name, entry in entries.items()}
+    written["schema.json"] = json.dumps(schema, separators=(",", ":")).encode()
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
+        for name in sorted(written):
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.create_system = 3
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, written[name])
+    return target.getvalue()
+
+
+def _renumber(node: Any, ids: dict[int, int], files: dict[str, str], known: frozenset[str]) -> None:
+    """Replace ids and file names in place, depth first, in the order in which the file has them."""
+    if isinstance(node, list):
+        for item in node:
+            _renumber(item, ids, files, known)
+    elif isinstance(node, dict):
+        address, file = node.get("__id__"), node.get("file")
+        if isinstance(address, int):
+            node["__id__"] = ids.setdefault(address, len(ids) + 1)
+        if isinstance(file, str) and file in known:
+            node["file"] = files.setdefault(file, f"{len(files) + 1:06d}{PurePosixPath(file).suffix}")
+        for value in node.values():
+            _renumber(value, ids, files, known)
+
+
+def to_onnx(estimator: Any, width: int) -> bytes:
+    """The estimator as an ONNX graph: float32 ``features`` (rows, width) → ``probabilities`` (rows, 2).
+
+    Raises
+    ------
+    ExportError
+        skl2onnx knows no conversion for a part of the estimator, or its graph has no probabilities.
+    """
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+
+    last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = convert_sklearn(
+                estimator,
+                name="clearway",
+                initial_types=[(INPUT, FloatTensorType([None, width]))],
+                options={id(last): {"zipmap": False}},
+                target_opset=OPSET,
+            )
+    except Exception as error:  # skl2onnx raises several unrelated types for what it cannot convert
+        reason = " ".join(str(error).split())
+        raise ExportError(f"cannot be exported to ONNX ({type(error).__name__}: {reason[:200]})") from None
+    outputs = [output.name for output in graph.graph.output]
+    if OUTPUT not in outputs:
+        raise ExportError(f"cannot be exported to ONNX: its graph answers {', '.join(outputs)}, not {OUTPUT}")
+    return canonical_onnx(graph)
+
+
+def canonical_onnx(model: Any) -> bytes:
+    """The bytes of an ONNX model whose inner names are numbered in order of appearance, its operator sets sorted.
+
+    Some converters build names from addresses in memory, and skl2onnx lists the operator sets in the order of a set.
+    The names of the graph's inputs and outputs are kept: they are what callers ask for.
+    """
+    opsets = sorted((opset.domain, opset.version) for opset in model.opset_import)
+    for opset, (domain, version) in zip(model.opset_import, opsets, strict=True):
+        opset.domain, opset.version = domain, version
+    kept = [value.name for value in (*model.graph.input, *model.graph.output)]
+    _rename(model.graph, {"": "", **{name: name for name in kept}})
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    """Rename in place. A subgraph sees the names of the graphs around it, so one table serves them all."""
+
+    def renamed(name: str) -> str:
+        return names.setdefault(name, f"value_{len(names)}")
+
+    for tensor in graph.initializer:
+        tensor.name = renamed(tensor.name)
+    for value in (*graph.input, *graph.output):
+        value.name = renamed(value.name)
+    for index, node in enumerate(graph.node):
+        node.name = f"node_{index}"
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+        for attribute in node.attribute:
+            for below in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                below.name = "part"
+                _rename(below, names)
+    del graph.value_info[:]

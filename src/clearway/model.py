@@ -1,0 +1,200 @@
+"""A model as the line runs it: verified bytes, then ONNX Runtime; and the scikit-learn estimator behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clearway.bundle import BundleError, verify
+from clearway.encoding import InputSchema
+from clearway.errors import ClearwayError
+from clearway.files import canonical_json, sha256_bytes
+from clearway.params import describe
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+ESTIMATOR, NETWORK = "model.skops", "model.onnx"
+SCHEMA, FEATURES, PARAMS = "schema.json", "features.json", "params.json"
+PAYLOAD_FILES = (FEATURES, NETWORK, ESTIMATOR, PARAMS, SCHEMA)
+"""Exactly the files of a payload."""
+
+INPUT, OUTPUT = "features", "probabilities"
+"""Names of the ONNX graph's input, float32 (rows, features), and of its output, (rows, 2)."""
+
+TRUSTED_TYPES = (
+    "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+)
+"""What a stored estimator may hold beyond skops's defaults: parts of scikit-learn's classifiers, read in its source.
+A type from elsewhere is refused; what a file asks for is never what it gets."""
+
+
+class Estimator(BaseModel):
+    """The class that was fitted, and its arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    estimator: str
+    arguments: dict[str, Any]
+    threads: int
+
+
+class ModelParams(BaseModel):
+    """``params.json`` of a payload: the parameters that made this model, and no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    project: str
+    seed: int
+    threshold: float
+    train: Estimator
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. Only verified bytes become one."""
+
+    digest: str
+    schema: InputSchema
+    threshold: float
+    """Score from which the answer is yes."""
+    session: "InferenceSession" = field(repr=False)
+
+    def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The probability of a positive answer for each row.
+
+        Parameters
+        ----------
+        matrix : float32 array of shape (rows, features)
+            Rows as encoded by ``schema``; missing values are NaN.
+
+        Returns
+        -------
+        float64 array of shape (rows,)
+
+        Raises
+        ------
+        ClearwayError
+            The matrix has another shape or type.
+        """
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.schema.features) or matrix.dtype != np.float32:
+            raise ClearwayError(
+                f"model {self.digest[:12]} scores float32 rows of {len(self.schema.features)} features, "
+                f"got {matrix.dtype} of shape {matrix.shape}"
+            )
+        probabilities: NDArray[Any] = self.session.run([OUTPUT], {INPUT: matrix})[0]
+        return probabilities[:, 1].astype(np.float64)
+
+
+def load_model(bundle_folder: Path, digest: str) -> Model:
+    """Verify that ``bundle_folder`` is the bundle ``digest``, then load its model.
+
+    Raises
+    ------
+    BundleError
+        The bundle does not verify; nothing of it was deserialised.
+    """
+    bundle = verify(bundle_folder, digest)
+    return _build({name: bundle.read(name) for name in (SCHEMA, PARAMS, NETWORK)}, digest, bundle.payload)
+
+
+def load_payload(folder: Path, digest: str) -> Model:
+    """Load the model of a payload folder that is in no bundle yet, if its digest is ``digest``.
+
+    Raises
+    ------
+    BundleError
+        A file of the payload is missing or its bytes are not those of ``digest``; nothing was deserialised.
+    """
+    files = _read(folder)
+    found = sha256_bytes(canonical_json({name: sha256_bytes(content) for name, content in files.items()}))
+    if found != digest:
+        raise BundleError(f"{folder} has changed since it was trained: expected digest {digest}, found {found}")
+    return _build(files, digest, folder)
+
+
+def load_estimator(payload: Path) -> Any:
+    """The fitted scikit-learn estimator of a verified payload folder, read by skops with an explicit allow-list.
+
+    Raises
+    ------
+    ClearwayError
+        The file is missing or damaged, or holds a type that is not in ``TRUSTED_TYPES``; names the types.
+    """
+    path = payload / ESTIMATOR
+    try:
+        return read_estimator(path.read_bytes())
+    except OSError as error:
+        raise ClearwayError(f"{path} cannot be read: {error.strerror}") from None
+    except ClearwayError as error:
+        raise ClearwayError(f"{path}: {error}") from None
+
+
+def read_estimator(content: bytes) -> Any:
+    """The estimator in the bytes of a skops file.
+
+    Raises
+    ------
+    ClearwayError
+        The bytes are no skops file, or ask for a type that is not in ``TRUSTED_TYPES``.
+    """
+    import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    try:
+        return skops.io.loads(content, trusted=list(TRUSTED_TYPES))
+    except UntrustedTypesFoundException:
+        wanted = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
+        raise ClearwayError(
+            f"refused, it holds types outside the allow-list of clearway.model: {', '.join(wanted)}"
+        ) from None
+    except Exception as error:  # a damaged archive fails anywhere in zipfile, json or numpy
+        raise ClearwayError(f"not a readable skops file ({type(error).__name__}: {error})") from None
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    try:
+        found = sorted(path.name for path in folder.iterdir())
+        if found != sorted(PAYLOAD_FILES):
+            raise BundleError(
+                f"{folder} is no payload: expected {', '.join(sorted(PAYLOAD_FILES))}, found {', '.join(found)}"
+            )
+        return {name: (folder / name).read_bytes() for name in PAYLOAD_FILES}
+    except OSError as error:
+        raise BundleError(f"{error.filename} cannot be read ({error.strerror}): run scripts/train.py") from None
+
+
+def _build(files: Mapping[str, bytes], digest: str, source: Path) -> Model:
+    """A model from bytes that have been verified."""
+    try:
+        schema = InputSchema.model_validate_json(files[SCHEMA])
+        params = ModelParams.model_validate_json(files[PARAMS])
+    except ValidationError as error:
+        raise ClearwayError(f"{source}: {SCHEMA} or {PARAMS} is not of this version ({describe(error)})") from None
+    return Model(digest, schema, params.threshold, _session(files[NETWORK], source / NETWORK))
+
+
+def _session(content: bytes, source: Path) -> "InferenceSession":
+    """One thread: beside a busy neighbour, a pool of threads waits for its slowest member on every single row."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        raise ClearwayError(f"{source} is not a model ONNX Runtime can load: {' '.join(str(error).split())}") from None

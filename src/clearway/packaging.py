@@ -1,0 +1,154 @@
+"""From a verdict to a bundle: what passed becomes deployable, and nothing else does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from clearway.bundle import BASELINE, CHALLENGER, OUTCOME, Bundle, keep, pack
+from clearway.errors import ClearwayError
+from clearway.files import atomic_directory, canonical_json, read_json, sha256_file, write_json
+from clearway.lineage import Lineage, git_commit, package_versions, recipe_sha256
+from clearway.model import Model, load_estimator, load_payload
+from clearway.params import Params
+from clearway.profile import SCORE, read_reference, write_reference
+from clearway.training import read_rows
+from clearway.workspace import Workspace
+
+GOLDEN_ROWS = 64
+"""Holdout rows that travel with a bundle, with scikit-learn's scores: what a server must answer before it is ready."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``build/bundle/outcome.json``. Digests are set only if the verdict is ``passed``."""
+
+    verdict: str
+    reason: str
+    digest: str | None
+    baseline_digest: str | None
+
+
+def package(params: Params, workspace: Workspace) -> Outcome:
+    """Write ``build/bundle/``, and keep its bundles under ``var/bundles/<digest>/``.
+
+    ``challenger/`` and ``baseline/`` exist in it only if the challenger passed its gates.
+
+    Raises
+    ------
+    ClearwayError
+        A stage that must run first has not, or the model changed after it was judged.
+    """
+    validation = read_json(workspace.reports / "model_validation.json", made_by="scripts/validate_model.py")
+    passed = validation["verdict"] == "passed"
+    outcome = Outcome(
+        verdict=validation["verdict"],
+        reason=validation["reason"],
+        digest=validation["digest"] if passed else None,
+        baseline_digest=validation["baseline_digest"] if passed else None,
+    )
+    with atomic_directory(workspace.bundle) as folder:
+        if passed:
+            for role in (CHALLENGER, BASELINE):
+                _pack(params, workspace, validation, role, folder)
+        write_json(
+            folder / OUTCOME,
+            {"verdict": outcome.verdict, "digest": outcome.digest, "baseline_digest": outcome.baseline_digest},
+        )
+    if outcome.digest and outcome.baseline_digest:
+        keep(workspace.bundle / CHALLENGER, workspace.bundles, outcome.digest)
+        keep(workspace.bundle / BASELINE, workspace.bundles, outcome.baseline_digest)
+    return outcome
+
+
+def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role: str, folder: Path) -> Bundle:
+    payload = workspace.model if role == CHALLENGER else workspace.baseline
+    judged = validation["digest" if role == CHALLENGER else "baseline_digest"]
+    model = load_payload(payload, judged)
+    reference = workspace.build / "reference.parquet"
+    if role == BASELINE:  # the same rows, as the simple model scores them
+        rows = read_reference(reference).drop(columns=[SCORE])
+        reference = folder / "reference.parquet"
+        write_reference(rows, model.score(model.schema.encode(rows)), reference, seed=params.seed)
+    lineage = _lineage(params, workspace, validation, role)
+    made = pack(
+        payload,
+        {
+            "lineage.json": canonical_json(lineage.model_dump(mode="json")),
+            "reference.parquet": reference,
+            "golden.json": canonical_json(_golden(params, workspace, payload, model)),
+            "model_validation.json": workspace.reports / "model_validation.json",
+            "training.json": workspace.reports / "training.json",
+            "params.yaml": workspace.params_file,
+            "model_card.md": _card(params, validation, lineage, judged).encode(),
+        },
+        folder / role,
+    )
+    if role == BASELINE:
+        reference.unlink()
+    return made
+
+
+def _lineage(params: Params, workspace: Workspace, validation: dict[str, Any], role: str) -> Lineage:
+    described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
+    decided = workspace.reports / "decision.json"
+    decision: dict[str, Any] = (
+        read_json(decided) if decided.exists() else {"reasons": [], "evidence": {"trigger": "manual"}}
+    )
+    if not workspace.snapshot.is_file():
+        raise ClearwayError(f"{workspace.snapshot} is missing: run scripts/ingest.py first")
+    lock = workspace.root / "dvc.lock"
+    return Lineage(
+        project=params.project.name,
+        role=role,
+        as_of=params.time(),
+        snapshot_sha256=sha256_file(workspace.snapshot),
+        recipe_sha256=recipe_sha256(params, workspace),
+        training_rows=described["rows"]["training"],
+        labelled_rows=described["rows"]["training"] + described["rows"]["holdout"],
+        metrics=validation["metrics"][role],
+        git_commit=git_commit(workspace.root),
+        lock_sha256=sha256_file(lock) if lock.is_file() else None,
+        trigger=decision["evidence"]["trigger"],
+        reasons=tuple(decision["reasons"]),
+        packages=package_versions(),
+    )
+
+
+def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -> dict[str, Any]:
+    """A seeded sample of holdout rows as a client would send them, and scikit-learn's scores of them."""
+    frame, _ = read_rows(workspace, "holdout")
+    chosen = np.random.default_rng(params.seed).choice(len(frame), size=min(GOLDEN_ROWS, len(frame)), replace=False)
+    rows = frame.iloc[np.sort(chosen)][list(model.schema.names)]
+    scores = load_estimator(payload).predict_proba(model.schema.encode(rows))[:, 1]
+    plain = rows.astype("object").where(rows.notna(), None)
+    return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}
+
+
+def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: str) -> str:
+    """A model card for people: what it is, what it was made from, how good it was, what it was held to."""
+    when = f"{lineage.as_of:%Y-%m-%d %H:%M} UTC" if lineage.as_of else "no time in the data"
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in lineage.metrics.items())
+    gates = "\n".join(f"| {gate['name']} | {gate['status']} | {gate['detail']} |" for gate in validation["gates"])
+    arguments = params.train.arguments if lineage.role == CHALLENGER else params.train.baseline_arguments
+    estimator = params.train.estimator if lineage.role == CHALLENGER else params.train.baseline
+    judged = f"## Gates\n\n{validation['reason']}.\n\n| gate | status | detail |\n| --- | --- | --- |\n{gates}\n"
+    return f"""# {params.project.name}: {lineage.role} `{digest[:12]}`
+
+- digest: `{digest}`
+- estimator: `{estimator}`, arguments: {yaml.safe_dump(arguments, default_flow_style=True, width=10_000).strip()}
+- answers yes from a score of {params.train.threshold:g}
+- data as of: {when}, {lineage.training_rows:,} training rows, snapshot `{lineage.snapshot_sha256}`
+- code: commit `{lineage.git_commit or "no git"}`, recipe `{lineage.recipe_sha256}`
+- trained because: {lineage.trigger} ({", ".join(lineage.reasons) or "no reason recorded"})
+
+## Holdout metrics
+
+| metric | value |
+| --- | --- |
+{metrics}
+
+{judged if lineage.role == CHALLENGER else "The simple model that the gates compare with: a control, held to no gate."}
+"""

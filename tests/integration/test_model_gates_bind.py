@@ -1,0 +1,272 @@
+"""The gates bind: a challenger that learned nothing, lies or was damaged never becomes a bundle."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import yaml
+
+from clearway.bundle import keep, payload_digest
+from clearway.errors import ClearwayError, UsageError
+from clearway.files import read_json, sha256_file, write_json
+from clearway.model import load_estimator, load_model
+from clearway.model_validation import Validation, validate
+from clearway.packaging import package
+from clearway.params import Params, load_params
+from clearway.registry import register
+from clearway.training import train
+from clearway.workspace import Workspace
+
+NUMERIC, CATEGORICAL = ("size", "weight", "noise"), ("colour",)
+
+
+def flat_project(root: Path, **changes: Any) -> tuple[Params, Workspace]:
+    """A flat project with its feature tables, as the stages before training leave them."""
+    content: dict[str, Any] = {
+        "project": {"name": "flat"},
+        "seed": 7,
+        "sources": {"things": {"kind": "csv", "path": "things.csv"}},
+        "data": {"table": "things", "label": "answer"},
+        "train": {"arguments": {"max_iter": 30, "min_samples_leaf": 20}},
+        "gates": {"floors": {"roc_auc": 0.7}, "resamples": 200, "baseline_gain": -0.05},
+        "environments": {"production": {"port": 0}},
+    }
+    for section, values in changes.items():
+        content[section] = {**content.get(section, {}), **values}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    (root / "schema.yaml").write_text("tables: {}\n")
+    workspace = Workspace(root)
+    rows(workspace)
+    write_json(workspace.snapshot, {"as_of": None, "tables": {}})
+    write_json(
+        workspace.champion / "champion.json", {"environment": "production", "bootstrap": True, "reason": "first"}
+    )
+    return load_params(workspace.params_file), workspace
+
+
+def rows(workspace: Workspace, *, seed: int = 1, learnable: bool = True) -> None:
+    random = np.random.default_rng(seed)
+    counts = {"training": 1500, "holdout": 800}
+    workspace.features.mkdir(parents=True, exist_ok=True)
+    for window, count in counts.items():
+        frame = pd.DataFrame({name: random.normal(size=count) for name in NUMERIC})
+        frame["colour"] = pd.Series(random.choice(["red", "green", "blue"], count), dtype="string")
+        odds = 2.5 * frame["weight"].abs() + frame["size"] + (frame["colour"] == "red") - 2.5
+        chance = 1 / (1 + np.exp(-odds)) if learnable else np.full(count, 0.4)
+        frame["label"] = (random.random(count) < chance).astype("float64")
+        frame.loc[random.random(count) < 0.1, "size"] = np.nan
+        frame.loc[random.random(count) < 0.1, "colour"] = pd.NA
+        frame.insert(0, "row_id", [f"{window}-{i}" for i in range(count)])
+        frame.to_parquet(workspace.features / f"{window}.parquet")
+    described = {"numeric": NUMERIC, "categorical": CATEGORICAL, "definitions_sha256": "0" * 64, "rows": counts}
+    write_json(workspace.features / "features.json", described)
+
+
+def failed(validation: Validation) -> set[str]:
+    return {gate.name for gate in validation.verdict.gates if gate.status != "pass"}
+
+
+def assert_nothing_deployable(params: Params, workspace: Workspace) -> None:
+    assert package(params, workspace).digest is None
+    assert sorted(path.name for path in workspace.bundle.iterdir()) == ["outcome.json"]
+    assert not list(workspace.bundles.glob("*"))
+    assert register(params, workspace) is None
+
+
+def replace_onnx(workspace: Workspace, change: Mapping[str, float]) -> None:
+    """Damage the exported graph and re-seal the payload, as a wrong export would: p → scale · p + shift."""
+    path = workspace.model / "model.onnx"
+    model = onnx.load_from_string(path.read_bytes())
+    for node in model.graph.node:
+        node.output[:] = ["raw" if name == "probabilities" else name for name in node.output]
+        node.input[:] = ["raw" if name == "probabilities" else name for name in node.input]
+    for name, value in change.items():
+        model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, [1], [value]))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["raw", "scale"], ["scaled"]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["scaled", "shift"], ["probabilities"]))
+    path.write_bytes(model.SerializeToString())
+    training = read_json(workspace.reports / "training.json")
+    training["challenger"]["digest"] = payload_digest(workspace.model)
+    write_json(workspace.reports / "training.json", training)
+
+
+def promote(params: Params, workspace: Workspace) -> str:
+    """Make the packaged challenger the champion of the next run."""
+    outcome = package(params, workspace)
+    assert outcome.digest is not None
+    bundle = workspace.bundles / outcome.digest
+    lineage = json.loads((bundle / "evidence" / "lineage.json").read_text())
+    champion = {"environment": "production", "bootstrap": False, "reason": "stable", "digest": outcome.digest}
+    write_json(workspace.champion / "champion.json", {**champion, "lineage": lineage})
+    keep(bundle, workspace.champion / "kept", outcome.digest)
+    (workspace.champion / "kept" / outcome.digest).rename(workspace.champion / "bundle")
+    return outcome.digest
+
+
+def test_a_good_model_passes_and_its_bundle_answers_as_it_was_trained(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    validation = validate(params, workspace)
+    assert validation.verdict.verdict == "passed", validation.verdict.reason
+    assert "bootstrap: first" in validation.verdict.reason
+
+    outcome = package(params, workspace)
+    assert outcome.digest is not None
+    model = load_model(workspace.bundles / outcome.digest, outcome.digest)
+    golden = read_json(workspace.bundles / outcome.digest / "evidence" / "golden.json")
+    matrix = model.schema.encode(pd.DataFrame(golden["rows"]))
+    assert len(golden["rows"]) == 64
+    np.testing.assert_allclose(model.score(matrix), golden["scores"], atol=1e-5)
+    report = read_json(workspace.reports / "model_validation.json")
+    assert report["metrics"]["champion"] is None
+    assert report["metrics"]["challenger"]["roc_auc"] > 0.75
+    assert read_json(workspace.reports / "metrics.json") == report["metrics"]["challenger"]
+    assert (workspace.reports / "plots" / "roc.csv").read_text().startswith("false_positive_rate,true_positive_rate\n")
+    assert "ROC curve" in (workspace.reports / "model_validation.html").read_text()
+
+
+def test_random_labels_are_rejected(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    rows(workspace, learnable=False)
+    train(params, workspace)
+    validation = validate(params, workspace)
+    assert validation.verdict.verdict == "rejected"
+    assert {"floor_roc_auc", "gain_over_constant"} <= failed(validation)
+    assert "floor_roc_auc failed" in validation.verdict.reason
+    assert_nothing_deployable(params, workspace)
+
+
+def test_inverted_scores_are_rejected(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    replace_onnx(workspace, {"scale": -1.0, "shift": 1.0})
+    validation = validate(params, workspace)
+    assert validation.verdict.verdict == "rejected"
+    assert {"onnx_parity", "floor_roc_auc", "gain_over_baseline"} <= failed(validation)
+    assert_nothing_deployable(params, workspace)
+
+
+def test_a_constant_model_is_rejected_even_without_floors(tmp_path: Path) -> None:
+    arguments = {"max_iter": 1, "min_samples_leaf": 5000}
+    params, workspace = flat_project(
+        tmp_path, gates={"floors": {}, "baseline_gain": -1.0}, train={"arguments": arguments}
+    )
+    train(params, workspace)
+    validation = validate(params, workspace)
+    assert validation.verdict.verdict == "rejected"
+    assert failed(validation) == {"gain_over_constant"}
+    assert_nothing_deployable(params, workspace)
+
+
+def test_scores_that_are_not_numbers_are_rejected(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    replace_onnx(workspace, {"scale": float("nan"), "shift": 0.0})
+    validation = validate(params, workspace)
+    assert validation.verdict.verdict == "rejected"
+    assert {"finite_scores", "onnx_parity", "floor_roc_auc"} <= failed(validation)
+    assert validation.metrics["challenger"] == {}
+    assert_nothing_deployable(params, workspace)
+
+
+def test_a_payload_changed_after_training_stops(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    (workspace.model / "params.json").write_text("{}")
+    with pytest.raises(ClearwayError, match=r"build/model has changed since it was trained: expected digest"):
+        validate(params, workspace)
+
+
+def test_a_payload_changed_after_its_verdict_is_not_packaged(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    assert validate(params, workspace).verdict.verdict == "passed"
+    (workspace.model / "schema.json").write_text("{}")
+    with pytest.raises(ClearwayError, match="build/model has changed"):
+        package(params, workspace)
+    assert not workspace.bundle.exists()
+
+
+def test_a_corrupted_champion_stops_and_names_the_file(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    validate(params, workspace)
+    promote(params, workspace)
+    network = workspace.champion / "bundle" / "payload" / "model.onnx"
+    before = sha256_file(network)
+    network.write_bytes(network.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ClearwayError) as caught:
+        validate(params, workspace)
+    assert str(network) in str(caught.value)
+    assert before in str(caught.value)
+
+
+def test_the_same_model_again_is_unchanged(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    validate(params, workspace)
+    digest = promote(params, workspace)
+    assert train(params, workspace).digest == digest
+    validation = validate(params, workspace)
+    assert validation.verdict.verdict == "unchanged"
+    assert validation.verdict.gates == ()
+    assert validation.metrics["challenger"] == validation.metrics["champion"]
+    assert package(params, workspace).digest is None
+
+
+def test_a_worse_model_than_the_champion_is_rejected(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    validate(params, workspace)
+    digest = promote(params, workspace)
+    weaker = {"train": {"arguments": {"max_iter": 1, "max_leaf_nodes": 2}}}
+    changed, _ = flat_project(tmp_path / "weaker", gates={"floors": {"roc_auc": 0.52}, "baseline_gain": -1.0}, **weaker)
+    train(changed, workspace)
+    validation = validate(changed, workspace)
+    assert validation.verdict.verdict == "rejected"
+    assert failed(validation) == {"champion"}
+    assert f"compared with champion {digest[:12]}" in validation.verdict.reason
+
+
+def test_a_champion_that_needs_a_feature_the_holdout_lacks_is_a_failed_gate(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    validate(params, workspace)
+    promote(params, workspace)
+    for window in ("training", "holdout"):
+        path = workspace.features / f"{window}.parquet"
+        pd.read_parquet(path).drop(columns=["noise"]).to_parquet(path)
+    described = read_json(workspace.features / "features.json")
+    write_json(workspace.features / "features.json", {**described, "numeric": ["size", "weight"]})
+    train(params, workspace)
+    validation = validate(params, workspace)
+    assert failed(validation) == {"champion"}
+    assert "features missing from the table: noise" in validation.verdict.reason
+
+
+def test_an_unknown_metric_is_wrong_usage(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path, gates={"floors": {"auc": 0.7}})
+    train(params, workspace)
+    with pytest.raises(UsageError, match=r"gates.floors: unknown metric 'auc' \(known: roc_auc"):
+        validate(params, workspace)
+
+
+def test_the_estimator_in_the_bundle_scores_as_its_onnx_graph(tmp_path: Path) -> None:
+    """For both roles, from the kept bundle alone."""
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    validate(params, workspace)
+    outcome = package(params, workspace)
+    frame = pd.read_parquet(workspace.features / "holdout.parquet")
+    for digest in (outcome.digest, outcome.baseline_digest):
+        assert digest is not None
+        model = load_model(workspace.bundles / digest, digest)
+        matrix = model.schema.encode(frame)
+        estimated = load_estimator(workspace.bundles / digest / "payload").predict_proba(matrix)[:, 1]
+        np.testing.assert_allclose(model.score(matrix), estimated, atol=1e-5)

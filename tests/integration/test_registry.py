@@ -1,0 +1,204 @@
+"""MLflow, for real, on SQLite in a temporary folder: one run and one version per bundle, and its aliases."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from clearway.bundle import pack
+from clearway.errors import ClearwayError
+from clearway.files import write_json, write_text
+from clearway.lineage import Lineage
+from clearway.params import Params, load_params
+from clearway.registry import register, set_champion, tracking_uri
+from clearway.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making its tables takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def seeded(tmp_path: Path, database: Path) -> tuple[Params, Workspace]:
+    """A project whose MLflow database is there, and empty."""
+    params, workspace = project(tmp_path)
+    workspace.var.mkdir()
+    shutil.copy(database, workspace.var / "mlflow.db")
+    return params, workspace
+
+
+def project(root: Path, tracking: str | None = None) -> tuple[Params, Workspace]:
+    content = {
+        "project": {"name": "toy"},
+        "sources": {"things": {"kind": "csv", "path": "things.csv"}},
+        "data": {"table": "things", "label": "answer"},
+        "registry": {"tracking_uri": tracking},
+        "environments": {"production": {"port": 0}},
+    }
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    workspace = Workspace(root)
+    return load_params(workspace.params_file), workspace
+
+
+def challenger(workspace: Workspace, seed: int = 1, target: Path | None = None) -> str:
+    """A bundle as the package stage leaves it; the registry reads its evidence and never its model."""
+    payload = workspace.build / "model"
+    train = {"estimator": "package.Class", "arguments": {"depth": 3}, "threads": 1}
+    write_json(payload / "params.json", {"project": "toy", "seed": seed, "threshold": 0.5, "train": train})
+    write_text(payload / "model.onnx", f"network {seed}")
+    lineage = Lineage(
+        project="toy",
+        role="challenger",
+        as_of="2013-07-01T00:00:00Z",  # type: ignore[arg-type]
+        snapshot_sha256="d" * 64,
+        recipe_sha256="e" * 64,
+        training_rows=100,
+        labelled_rows=150,
+        metrics={"roc_auc": 0.8},
+        git_commit="c" * 40,
+        lock_sha256="f" * 64,
+        trigger="schedule",
+        reasons=("drift", "schedule"),
+        packages={},
+    )
+    training = {"peak_memory_mb": 90.0, "challenger": {"training_metrics": {"roc_auc": 0.9}, "seconds": 1.5}}
+    evidence = {"lineage.json": lineage.model_dump_json().encode(), "training.json": json.dumps(training).encode()}
+    bundle = pack(payload, evidence, target or workspace.bundle / "challenger")
+    write_json(workspace.bundle / "outcome.json", {"verdict": "passed", "digest": bundle.digest, "baseline_digest": ""})
+    write_text(workspace.reports / "plots" / "roc.csv", "fpr,tpr\n0,0\n")
+    return bundle.digest
+
+
+def test_a_bundle_becomes_one_run_and_one_version_with_its_tags(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    digest = challenger(workspace)
+    made = register(params, workspace)
+    assert made is not None
+    assert (made.model, made.version, made.digest, made.created) == ("toy", "1", digest, True)
+    assert (workspace.var / "mlflow.db").is_file()
+
+    client = MlflowClient(tracking_uri(params, workspace))
+    version = client.get_model_version_by_alias("toy", "challenger")
+    assert (int(version.version), version.tags["digest"]) == (1, digest)
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["arguments.depth"] == "3"
+    assert run.data.params["estimator"] == "package.Class"
+    assert run.data.metrics["holdout_roc_auc"] == 0.8
+    assert run.data.metrics["training_seconds"] == 1.5
+    expected = {
+        "git_commit": "c" * 40,
+        "data_sha256": "d" * 64,
+        "lock_sha256": "f" * 64,
+        "digest": digest,
+        "trigger": "schedule",
+        "reasons": "drift, schedule",
+        "as_of": "2013-07-01T00:00:00+00:00",
+    }
+    assert expected.items() <= run.data.tags.items()
+    downloaded = Path(client.download_artifacts(run.info.run_id, "bundle", str(tmp_path)))
+    assert (downloaded / "payload" / "model.onnx").read_text() == "network 1"
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "reports")] == ["reports/roc.csv"]
+    assert (workspace.var / "mlartifacts" / "toy").is_dir()
+
+
+def test_the_same_digest_is_registered_once_and_aliases_move(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    first = challenger(workspace)
+    register(params, workspace)
+    again = register(params, workspace)
+    assert again is not None
+    assert (again.version, again.created) == ("1", False)
+
+    challenger(workspace, target=workspace.bundles / first)
+    second = challenger(workspace, seed=2)
+    register(params, workspace)
+    promoted = set_champion(params, workspace, first)
+    assert (promoted.version, promoted.created) == ("1", False)
+    client = MlflowClient(tracking_uri(params, workspace))
+    assert client.get_model_version_by_alias("toy", "challenger").tags["digest"] == second
+    assert client.get_model_version_by_alias("toy", "champion").tags["digest"] == first
+    assert len(client.search_model_versions("name = 'toy'")) == 2
+    experiment = client.get_experiment_by_name("toy")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_run_without_a_version_is_taken_up_again(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    challenger(workspace)
+    register(params, workspace)
+    client = MlflowClient(tracking_uri(params, workspace))
+    run = client.get_model_version("toy", "1").run_id
+    client.delete_model_version("toy", "1")
+    made = register(params, workspace)
+    assert made is not None
+    assert made.created
+    assert client.get_model_version("toy", made.version).run_id == run
+
+
+def test_a_kept_bundle_that_was_never_registered_can_become_champion(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    digest = challenger(workspace)
+    workspace.bundles.mkdir()
+    (workspace.bundle / "challenger").rename(workspace.bundles / digest)
+    assert set_champion(params, workspace, digest).created
+    client = MlflowClient(tracking_uri(params, workspace))
+    assert client.get_model_version_by_alias("toy", "champion").tags["digest"] == digest
+
+
+def test_a_damaged_bundle_is_not_registered(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    challenger(workspace)
+    (workspace.bundle / "challenger" / "payload" / "model.onnx").write_text("other")
+    with pytest.raises(ClearwayError, match=r"model\.onnx has changed"):
+        register(params, workspace)
+    assert not (workspace.var / "mlflow.db").exists()
+
+
+def test_nothing_that_was_rejected_is_registered(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    write_json(workspace.bundle / "outcome.json", {"verdict": "rejected", "digest": None, "baseline_digest": None})
+    assert register(params, workspace) is None
+    assert not workspace.var.exists()
+
+
+def test_the_environment_wins_over_params_and_params_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, workspace = project(tmp_path, tracking="http://from-params")
+    assert tracking_uri(params, workspace) == "http://from-params"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment")
+    assert tracking_uri(params, workspace) == "http://from-environment"
+
+
+def test_a_server_that_is_away_is_one_line_naming_it_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    params, workspace = project(tmp_path)
+    challenger(workspace)
+    started = time.monotonic()
+    with pytest.raises(ClearwayError, match=f"MLflow at http://127.0.0.1:{port} failed") as caught:
+        register(params, workspace)
+    assert time.monotonic() - started < 60
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,259 @@
+"""Training: the same rows, parameters and code give the same bytes, and a wrong parameter is named."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+import skops.io
+import yaml
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import Pipeline
+
+from clearway.bundle import payload_digest
+from clearway.encoding import InputSchema, learn_schema
+from clearway.errors import ClearwayError, UsageError
+from clearway.export import canonical_onnx, canonical_skops, to_onnx, to_skops
+from clearway.files import read_json, write_json
+from clearway.model import TRUSTED_TYPES, load_payload, read_estimator
+from clearway.params import Params, load_params
+from clearway.profile import read_reference
+from clearway.training import Recipe, fit, make_estimator, read_rows, train
+from clearway.workspace import Workspace
+
+
+def table(rows: int = 300) -> pd.DataFrame:
+    random = np.random.default_rng(4)
+    frame = pd.DataFrame({"size": random.normal(size=rows), "weight": random.normal(size=rows)})
+    frame["colour"] = pd.Series(random.choice(["red", "green", "blue"], rows), dtype="string")
+    frame["label"] = (frame["size"] + (frame["colour"] == "red") + random.normal(size=rows) > 0.3).astype("float64")
+    frame.loc[random.random(rows) < 0.1, "size"] = np.nan
+    frame.loc[random.random(rows) < 0.1, "colour"] = pd.NA
+    return frame
+
+
+FRAME = table()
+SCHEMA = learn_schema(FRAME, ("colour",), ("size", "weight"))
+MATRIX, LABELS = SCHEMA.encode(FRAME), FRAME["label"].to_numpy()
+
+
+def recipe(estimator: str, **arguments: Any) -> Recipe:
+    return Recipe("challenger", "train.estimator", estimator, "train.arguments", arguments)
+
+
+def project(root: Path, **train_params: Any) -> tuple[Params, Workspace]:
+    content = {
+        "project": {"name": "toy"},
+        "seed": 3,
+        "sources": {"things": {"kind": "csv", "path": "things.csv"}},
+        "data": {"table": "things", "label": "answer"},
+        "train": {"arguments": {"max_iter": 5}, **train_params},
+        "environments": {"production": {"port": 0}},
+    }
+    root.mkdir(exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    workspace = Workspace(root)
+    workspace.features.mkdir(parents=True, exist_ok=True)
+    FRAME.to_parquet(workspace.features / "training.parquet")
+    described = {"numeric": ["size", "weight"], "categorical": ["colour"], "definitions_sha256": "0" * 64}
+    write_json(workspace.features / "features.json", described)
+    return load_params(workspace.params_file), workspace
+
+
+SUPPORTED = [
+    ("sklearn.ensemble.HistGradientBoostingClassifier", {"max_iter": 10}),
+    ("sklearn.linear_model.LogisticRegression", {}),
+    ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 10}),
+    ("sklearn.ensemble.GradientBoostingClassifier", {"n_estimators": 10}),
+    ("sklearn.tree.DecisionTreeClassifier", {"max_depth": 5}),
+    ("sklearn.neighbors.KNeighborsClassifier", {}),
+    ("sklearn.naive_bayes.GaussianNB", {}),
+    ("sklearn.neural_network.MLPClassifier", {"hidden_layer_sizes": [8], "max_iter": 20}),
+    ("sklearn.linear_model.SGDClassifier", {"loss": "log_loss"}),
+]
+
+
+@pytest.mark.parametrize(("estimator", "arguments"), SUPPORTED)
+def test_estimators_fit_missing_values_and_leave_as_equal_bytes(estimator: str, arguments: dict[str, Any]) -> None:
+    fitted, _ = fit(recipe(estimator, **arguments), SCHEMA, MATRIX, LABELS, seed=3, threads=1)
+    again, _ = fit(recipe(estimator, **arguments), SCHEMA, MATRIX, LABELS, seed=3, threads=1)
+    stored, network = to_skops(fitted), to_onnx(fitted, 3)
+    assert stored == to_skops(again)
+    assert network == to_onnx(again, 3)
+    expected = fitted.predict_proba(MATRIX)[:, 1]
+    np.testing.assert_array_equal(read_estimator(stored).predict_proba(MATRIX)[:, 1], expected)
+    session = onnxruntime.InferenceSession(network)
+    answered = session.run(["probabilities"], {"features": MATRIX})[0][:, 1]
+    np.testing.assert_allclose(answered, expected, atol=1e-5)
+
+
+def test_histogram_gradient_boosting_takes_the_matrix_as_it_is() -> None:
+    made = make_estimator(recipe("sklearn.ensemble.HistGradientBoostingClassifier"), SCHEMA, seed=3)
+    assert isinstance(made, HistGradientBoostingClassifier)
+    assert made.random_state == 3
+
+
+def test_other_estimators_get_a_preparation_scaled_unless_made_of_trees() -> None:
+    linear = make_estimator(recipe("sklearn.linear_model.LogisticRegression", random_state=9), SCHEMA, seed=3)
+    forest = make_estimator(recipe("sklearn.ensemble.RandomForestClassifier"), SCHEMA, seed=3)
+    assert isinstance(linear, Pipeline)
+    assert isinstance(forest, Pipeline)
+    assert linear.named_steps["model"].random_state == 9
+    assert forest.named_steps["model"].random_state == 3
+    assert "StandardScaler" in repr(linear.named_steps["prepare"])
+    assert "StandardScaler" not in repr(forest.named_steps["prepare"])
+
+
+@pytest.mark.parametrize("kinds", [((), ("size", "weight")), (("colour",), ())])
+def test_a_table_of_one_kind_of_feature(kinds: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+    schema: InputSchema = learn_schema(FRAME, *kinds)
+    matrix = schema.encode(FRAME)
+    fitted, _ = fit(recipe("sklearn.linear_model.LogisticRegression"), schema, matrix, LABELS, seed=3, threads=1)
+    session = onnxruntime.InferenceSession(to_onnx(fitted, matrix.shape[1]))
+    answered = session.run(["probabilities"], {"features": matrix})[0][:, 1]
+    np.testing.assert_allclose(answered, fitted.predict_proba(matrix)[:, 1], atol=1e-5)
+
+
+def test_a_category_never_seen_in_training_is_scored_as_missing() -> None:
+    fitted, _ = fit(recipe("sklearn.linear_model.LogisticRegression"), SCHEMA, MATRIX, LABELS, seed=3, threads=1)
+    unseen = FRAME.iloc[:2].assign(colour=["violet", None])
+    unseen["size"] = 1.0
+    unseen["weight"] = 1.0
+    scores = fitted.predict_proba(SCHEMA.encode(unseen))[:, 1]
+    assert scores[0] == scores[1]
+    assert np.isfinite(scores).all()
+
+
+def test_a_canonical_skops_file_has_no_time_and_no_address() -> None:
+    fitted, _ = fit(recipe("sklearn.ensemble.RandomForestClassifier", n_estimators=3), SCHEMA, MATRIX, LABELS, 3, 1)
+    raw = skops.io.dumps(fitted)
+    canonical = canonical_skops(raw)
+    assert canonical_skops(canonical) == canonical
+    with zipfile.ZipFile(io.BytesIO(canonical)) as archive:
+        entries = archive.infolist()
+        assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+        assert [entry.filename for entry in entries] == sorted(entry.filename for entry in entries)
+        assert all(len(entry.filename) <= len("schema.json") for entry in entries)
+        assert f'"__id__":{id(fitted)}'.encode() not in archive.read("schema.json")
+    loaded, original = (skops.io.loads(content, trusted=list(TRUSTED_TYPES)) for content in (canonical, raw))
+    np.testing.assert_array_equal(loaded.predict_proba(MATRIX), original.predict_proba(MATRIX))
+
+
+def test_a_canonical_graph_does_not_depend_on_names_or_on_the_order_of_operator_sets() -> None:
+    """skl2onnx lists operator sets in the order of a set, which differs from process to process."""
+    fitted, _ = fit(recipe("sklearn.linear_model.LogisticRegression"), SCHEMA, MATRIX, LABELS, seed=3, threads=1)
+    network = to_onnx(fitted, 3)
+    model = onnx.load_from_string(network)
+    assert [opset.domain for opset in model.opset_import] == ["", "ai.onnx.ml"]
+    swapped = [(opset.domain, opset.version) for opset in reversed(model.opset_import)]
+    for opset, (domain, version) in zip(model.opset_import, swapped, strict=True):
+        opset.domain, opset.version = domain, version
+    for node in model.graph.node:
+        node.name = f"{node.name}_{id(node)}"
+        node.input[:] = [name if name == "features" else f"{name}_140123" for name in node.input]
+        node.output[:] = [name if name in ("label", "probabilities") else f"{name}_140123" for name in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name += "_140123"
+    for output in model.graph.output:
+        assert output.name in ("label", "probabilities")
+    onnx.checker.check_model(model)
+    assert canonical_onnx(model) == network
+
+
+def test_another_seed_makes_another_model_and_the_same_seed_the_same_digest(tmp_path: Path) -> None:
+    forest = {"estimator": "sklearn.ensemble.RandomForestClassifier", "arguments": {"n_estimators": 5}}
+    params, workspace = project(tmp_path, **forest)
+    first = train(params, workspace)
+    assert train(params, workspace).digest == first.digest == payload_digest(workspace.model)
+    assert first.baseline_digest == payload_digest(workspace.baseline)
+    other = train(params.model_copy(update={"seed": 4}), workspace)
+    assert other.digest != first.digest
+
+
+def test_what_training_writes(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    made = train(params, workspace)
+    files = ["features.json", "model.onnx", "model.skops", "params.json", "schema.json"]
+    assert sorted(path.name for path in workspace.model.iterdir()) == files
+    assert sorted(path.name for path in workspace.baseline.iterdir()) == files
+    report = read_json(workspace.reports / "training.json")
+    assert (report["rows"], report["features"]) == (300, 3)
+    assert report["challenger"]["digest"] == made.digest
+    assert report["challenger"]["training_metrics"]["roc_auc"] > 0.7
+    assert report["peak_memory_mb"] > 10
+    reference = read_reference(workspace.build / "reference.parquet")
+    assert list(reference.columns) == ["size", "weight", "colour", "score"]
+    model = load_payload(workspace.model, made.digest)
+    np.testing.assert_allclose(reference["score"], model.score(model.schema.encode(reference)), atol=1e-5)
+    assert b"as_of" not in (workspace.model / "params.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "sklearn.nowhere.Thing"}, r"train\.estimator = 'sklearn\.nowhere\.Thing' cannot be imported"),
+        ({"estimator": "sklearn.ensemble.Thing"}, r"train\.estimator = 'sklearn\.ensemble\.Thing' cannot be imported"),
+        ({"estimator": "Thing"}, r"train\.estimator = 'Thing' cannot be imported"),
+        ({"estimator": "sklearn.metrics.roc_auc_score"}, r"train\.estimator = .* is a function, not a class"),
+        (
+            {"estimator": "sklearn.linear_model.LinearRegression", "arguments": {}},
+            r"train\.estimator = .* no classifier",
+        ),
+        (
+            {"estimator": "sklearn.svm.LinearSVC", "arguments": {}},
+            r"train\.estimator = .* no classifier with predict_pr",
+        ),
+        ({"estimator": "sklearn.dummy.DummyClassifier", "arguments": {}}, r"train\.estimator = .* exported to ONNX"),
+        ({"arguments": {"depth": 3}}, r"train\.arguments = \{'depth': 3\}: .*'depth'; .* takes .*max_iter"),
+        ({"arguments": {"max_iter": "many"}}, r"train\.arguments = \{'max_iter': 'many'\}: .*'max_iter' parameter"),
+        ({"baseline": "nowhere.Thing"}, r"train\.baseline = 'nowhere\.Thing' cannot be imported"),
+        ({"baseline_arguments": {"C": -1}}, r"train\.baseline_arguments = \{'C': -1\}: .*'C' parameter"),
+    ],
+)
+def test_a_wrong_estimator_or_argument_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    params, workspace = project(tmp_path, **changes)
+    with pytest.raises(UsageError, match=message) as caught:
+        train(params, workspace)
+    assert "\n" not in str(caught.value)
+    assert not (workspace.reports / "training.json").exists()
+
+
+def test_labels_all_the_same_stop_training(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    FRAME.assign(label=1.0).to_parquet(workspace.features / "training.parquet")
+    with pytest.raises(ClearwayError, match=r"must be both 0 and 1, found only 1 in 300 rows"):
+        train(params, workspace)
+    assert not workspace.model.exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, 2.0])
+def test_a_label_that_is_none_is_named(tmp_path: Path, bad: float) -> None:
+    _, workspace = project(tmp_path)
+    FRAME.assign(label=np.r_[bad, LABELS[1:]]).to_parquet(workspace.features / "training.parquet")
+    with pytest.raises(ClearwayError, match=rf"training\.parquet: label must be 0 or 1, found {bad:g}"):
+        read_rows(workspace, "training")
+
+
+def test_broken_feature_tables_are_named(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    path = workspace.features / "training.parquet"
+    FRAME.assign(size=np.inf).to_parquet(path)
+    with pytest.raises(ClearwayError, match=r"infinite: size"):
+        train(params, workspace)
+    FRAME.drop(columns="size").to_parquet(path)
+    with pytest.raises(ClearwayError, match=r"training\.parquet lacks size"):
+        train(params, workspace)
+    FRAME.iloc[:0].to_parquet(path)
+    with pytest.raises(ClearwayError, match=r"training\.parquet has no rows"):
+        train(params, workspace)
+    path.write_bytes(b"PAR1 truncated")
+    with pytest.raises(ClearwayError, match=r"training\.parquet is not a readable Parquet file"):
+        train(params, workspace)
+    path.unlink()
+    with pytest.raises(ClearwayError, match=r"training\.parquet is missing: run scripts/build_features\.py first"):
+        train(params, workspace)
