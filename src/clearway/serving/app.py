@@ -1,0 +1,288 @@
+"""The HTTP face of one environment: predictions, health in the V2 inference protocol's paths, and what is served."""
+
+import asyncio
+import contextlib
+import math
+import os
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from clearway.params import ServingParams
+from clearway.prediction_log import PredictionLog
+from clearway.routing import Role
+from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
+from clearway.serving.state import Active, Follower, Loaded
+
+VERSION_HEADER = "x-clearway-version"
+
+
+@dataclass(slots=True)
+class Question:
+    """One row of a request, checked, with the version that will answer it."""
+
+    envelope: Envelope
+    id: str
+    role: Role
+    row: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Group:
+    """The questions of one request that one version answers, and their places in the request."""
+
+    loaded: Loaded
+    places: list[int]
+    questions: list[Question]
+    matrix: NDArray[np.float32]
+
+
+class ModelError(Exception):
+    """A version failed to answer."""
+
+    def __init__(self, digest: str, cause: str) -> None:
+        super().__init__(f"version {digest} failed: {cause}")
+        self.digest = digest
+
+
+class Endpoint:
+    """Answers the requests of one environment from whatever the follower has active.
+
+    A request takes the active table once and keeps it to its end, so that a swap in between cannot mix two.
+    """
+
+    def __init__(self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._follower = follower
+        self._log = log
+        self._row = np.empty((0, 0), dtype=np.float32)
+
+    async def predict(self, request: Request) -> Response:
+        """``POST /predict``: one row, or ``{"rows": [...]}``."""
+        started = perf_counter()
+        active = self._follower.active
+        if active is None:
+            return _json({"error": self._follower.error or "no version is loaded yet"}, status=503)
+        try:
+            body = await self._body(request)
+            return self._answer(body, request.headers.get(VERSION_HEADER), active, started)
+        except RequestError as error:
+            return _json({"error": str(error)}, error.status, active.table.stable)
+        except ModelError as error:
+            return _json({"error": str(error), "version": error.digest}, 500, error.digest)
+        except ClientDisconnect:
+            return _json({"error": "the caller left before its request was complete"}, 400, active.table.stable)
+
+    async def live(self, request: Request) -> Response:
+        """``GET /v2/health/live``: the process answers."""
+        return _json({"live": True}, version=self._stable())
+
+    async def ready(self, request: Request) -> Response:
+        """``GET /v2/health/ready``: 200 once a routing table is served, 503 before."""
+        ready = self._follower.active is not None
+        return _json({"ready": ready}, 200 if ready else 503, self._stable())
+
+    async def describe(self, request: Request) -> Response:
+        """``GET /``: what is served, and why a newer routing table is not."""
+        active = self._follower.active
+        table = active.table if active else None
+        content = {
+            "environment": self._environment,
+            "revision": table.revision if table else None,
+            "stable": table.stable if table else None,
+            "canary": table.canary if table else None,
+            "canary_weight": table.canary_weight if table else 0,
+            "error": self._follower.error,
+            "pid": os.getpid(),
+            "unseen_categories": active.unseen if active else 0,
+            "log": {"written": self._log.written, "dropped": self._log.dropped},
+        }
+        return _json(content, version=self._stable())
+
+    async def refuse(self, request: Request, error: Exception) -> Response:
+        """Answers for paths and methods that do not exist."""
+        assert isinstance(error, HTTPException)
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return _json({"error": message}, error.status_code, self._stable(), error.headers)
+
+    async def apologise(self, request: Request, error: Exception) -> Response:
+        """The answer to a fault of the server itself, whose traceback is in its log."""
+        return _json({"error": f"the server failed: {type(error).__name__}"}, 500, self._stable())
+
+    def _stable(self) -> str | None:
+        return self._follower.active.table.stable if self._follower.active else None
+
+    async def _body(self, request: Request) -> Any:
+        """The parsed body, read no further than the limit."""
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            raise RequestError(415, f"content-type must be application/json, not {kind[:100]!r}")
+        limit = self._settings.max_body_bytes
+        announced = request.headers.get("content-length", "0")
+        if len(announced) > 18 or int(announced) > limit:  # the HTTP parser has checked that it is a number
+            raise RequestError(413, f"the body has {announced} bytes, more than serving.max_body_bytes = {limit}")
+        content = b""
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limit:
+                raise RequestError(413, f"the body has more than serving.max_body_bytes = {limit} bytes")
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise RequestError(400, f"the body is not valid JSON: {error}") from None
+
+    def _answer(self, body: Any, wanted: str | None, active: Active, started: float) -> Response:
+        if type(body) is dict and "rows" in body and "rows" not in active.names:
+            return self._answer_many(body, wanted, active, started)
+        envelope = read_envelope(body)
+        question, loaded = _assign(envelope, body, wanted, active)
+        vector = self._scratch(loaded.encoder.width)
+        loaded.encoder.encode_into(body, vector[0])
+        group = Group(loaded, [0], [question], vector)
+        answers, failure = self._score(group, active, started, tester=wanted is not None)
+        if failure is not None:
+            raise failure
+        return _json(answers[0], version=loaded.digest)
+
+    def _answer_many(self, body: Mapping[str, Any], wanted: str | None, active: Active, started: float) -> Response:
+        rows = body["rows"]
+        if extra := body.keys() - {"rows"}:
+            raise RequestError(422, f"unknown field {min(extra)[:256]!r} beside rows")
+        if type(rows) is not list or not rows:
+            raise RequestError(422, "rows must be an array with at least one row")
+        if len(rows) > self._settings.max_rows:
+            raise RequestError(
+                413, f"rows has {len(rows)} rows, more than serving.max_rows = {self._settings.max_rows}"
+            )
+        groups: dict[Role, Group] = {}
+        for place, row in enumerate(rows):
+            try:
+                question, loaded = _assign(read_envelope(row), row, wanted, active)
+                group = groups.get(question.role)
+                if group is None:
+                    matrix = np.empty((len(rows), loaded.encoder.width), dtype=np.float32)
+                    group = groups[question.role] = Group(loaded, [], [], matrix)
+                loaded.encoder.encode_into(row, group.matrix[len(group.places)])
+            except RequestError as error:
+                raise RequestError(error.status, f"rows[{place}]: {error}") from None
+            group.places.append(place)
+            group.questions.append(question)
+        predictions: list[Any] = [None] * len(rows)
+        failures = []
+        for group in groups.values():
+            group.matrix = group.matrix[: len(group.places)]
+            answers, failure = self._score(group, active, started, tester=wanted is not None)
+            if failure is not None:
+                failures.append(failure)
+                continue
+            for place, answer in zip(group.places, answers, strict=True):
+                predictions[place] = answer
+        # Each version's rows are logged as that version fared, but the caller gets all of its answers or none.
+        if failures:
+            raise failures[0]
+        versions = ",".join(group.loaded.digest for group in groups.values())
+        return _json({"predictions": predictions}, version=versions)
+
+    def _score(
+        self, group: Group, active: Active, started: float, *, tester: bool
+    ) -> tuple[list[dict[str, Any]], ModelError | None]:
+        """Score one version's rows and log each; the answers, or why there are none."""
+        digest, model = group.loaded.digest, group.loaded.version.model
+        failure = None
+        try:
+            scores = model.score(group.matrix).tolist()
+            if not all(map(math.isfinite, scores)):
+                raise ArithmeticError("it answered a score that is not finite")
+        except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
+            failure = ModelError(digest, f"{type(error).__name__}: {error}")
+            scores = [None] * len(group.questions)
+        elapsed = (perf_counter() - started) * 1000.0
+        now = datetime.now(UTC)
+        status = 200 if failure is None else 500
+        answers = []
+        for question, score in zip(group.questions, scores, strict=True):
+            envelope = question.envelope
+            record = {
+                "id": question.id,
+                "revision": active.table.revision,
+                "version": digest,
+                # a tester chose the version, so that its requests are no sample of either side
+                "role": "tester" if tester else question.role,
+                "entity": envelope.entity,
+                "asked_at": envelope.asked_at,
+                "served_at": now,
+                "status": status,
+                "latency_ms": elapsed,
+                "score": score,
+            }
+            if self._settings.log_features:
+                record["features"] = strip_envelope(question.row)
+            self._log.append(record)
+            if score is not None:
+                label = int(score >= model.threshold)
+                answers.append(
+                    {"id": question.id, "version": digest, "role": question.role, "score": score, "label": label}
+                )
+        return answers, failure
+
+    def _scratch(self, width: int) -> NDArray[np.float32]:
+        """The one row that single requests are encoded into: no await lies between its filling and its scoring."""
+        if self._row.shape[1] != width:
+            self._row = np.empty((1, width), dtype=np.float32)
+        return self._row
+
+
+def build_app(settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> Starlette:
+    """The ASGI application; its lifespan follows the routing table and drains the log at the end."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(follower.follow())
+        try:
+            yield
+        finally:
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
+            await asyncio.to_thread(log.close)
+
+    endpoint = Endpoint(settings, environment, follower, log)
+    return Starlette(
+        routes=[
+            Route("/predict", endpoint.predict, methods=["POST"]),
+            Route("/v2/health/live", endpoint.live, methods=["GET"]),
+            Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
+            Route("/", endpoint.describe, methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
+        lifespan=lifespan,
+    )
+
+
+def _assign(envelope: Envelope, row: dict[str, Any], wanted: str | None, active: Active) -> tuple[Question, Loaded]:
+    """Route by entity, else by id, else at random; or to the version that a tester named."""
+    identity = envelope.id or uuid.uuid4().hex
+    role, loaded = active.chosen(wanted) if wanted is not None else active.route(envelope.entity or identity)
+    return Question(envelope, identity, role, row), loaded
+
+
+def _json(
+    content: Any, status: int = 200, version: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    sent = {"content-type": "application/json", **(headers or {})}
+    if version is not None:
+        sent[VERSION_HEADER] = version
+    return Response(orjson.dumps(content), status, sent)
