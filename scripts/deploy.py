@@ -1,0 +1,50 @@
+"""Bring a model to an environment: whole, as a canary (--canary N), or promote the canary (--canary 100)."""
+
+import sys
+
+from clearway.cli import DONE, job_output, parser, run
+
+
+def main() -> int:
+    options = parser(__doc__ or "")
+    options.add_argument("--env", required=True, metavar="NAME", help="environment of params.yaml")
+    options.add_argument(
+        "--canary", type=int, metavar="N", help="percent of entities that see it; 100 promotes it, 0 withdraws it"
+    )
+    options.add_argument("--digest", metavar="HEX", help="which model (default: the one in build/bundle/outcome.json)")
+    options.add_argument("--reason", default="asked for on the command line", help="why, for the ledger")
+    options.add_argument("--actor", metavar="WHO", help="who, for the ledger (default: $GITHUB_ACTOR or the user)")
+    options.add_argument(
+        "--ensure-serving",
+        action="store_true",
+        help="deploy nothing: have the server run and serve what the ledger says",
+    )
+    arguments = options.parse_args()
+    from clearway.deployment import default_actor, deploy_built, serve_again
+    from clearway.params import load_params
+    from clearway.workspace import Workspace
+
+    workspace = Workspace(arguments.project)
+    params = load_params(workspace.params_file)
+    if arguments.ensure_serving:
+        outcome = serve_again(params, workspace, arguments.env)
+    else:
+        actor = arguments.actor or default_actor()
+        target = (arguments.env, arguments.digest, arguments.canary)
+        outcome = deploy_built(params, workspace, *target, actor=actor, reason=arguments.reason)
+    for warning in outcome.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    url = outcome.server.url if outcome.server else ""
+    print(f"deploy: {outcome.sentence}{f' → {url}/predict' if url else ''}")
+    entry = outcome.entry
+    job_output(
+        stable=entry.stable if entry else "",
+        revision=str(entry.sequence) if entry else "",
+        url=url,
+        changed=str(outcome.changed).lower(),
+    )
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

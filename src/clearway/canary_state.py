@@ -1,0 +1,114 @@
+"""Where a rollout stands: its step, and the verdicts so far. The ledger says what is live, this what was judged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clearway.canary import CanaryVerdict
+from clearway.errors import ClearwayError
+from clearway.files import write_json
+from clearway.ledger import Entry
+from clearway.params import describe
+
+
+class StepVerdict(BaseModel):
+    """The latest verdict on one step, and the ledger revisions whose answers it judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    since_revision: int
+    last_revision: int
+    verdict: CanaryVerdict
+
+
+class CanaryState(BaseModel):
+    """``canary.json``: the rollout of one digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    weight: int = Field(ge=1, le=99)
+    since_revision: int
+    """Ledger entry that opened the current step: only answers since then count for it."""
+    verdicts: tuple[StepVerdict, ...] = ()
+    """One per step, the current step last once it has been judged."""
+
+    @property
+    def current(self) -> CanaryVerdict | None:
+        """The latest verdict on the current step; None before it was judged."""
+        last = self.verdicts[-1] if self.verdicts else None
+        return last.verdict if last is not None and last.since_revision == self.since_revision else None
+
+    def judged(self, verdict: CanaryVerdict, last_revision: int) -> "CanaryState":
+        """The state after a verdict on the current step, which replaces an earlier one on the same step."""
+        earlier = tuple(step for step in self.verdicts if step.since_revision < self.since_revision)
+        step = StepVerdict(since_revision=self.since_revision, last_revision=last_revision, verdict=verdict)
+        return self.model_copy(update={"verdicts": (*earlier, step)})
+
+
+def canary_file(folder: Path) -> Path:
+    return folder / "canary.json"
+
+
+def follow(saved: CanaryState | None, entries: Sequence[Entry]) -> CanaryState | None:
+    """The state that goes with the ledger: ``saved`` if it speaks of the open step, else carried on or begun anew.
+
+    A command killed between ledger and ``canary.json`` thus costs nothing but a verdict, which is judged again.
+    None if no canary is open.
+    """
+    if not entries or entries[-1].canary is None:
+        return None
+    now = entries[-1]
+    since, began = now.sequence, now.sequence
+    for entry in reversed(entries):
+        if entry.canary != now.canary:
+            break
+        began = entry.sequence
+    for entry in reversed(entries[began - 1 :]):
+        if (entry.stable, entry.canary_weight) != (now.stable, now.canary_weight):
+            break
+        since = entry.sequence
+    verdicts: tuple[StepVerdict, ...] = ()
+    if saved is not None and saved.digest == now.canary:
+        verdicts = tuple(step for step in saved.verdicts if began <= step.since_revision <= since)
+    assert now.canary is not None
+    return CanaryState(digest=now.canary, weight=now.canary_weight, since_revision=since, verdicts=verdicts)
+
+
+def read_state(folder: Path, entries: Sequence[Entry]) -> CanaryState | None:
+    """Where the rollout in ``folder`` stands, as its ledger allows; None if no canary is open.
+
+    Raises
+    ------
+    ClearwayError
+        ``canary.json`` is damaged.
+    """
+    path = canary_file(folder)
+    try:
+        saved = CanaryState.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        saved = None
+    except ValidationError as error:
+        raise ClearwayError(
+            f"{path} is damaged ({describe(error)}): delete it, and the step will be judged again"
+        ) from None
+    return follow(saved, entries)
+
+
+def write_state(folder: Path, state: CanaryState) -> None:
+    """Write ``canary.json``, whole or not at all."""
+    write_json(canary_file(folder), state.model_dump(mode="json"))
+
+
+def as_evidence(verdict: CanaryVerdict) -> dict[str, str]:
+    """A verdict in the ledger's words."""
+    found = {
+        "canary_verdict": verdict.verdict,
+        "canary_weight": str(verdict.weight),
+        "canary_requests": str(verdict.n_canary),
+        "stable_requests": str(verdict.n_stable),
+    }
+    for metric in verdict.metrics:
+        found[metric.name] = f"{metric.status}: {metric.lower:+.4f} to {metric.upper:+.4f}, margin {metric.margin:g}"
+    return found

@@ -1,0 +1,625 @@
+"""Deploy, canary, promote, roll back: what may happen is decided by pure plans, and carried out in one order.
+
+The order is the guarantee: the bundle is verified, the ledger entry is written and synced, the routing table is
+projected from the ledger's head, and the server is asked to follow. A command killed in between leaves a ledger that is
+right and a projection that is late; every command begins by projecting again (:func:`reconcile`), so that the next one,
+whichever it is, repairs it.
+
+A rollback needs the ledger and a kept bundle, nothing else: no training, no network, no registry.
+"""
+
+import getpass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clearway.bundle import Bundle, BundleError, keep, payload_digest, verify
+from clearway.canary import CanaryVerdict
+from clearway.canary_state import as_evidence, read_state
+from clearway.errors import ClearwayError, UsageError
+from clearway.files import read_json
+from clearway.ledger import (
+    Change,
+    Entry,
+    append,
+    canary_digest,
+    head_hash,
+    locked,
+    quarantined,
+    read_ledger,
+    stable_digest,
+    stable_history,
+)
+from clearway.local_target import Server, check_startable, ensure_serving
+from clearway.params import Params
+from clearway.routing import RoutingTable, read_routing, write_routing
+from clearway.workspace import Workspace
+
+BOOTSTRAP_REASON = "bootstrap: labelled baseline is the first control"
+SHOWN = 12
+"""Characters of a digest that people are shown."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a plan may look at."""
+
+    environment: str
+    entries: Sequence[Entry]
+    required: tuple[str, str | None] | None = None
+    """The environment in which a digest must be stable first, and the digest that is."""
+    verdict: CanaryVerdict | None = None
+    """The last recorded verdict on the open canary at its current weight."""
+
+    @property
+    def stable(self) -> str | None:
+        return stable_digest(self.entries)
+
+    @property
+    def canary(self) -> str | None:
+        return canary_digest(self.entries)
+
+    @property
+    def weight(self) -> int:
+        return self.entries[-1].canary_weight if self.entries else 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command came to."""
+
+    changed: bool
+    """Whether the ledger has a new entry."""
+    sentence: str
+    entry: Entry | None
+    """The ledger's head now."""
+    server: Server | None
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+
+# --- plans: pure -----------------------------------------------------------------------------------------------------
+
+
+def plan_deploy(situation: Situation, digest: str, *, actor: str, reason: str) -> Change | None:
+    """Replace the stable version at once. None if ``digest`` is stable already.
+
+    Raises
+    ------
+    ClearwayError
+        A canary is open, the digest is quarantined, or it is not stable where it must be first.
+    """
+    where = situation.environment
+    if situation.canary is not None:
+        if situation.canary == digest:
+            raise ClearwayError(
+                f"{digest[:SHOWN]} is the canary of {where} at {situation.weight}%: judge it with "
+                f"scripts/check_canary.py --env {where}, then promote it with --canary 100"
+            )
+        raise ClearwayError(
+            f"{where} has an open canary {situation.canary[:SHOWN]} at {situation.weight}%: promote it, "
+            f"or end it with scripts/rollback.py --env {where}, before {digest[:SHOWN]} is deployed"
+        )
+    if situation.stable == digest:
+        return None
+    check_admissible(situation, digest)
+    return Change(action="deploy", stable=digest, actor=actor, reason=reason)
+
+
+def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, reason: str) -> Change | None:
+    """Put ``digest`` on trial, change the weight of its trial, promote it (100), or withdraw it unblamed (0).
+
+    None if that is how things stand already.
+
+    Raises
+    ------
+    UsageError
+        The weight is outside 0 to 100.
+    ClearwayError
+        The digest is stable, quarantined, or not stable where it must be first; another canary is open; or the weight
+        would rise without the verdict *promote* at the current weight.
+    """
+    where, stable, canary = situation.environment, situation.stable, situation.canary
+    check_weight(weight)
+    if weight == 100 and canary is None and stable == digest:
+        return None
+    if stable is None:
+        raise ClearwayError(f"{where} has no stable version: a canary needs a control")
+    if canary is not None and canary != digest:
+        raise ClearwayError(
+            f"{where} has an open canary {canary[:SHOWN]} at {situation.weight}%, not {digest[:SHOWN]}: promote it, "
+            f"or end it with scripts/rollback.py --env {where}, first"
+        )
+    if canary is None:
+        if stable == digest:
+            raise ClearwayError(f"{digest[:SHOWN]} is the stable version of {where}: it cannot be its own canary")
+        if weight in (0, 100):
+            raise ClearwayError(
+                f"{where} has no open canary: --canary {weight} needs {digest[:SHOWN]} in place as one "
+                f"(scripts/deploy.py --env {where} --canary N first)"
+            )
+        check_admissible(situation, digest)
+        return Change(action="canary", stable=stable, canary=digest, canary_weight=weight, actor=actor, reason=reason)
+    if weight == 0:
+        return Change(action="canary", stable=stable, actor=actor, reason=reason)
+    if weight == situation.weight:
+        return None
+    evidence = _evidence_to_rise(situation, weight) if weight > situation.weight else {}
+    if weight == 100:
+        return Change(action="promote", stable=digest, actor=actor, reason=reason, evidence=evidence)
+    return Change(
+        action="canary",
+        stable=stable,
+        canary=digest,
+        canary_weight=weight,
+        actor=actor,
+        reason=reason,
+        evidence=evidence,
+    )
+
+
+def plan_rollback(
+    situation: Situation, to: str | None, *, actor: str, reason: str, evidence: Mapping[str, str]
+) -> Change | None:
+    """End the open canary, or go back to the last good version; what is left behind is quarantined.
+
+    ``to`` names another version that was stable here before. None if ``to`` is stable and no canary is open.
+
+    Raises
+    ------
+    ClearwayError
+        Nothing was ever deployed, there is no earlier good version, or ``to`` was never stable here or is quarantined.
+    """
+    where, stable, canary = situation.environment, situation.stable, situation.canary
+    if stable is None:
+        raise ClearwayError(f"nothing was ever deployed to {where}: there is nothing to roll back")
+    if canary is not None and to in (None, stable):
+        target = stable
+    elif to == stable:
+        return None
+    else:
+        target = to or _previous_good(situation)
+        _check_return(situation, target)
+    left = tuple(digest for digest in (canary, stable) if digest is not None and digest != target)
+    return Change(
+        action="rollback", stable=target, quarantines=left, actor=actor, reason=reason, evidence=dict(evidence)
+    )
+
+
+def check_weight(weight: int) -> None:
+    """Raise UsageError unless ``weight`` is a percentage."""
+    if not 0 <= weight <= 100:
+        raise UsageError(f"--canary {weight}: the weight must be a percentage from 0 to 100")
+
+
+def check_admissible(situation: Situation, digest: str) -> None:
+    """Whether ``digest`` may come to this environment as something new.
+
+    Raises
+    ------
+    ClearwayError
+        It is quarantined here, or not stable in the environment that must have it first.
+    """
+    where = situation.environment
+    if digest in quarantined(situation.entries):
+        blame = next(entry for entry in reversed(situation.entries) if digest in entry.quarantines)
+        raise ClearwayError(
+            f"{digest[:SHOWN]} is quarantined in {where} since entry {blame.sequence} ({blame.reason}): build another "
+            f"version, or lift it with scripts/release.py --env {where} --digest {digest}"
+        )
+    if situation.required is not None and situation.required[1] != digest:
+        name, live = situation.required
+        found = f"{live[:SHOWN]} is" if live else "nothing is"
+        raise ClearwayError(
+            f"{digest[:SHOWN]} must be stable in {name} before it may come to {where} "
+            f"(environments.{where}.requires in params.yaml), but {found}: scripts/deploy.py --env {name} first"
+        )
+
+
+def _evidence_to_rise(situation: Situation, weight: int) -> dict[str, str]:
+    verdict, canary = situation.verdict, situation.canary
+    assert canary is not None
+    if verdict is None or verdict.verdict != "promote":
+        said = f"is {verdict.verdict!r} ({verdict.sentence})" if verdict else "has not been given"
+        raise ClearwayError(
+            f"the canary {canary[:SHOWN]} may not rise from {situation.weight}% to {weight}%: its verdict at "
+            f"{situation.weight}% {said}: scripts/check_canary.py --env {situation.environment} must say promote"
+        )
+    return as_evidence(verdict)
+
+
+def _previous_good(situation: Situation) -> str:
+    barred = quarantined(situation.entries)
+    for digest in reversed(stable_history(situation.entries)):
+        if digest != situation.stable and digest not in barred:
+            return digest
+    raise ClearwayError(
+        f"{situation.environment} has no earlier good version to go back to: deploy one with scripts/deploy.py "
+        f"--env {situation.environment} --digest DIGEST"
+    )
+
+
+def _check_return(situation: Situation, digest: str) -> None:
+    known = stable_history(situation.entries)
+    if digest not in known:
+        shown = ", ".join(dict.fromkeys(one[:SHOWN] for one in known))
+        raise ClearwayError(
+            f"--to {digest}: it was never stable in {situation.environment} (its history: {shown}); "
+            "a new version comes by scripts/deploy.py"
+        )
+    if digest in quarantined(situation.entries):
+        raise ClearwayError(
+            f"--to {digest[:SHOWN]} is quarantined in {situation.environment}: lift it first with "
+            f"scripts/release.py --env {situation.environment} --digest {digest}"
+        )
+
+
+def project_routing(entries: Sequence[Entry], salt: str) -> RoutingTable | None:
+    """The routing table that the ledger's head asks for; None if nothing was ever deployed.
+
+    The salt is the project's and the canary's: through one rollout an entity keeps its version, and the next rollout
+    tries its luck on others.
+    """
+    if not entries:
+        return None
+    now = entries[-1]
+    return RoutingTable(
+        environment=now.environment,
+        revision=now.sequence,
+        ledger_hash=now.hash,
+        salt=f"{now.canary[:16]}:{salt}" if now.canary else salt,
+        stable=now.stable,
+        canary=now.canary,
+        canary_weight=now.canary_weight,
+    )
+
+
+# --- effects ---------------------------------------------------------------------------------------------------------
+
+
+def deploy(
+    params: Params,
+    workspace: Workspace,
+    environment: str,
+    digest: str,
+    canary_weight: int | None = None,
+    *,
+    actor: str,
+    reason: str,
+) -> Outcome:
+    """Bring ``digest`` to an environment: whole (no weight), on trial (1 to 99), promoted (100) or withdrawn (0).
+
+    A trial in an environment where nothing was ever deployed first makes the labelled baseline its control, at 100%.
+
+    Raises
+    ------
+    UsageError
+        The environment is unknown, or the weight is no percentage.
+    ClearwayError
+        The digest is unknown or does not verify, a rule of the plans forbids the change, the ledger moved meanwhile,
+        or the server does not follow.
+    """
+    entries = reconcile(params, workspace, environment)
+    if canary_weight is not None:
+        check_weight(canary_weight)
+    situation = _situation(params, workspace, environment, entries)
+    find_bundle(workspace, digest)
+    check_startable(params, workspace, environment)
+    if canary_weight not in (None, 0, 100) and not entries:
+        check_admissible(situation, digest)
+        entries = _bootstrap(params, workspace, environment, digest, actor)
+        situation = _situation(params, workspace, environment, entries)
+    if canary_weight is None:
+        change = plan_deploy(situation, digest, actor=actor, reason=reason)
+    else:
+        change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
+    return _carry_out(params, workspace, environment, entries, change)
+
+
+def deploy_built(
+    params: Params,
+    workspace: Workspace,
+    environment: str,
+    digest: str | None,
+    canary_weight: int | None = None,
+    *,
+    actor: str,
+    reason: str,
+) -> Outcome:
+    """:func:`deploy` what is named, else what the last run of the line built; nothing built is a clean outcome.
+
+    Raises
+    ------
+    UsageError, ClearwayError
+        As :func:`deploy`; or nothing is named and nothing was ever packaged.
+    """
+    if digest is not None:
+        return deploy(params, workspace, environment, digest, canary_weight, actor=actor, reason=reason)
+    built = read_built(workspace)
+    if built.verdict == "passed" and built.digest is not None:
+        return deploy(params, workspace, environment, built.digest, canary_weight, actor=actor, reason=reason)
+    served = serve_again(params, workspace, environment)
+    sentence = f"nothing to deploy, the last model was {built.verdict} (reports/model_validation.html): "
+    return replace(served, sentence=sentence + served.sentence)
+
+
+def rollback(
+    params: Params,
+    workspace: Workspace,
+    environment: str,
+    to: str | None = None,
+    *,
+    actor: str,
+    reason: str,
+    evidence: Mapping[str, str] | None = None,
+) -> Outcome:
+    """End the open canary, or go back to the last good version or to ``to``. Needs no training and no network.
+
+    Raises
+    ------
+    UsageError
+        The environment is unknown.
+    ClearwayError
+        There is no way back, the way back does not verify, or the server does not follow.
+    """
+    entries = reconcile(params, workspace, environment)
+    situation = Situation(environment, entries)  # nothing that other environments or old verdicts could spoil
+    change = plan_rollback(situation, to, actor=actor, reason=reason, evidence=evidence or {})
+    if change is not None and change.stable != situation.stable:
+        find_bundle(workspace, change.stable)  # closing a canary asks nothing of the version that serves already
+    return _carry_out(params, workspace, environment, entries, change)
+
+
+def hold(params: Params, workspace: Workspace, environment: str, verdict: CanaryVerdict, *, actor: str) -> Outcome:
+    """Record that a canary's last verdict left it where it is.
+
+    Raises
+    ------
+    ClearwayError
+        No canary is open, or the ledger moved meanwhile.
+    """
+    entries = reconcile(params, workspace, environment)
+    if not entries or entries[-1].canary is None:
+        raise ClearwayError(f"{environment} has no open canary: there is nothing to hold")
+    now = entries[-1]
+    change = Change(
+        action="hold",
+        stable=now.stable,
+        canary=now.canary,
+        canary_weight=now.canary_weight,
+        actor=actor,
+        reason=verdict.sentence,
+        evidence=as_evidence(verdict),
+    )
+    return _carry_out(params, workspace, environment, entries, change)
+
+
+def release(params: Params, workspace: Workspace, environment: str, digest: str, *, actor: str, reason: str) -> Entry:
+    """Lift the quarantine of ``digest``.
+
+    Raises
+    ------
+    ClearwayError
+        It is not quarantined here.
+    """
+    entries = reconcile(params, workspace, environment)
+    if digest not in quarantined(entries):
+        raise ClearwayError(f"{digest} is not quarantined in {environment}: there is nothing to release")
+    change = _unmoved(entries[-1], "release", actor, reason).model_copy(update={"releases": (digest,)})
+    return _record(params, workspace, environment, entries, change)
+
+
+def quarantine(
+    params: Params, workspace: Workspace, environment: str, digest: str, *, actor: str, reason: str
+) -> Entry:
+    """Bar ``digest``, which is not live, from an environment.
+
+    Raises
+    ------
+    ClearwayError
+        Nothing was ever deployed here, or the digest is live.
+    """
+    entries = reconcile(params, workspace, environment)
+    if not entries:
+        raise ClearwayError(f"nothing was ever deployed to {environment}: its ledger begins with a deployment")
+    if digest in (entries[-1].stable, entries[-1].canary):
+        raise ClearwayError(f"{digest[:SHOWN]} is live in {environment}: scripts/rollback.py takes it out and bars it")
+    change = _unmoved(entries[-1], "quarantine", actor, reason).model_copy(update={"quarantines": (digest,)})
+    return _record(params, workspace, environment, entries, Change.model_validate(change.model_dump()))
+
+
+def serve_again(params: Params, workspace: Workspace, environment: str) -> Outcome:
+    """Have the environment serve what its ledger says; changes nothing.
+
+    Raises
+    ------
+    ClearwayError
+        The server does not start or does not follow.
+    """
+    entries = reconcile(params, workspace, environment)
+    if not entries:
+        return Outcome(False, f"nothing was ever deployed to {environment}: there is nothing to serve", None, None)
+    return _carry_out(params, workspace, environment, entries, None)
+
+
+def reconcile(params: Params, workspace: Workspace, environment: str) -> list[Entry]:
+    """Read the verified ledger and write the routing table it asks for, if it is not there. Begins every command.
+
+    Projecting the head under the ledger's lock, and nothing else, also means that of two commands the slower one cannot
+    put its older table over the newer one.
+
+    Raises
+    ------
+    UsageError
+        The environment is unknown.
+    ClearwayError
+        The ledger is damaged, or was lost while its routing table remains.
+    """
+    params.environment(environment)
+    folder = workspace.environment(environment)
+    routing = folder / "routing.json"
+    with locked(folder):
+        entries = read_ledger(folder, environment)
+        table = project_routing(entries, params.serving.salt)
+        if table is None:
+            if routing.exists():
+                raise ClearwayError(
+                    f"{folder / 'ledger.jsonl'} has no entry, yet {routing} exists: the ledger of {environment} was "
+                    "lost; restore the folder from its last good copy"
+                )
+            return entries
+        try:
+            current = read_routing(routing)
+        except ClearwayError:  # missing or damaged: either way the ledger knows better
+            current = None
+        if current != table:
+            write_routing(routing, table)
+    return entries
+
+
+def find_bundle(workspace: Workspace, digest: str) -> Bundle:
+    """The kept bundle of ``digest``, verified; one that was only built so far is kept first.
+
+    Raises
+    ------
+    ClearwayError
+        It is nowhere to be found, or what is found is not what its digest says.
+    """
+    kept = workspace.bundles / digest
+    try:
+        return verify(kept, digest)
+    except BundleError:
+        built = [workspace.bundle / "challenger", workspace.bundle / "baseline"]
+        source = next((folder for folder in built if _is_bundle_of(folder, digest)), None)
+        if source is not None:
+            keep(source, workspace.bundles, digest)
+            return verify(kept, digest)
+        if kept.exists():
+            raise
+    raise ClearwayError(
+        f"digest {digest} is unknown: it is neither in {workspace.bundles} nor in {workspace.bundle}: "
+        "package it (scripts/package_model.py) or restore it from where it was built"
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """``build/bundle/outcome.json``: what the last run of the line has to deploy."""
+
+    verdict: str
+    digest: str | None
+    baseline_digest: str | None
+
+
+def read_built(workspace: Workspace) -> Built:
+    """What the last run of the line built.
+
+    Raises
+    ------
+    ClearwayError
+        Nothing was packaged yet, or the file is damaged.
+    """
+    path = workspace.bundle / "outcome.json"
+    content = read_json(path, made_by="scripts/package_model.py")
+    try:
+        return Built(str(content["verdict"]), content["digest"], content["baseline_digest"])
+    except (KeyError, TypeError):
+        raise ClearwayError(f"{path} names no verdict and digests: run scripts/package_model.py again") from None
+
+
+def default_actor() -> str:
+    """Who acts: ``$GITHUB_ACTOR`` in a workflow, else the user."""
+    try:
+        return os.environ.get("GITHUB_ACTOR") or getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
+def _is_bundle_of(folder: Path, digest: str) -> bool:
+    try:
+        return payload_digest(folder / "payload") == digest
+    except BundleError:
+        return False
+
+
+def _situation(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> Situation:
+    required = params.environment(environment).requires
+    state = read_state(workspace.environment(environment), entries)
+    return Situation(
+        environment=environment,
+        entries=entries,
+        required=(required, stable_digest(read_ledger(workspace.environment(required), required)))
+        if required
+        else None,
+        verdict=state.current if state else None,
+    )
+
+
+def _bootstrap(params: Params, workspace: Workspace, environment: str, digest: str, actor: str) -> list[Entry]:
+    """Make the labelled baseline the control of the first canary. It needs no other environment: it is no release."""
+    baseline = read_built(workspace).baseline_digest
+    if baseline is None:
+        raise ClearwayError(
+            f"{environment} has no stable version and {workspace.bundle / 'outcome.json'} names no baseline to be the "
+            f"first control: deploy a first version whole (scripts/deploy.py --env {environment})"
+        )
+    if baseline == digest:
+        raise ClearwayError(
+            f"{digest[:SHOWN]} is the baseline, the first control of {environment}: it cannot be its own canary"
+        )
+    find_bundle(workspace, baseline)
+    change = Change(action="deploy", stable=baseline, actor=actor, reason=BOOTSTRAP_REASON)
+    return [_record(params, workspace, environment, [], change)]
+
+
+def _record(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change) -> Entry:
+    """Ledger first, then its projection."""
+    entry = append(workspace.environment(environment), environment, change, expected_head=head_hash(entries))
+    reconcile(params, workspace, environment)
+    return entry
+
+
+def _carry_out(
+    params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change | None
+) -> Outcome:
+    entry = entries[-1] if change is None else _record(params, workspace, environment, entries, change)
+    server = ensure_serving(params, workspace, environment, entry.sequence)
+    moved = change is not None and entry.stable != entry.previous_stable
+    warnings = _project_alias(params, workspace, entry.stable) if moved and environment == params.production else ()
+    return Outcome(change is not None, _tell(entry, change), entry, server, warnings)
+
+
+def _project_alias(params: Params, workspace: Workspace, digest: str) -> tuple[str, ...]:
+    """Point the registry's ``champion`` at what production serves. A registry that is away stops nothing."""
+    from clearway.registry import set_champion  # imports MLflow
+
+    try:
+        set_champion(params, workspace, digest)
+    except Exception as error:  # whatever a registry raises: the ledger is the truth, the alias only repeats it
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        return (f"the registry's alias champion was not moved to {digest[:SHOWN]}: {first_line}",)
+    return ()
+
+
+def _unmoved(now: Entry, action: str, actor: str, reason: str) -> Change:
+    return Change.model_validate(
+        {
+            "action": action,
+            "stable": now.stable,
+            "canary": now.canary,
+            "canary_weight": now.canary_weight,
+            "actor": actor,
+            "reason": reason,
+        }
+    )
+
+
+def _tell(entry: Entry, change: Change | None) -> str:
+    where, stable = entry.environment, entry.stable[:SHOWN]
+    live = f"{stable} at 100%"
+    if entry.canary is not None:
+        live = f"canary {entry.canary[:SHOWN]} at {entry.canary_weight}% beside stable {stable}"
+    if change is None:
+        return f"nothing to do, {where} serves {live}"
+    barred = f", {', '.join(digest[:SHOWN] for digest in entry.quarantines)} quarantined" if entry.quarantines else ""
+    return f"{entry.action} in {where}: {live}{barred} (entry {entry.sequence})"

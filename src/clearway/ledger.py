@@ -1,0 +1,305 @@
+"""The deployment history of one environment: append-only JSON lines, each holding the hash of the line before it.
+
+>>> entries = read_ledger(workspace.environment("production"), "production")   # doctest: +SKIP
+>>> stable_digest(entries)                                                     # doctest: +SKIP
+'1f3c9a…'
+
+Two files. ``ledger.jsonl`` holds the entries; ``head.json``, the anchor, holds number and hash of the last one, so that
+a ledger whose tail was cut (whose remaining chain is whole) is found out. The chain is keyless: it finds damage, loss,
+reordering and edits; whoever may write both files could forge both, which is why the deliveries on GitHub push them,
+non-forced, to a branch with a history of its own.
+
+A kill can leave two traces, and both are healed by the next writer:
+
+- *a torn last line*, without a line break: the entry was never acknowledged and nothing followed from it: dropped.
+- *one whole line beyond the anchor*: the entry was written and synced, the anchor not yet moved: accepted. This is
+  safe because the line must carry on the chain from the anchored entry, and because no writer appends before it has
+  moved the anchor up: more than one line beyond the anchor cannot come from a kill and is refused.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from filelock import FileLock, Timeout
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clearway.errors import ClearwayError
+from clearway.files import canonical_json, fsync_directory, sha256_bytes, write_json
+from clearway.params import describe
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Action = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine", "release"]
+
+GENESIS = "0" * 64
+"""``previous_hash`` of the first entry, and the head of an empty ledger."""
+LOCK_SECONDS = 30.0
+
+
+class Change(BaseModel):
+    """What a writer decides; the ledger adds number, time and hashes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: Action
+    stable: Digest
+    """Digest that answers by default from here on."""
+    canary: Digest | None = None
+    """Digest under trial from here on."""
+    canary_weight: int = Field(0, ge=0, le=100)
+    quarantines: tuple[Digest, ...] = ()
+    """Digests that may not be deployed from here on."""
+    releases: tuple[Digest, ...] = ()
+    """Digests that may be deployed again."""
+    actor: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+    evidence: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _weight_needs_canary(self) -> Self:
+        if (self.canary is None) != (self.canary_weight == 0):
+            raise ValueError("a canary needs a weight above 0, and a weight needs a canary")
+        if self.canary == self.stable:
+            raise ValueError("the canary is the stable version")
+        return self
+
+
+class Entry(Change):
+    """One line of the ledger."""
+
+    sequence: int = Field(ge=1)
+    at: AwareDatetime
+    """Wall time, UTC."""
+    environment: str
+    previous_stable: Digest | None
+    """``stable`` of the entry before."""
+    previous_hash: Digest
+    hash: Digest
+    """SHA-256 of the canonical JSON of all other fields."""
+
+
+class Anchor(BaseModel):
+    """``head.json``: the last acknowledged entry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: str
+    sequence: int = Field(ge=1)
+    hash: Digest
+
+
+def ledger_file(folder: Path) -> Path:
+    return folder / "ledger.jsonl"
+
+
+def anchor_file(folder: Path) -> Path:
+    return folder / "head.json"
+
+
+def read_ledger(folder: Path, environment: str) -> list[Entry]:
+    """Read and verify the ledger in ``folder``; an environment without one has an empty history.
+
+    Raises
+    ------
+    ClearwayError
+        The chain, the order, the environment's name or the anchor does not hold; names the line and the difference.
+    """
+    return _read(folder, environment)[0]
+
+
+def append(folder: Path, environment: str, change: Change, *, expected_head: str) -> Entry:
+    """Add an entry after the one whose hash is ``expected_head`` (:data:`GENESIS` for an empty ledger).
+
+    The whole line is synced before the anchor moves. Of two writers that decided on the same head, one wins.
+
+    Raises
+    ------
+    ClearwayError
+        The ledger moved on since the caller read it, is broken, or is locked by another writer for too long.
+    """
+    with locked(folder):
+        entries, whole_bytes, anchor = _read(folder, environment)
+        _heal(folder, environment, entries, whole_bytes, anchor)
+        found = head_hash(entries)
+        if found != expected_head:
+            raise ClearwayError(
+                f"{ledger_file(folder)}: the head moved while this command decided: expected {expected_head[:12]}, "
+                f"found {found[:12]} (entry {len(entries)}): look at what changed and run the command again"
+            )
+        content: dict[str, Any] = {
+            **change.model_dump(mode="json"),
+            "sequence": len(entries) + 1,
+            "at": _iso(datetime.now(UTC)),
+            "environment": environment,
+            "previous_stable": entries[-1].stable if entries else None,
+            "previous_hash": found,
+        }
+        content["hash"] = sha256_bytes(canonical_json(content))
+        entry = Entry.model_validate(content)
+        with ledger_file(folder).open("ab") as stream:
+            stream.write(canonical_json(content) + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        fsync_directory(folder)
+        _write_anchor(folder, entry)
+        return entry
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the environment's write lock.
+
+    Raises
+    ------
+    ClearwayError
+        Another command holds it for more than ``LOCK_SECONDS``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "ledger.lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise ClearwayError(
+            f"{folder / 'ledger.lock'} is held by another command for {LOCK_SECONDS:.0f} s: wait for it to end"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def head(entries: Sequence[Entry]) -> Entry | None:
+    """The last entry; None if nothing was ever deployed."""
+    return entries[-1] if entries else None
+
+
+def head_hash(entries: Sequence[Entry]) -> str:
+    """What :func:`append` expects of a caller that decided on ``entries``."""
+    return entries[-1].hash if entries else GENESIS
+
+
+def stable_digest(entries: Sequence[Entry]) -> str | None:
+    """The version that answers by default; None if nothing was ever deployed."""
+    return entries[-1].stable if entries else None
+
+
+def canary_digest(entries: Sequence[Entry]) -> str | None:
+    """The version under trial, if any."""
+    return entries[-1].canary if entries else None
+
+
+def quarantined(entries: Sequence[Entry]) -> frozenset[str]:
+    """Digests that may not be deployed."""
+    barred: set[str] = set()
+    for entry in entries:
+        barred = (barred | set(entry.quarantines)) - set(entry.releases)
+    return frozenset(barred)
+
+
+def stable_history(entries: Sequence[Entry]) -> list[str]:
+    """Each version in the order in which it became stable; one that came back stands there again."""
+    return [entry.stable for entry in entries if entry.stable != entry.previous_stable]
+
+
+def _read(folder: Path, environment: str) -> tuple[list[Entry], int, Anchor | None]:
+    """Entries, the number of bytes in whole lines, and the anchor as it stands."""
+    while True:
+        anchor = _read_anchor(folder, environment)
+        try:
+            content = ledger_file(folder).read_bytes()
+        except FileNotFoundError:
+            content = b""
+        # A writer between the two reads would look like damage: only a pair from one moment is judged.
+        if anchor == _read_anchor(folder, environment):
+            break
+    whole_bytes = content.rfind(b"\n") + 1
+    path = ledger_file(folder)
+    entries: list[Entry] = []
+    for line in content[:whole_bytes].split(b"\n")[:-1]:
+        entries.append(_verify(line, entries, environment, f"{path} line {len(entries) + 1}"))
+    _check_anchor(path, entries, anchor, torn=whole_bytes < len(content))
+    return entries, whole_bytes, anchor
+
+
+def _verify(line: bytes, before: Sequence[Entry], environment: str, where: str) -> Entry:
+    try:
+        content = json.loads(line)
+        entry = Entry.model_validate(content)
+    except ValidationError as error:
+        raise ClearwayError(f"{where} is no ledger entry ({describe(error)}); {_RESTORE}") from None
+    except ValueError as error:
+        raise ClearwayError(f"{where} is not valid JSON ({error}); {_RESTORE}") from None
+    if canonical_json(content) != line:
+        raise ClearwayError(f"{where} is not written in canonical JSON: it was edited; {_RESTORE}")
+    expected: dict[str, object] = {
+        "sequence": len(before) + 1,
+        "environment": environment,
+        "previous_hash": head_hash(before),
+        "previous_stable": stable_digest(before),
+        "hash": sha256_bytes(canonical_json({key: value for key, value in content.items() if key != "hash"})),
+    }
+    for field, value in expected.items():
+        found = getattr(entry, field)
+        if found != value:
+            raise ClearwayError(f"{where}: {field} is {found!r}, expected {value!r}; {_RESTORE}")
+    return entry
+
+
+def _check_anchor(path: Path, entries: Sequence[Entry], anchor: Anchor | None, *, torn: bool) -> None:
+    anchored = 0 if anchor is None else anchor.sequence
+    name = path.parent / "head.json"
+    if len(entries) < anchored:
+        raise ClearwayError(
+            f"{path} ends at entry {len(entries)}, but {name} says {anchored}: its tail was cut; {_RESTORE}"
+        )
+    if anchor is not None and entries[anchored - 1].hash != anchor.hash:
+        found = entries[anchored - 1].hash
+        raise ClearwayError(
+            f"{path} line {anchored}: hash is {found[:12]}, but {name} says {anchor.hash[:12]}: "
+            f"the history was rewritten; {_RESTORE}"
+        )
+    if len(entries) > anchored + (0 if torn else 1):
+        raise ClearwayError(
+            f"{path} has {len(entries)} entries{' and a torn line' if torn else ''}, but {name} says {anchored}: "
+            f"lines were added by something other than this program; {_RESTORE}"
+        )
+
+
+def _heal(folder: Path, environment: str, entries: Sequence[Entry], whole_bytes: int, anchor: Anchor | None) -> None:
+    """Remove what a killed writer left: a torn line, or an anchor one entry behind."""
+    path = ledger_file(folder)
+    if path.exists() and path.stat().st_size > whole_bytes:
+        with path.open("r+b") as stream:
+            stream.truncate(whole_bytes)
+            os.fsync(stream.fileno())
+    if entries and (anchor is None or anchor.sequence < entries[-1].sequence):
+        _write_anchor(folder, entries[-1])
+
+
+def _read_anchor(folder: Path, environment: str) -> Anchor | None:
+    path = anchor_file(folder)
+    try:
+        anchor = Anchor.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ClearwayError(f"{path} is damaged ({describe(error)}); {_RESTORE}") from None
+    if anchor.environment != environment:
+        raise ClearwayError(f"{path}: environment is {anchor.environment!r}, expected {environment!r}; {_RESTORE}")
+    return anchor
+
+
+def _write_anchor(folder: Path, entry: Entry) -> None:
+    anchor = Anchor(environment=entry.environment, sequence=entry.sequence, hash=entry.hash)
+    write_json(anchor_file(folder), anchor.model_dump(mode="json"))
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+_RESTORE = "restore the folder from its last good copy (on GitHub: the branch clearway-state)"

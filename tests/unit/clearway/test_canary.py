@@ -1,0 +1,180 @@
+"""The judge's verdicts on made-up traffic: healthy, broken in each way, silent, and without a control."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clearway.canary import OBSERVED, CanaryVerdict, MetricVerdict, draw_steps, judge, measure
+from clearway.params import CanaryParams, CanaryStep
+from clearway.reporting import draw
+
+PARAMS = CanaryParams()
+STEP = CanaryStep(weight=10, margin=0.05, min_requests=500)
+
+
+def traffic(
+    n_stable: int = 4500,
+    n_canary: int = 600,
+    *,
+    errors: float = 0.01,
+    slow: float = 0.005,
+    shift: float = 0.0,
+    per_entity: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Both arms with 1% errors and 0.5% slow answers; the canary's own rates and score shift as given."""
+    random = np.random.default_rng(seed)
+    n = n_stable + n_canary
+    canary = random.permutation(np.arange(n) < n_canary)
+    failed = random.random(n) < np.where(canary, errors, 0.01)
+    late = random.random(n) < np.where(canary, slow, 0.005)
+    score = np.clip(random.beta(2, 5, n) + np.where(canary, shift, 0.0), 0, 1)
+    entity = np.where(canary, "c", "s") + pd.Series(np.arange(n) // per_entity).astype(str)
+    return pd.DataFrame(
+        {
+            "id": [f"q{i}" for i in range(n)],
+            "version": np.where(canary, "new", "old"),
+            "role": np.where(canary, "canary", "stable"),
+            "entity": entity,
+            "served_at": pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(np.arange(n), unit="ms"),
+            "status": np.where(failed, 500, 200),
+            "latency_ms": np.where(late, 250.0, 5.0),
+            "score": np.where(failed, np.nan, score),
+        }
+    )
+
+
+def metric(verdict: CanaryVerdict, name: str) -> MetricVerdict:
+    return next(found for found in verdict.metrics if found.name == name)
+
+
+def test_a_healthy_canary_is_promoted() -> None:
+    verdict = judge(traffic(n_canary=1500), STEP, PARAMS)
+    assert verdict.verdict == "promote"
+    assert [found.status for found in verdict.metrics] == ["pass", "pass", "pass"]
+    assert all(found.upper <= found.margin for found in verdict.metrics)
+    assert "proven harmless" in verdict.sentence
+
+
+def test_errors_from_one_to_ten_percent_are_rolled_back() -> None:
+    verdict = judge(traffic(n_canary=1500, errors=0.10), STEP, PARAMS)
+    assert verdict.verdict == "rollback"
+    found = metric(verdict, "errors")
+    assert (found.status, found.n_canary, found.n_stable) == ("fail", 1500, 4500)
+    assert 0 < found.lower < 0.09
+    assert "errors: canary " in verdict.sentence
+    assert metric(verdict, "slow").status != "fail"
+
+
+def test_a_slow_canary_is_rolled_back() -> None:
+    verdict = judge(traffic(n_canary=1500, slow=0.2), STEP, PARAMS)
+    assert verdict.verdict == "rollback"
+    assert [found.name for found in verdict.metrics if found.status == "fail"] == ["slow"]
+
+
+@pytest.mark.parametrize("shift", [0.35, -0.28])
+def test_a_score_shifted_either_way_is_rolled_back(shift: float) -> None:
+    verdict = judge(traffic(n_canary=3000, shift=shift), STEP, PARAMS)
+    assert verdict.verdict == "rollback"
+    assert [found.name for found in verdict.metrics if found.status == "fail"] == ["score"]
+
+
+def test_a_small_shift_of_the_score_is_not_held_against_it() -> None:
+    assert judge(traffic(n_canary=1500, shift=0.03), STEP, PARAMS).verdict == "promote"
+
+
+def test_no_traffic_is_hold() -> None:
+    verdict = judge(traffic(0, 0), STEP, PARAMS)
+    assert verdict.verdict == "hold"
+    assert verdict.model_dump(mode="json")["metrics"][0]["estimate"] is None
+    assert judge(pd.DataFrame(columns=list(OBSERVED)), STEP, PARAMS).verdict == "hold"
+
+
+def test_control_traffic_alone_is_hold() -> None:
+    verdict = judge(traffic(5000, 0), STEP, PARAMS)
+    assert (verdict.verdict, verdict.n_stable) == ("hold", 5000)
+    assert "no request" in verdict.sentence
+
+
+def test_canary_traffic_without_a_control_is_hold_however_good_it_looks() -> None:
+    verdict = judge(traffic(0, 5000, errors=0.0, slow=0.0), STEP, PARAMS)
+    assert verdict.verdict == "hold"
+    assert "without control traffic" in verdict.sentence
+
+
+def test_one_request_short_of_the_minimum_is_hold_and_the_minimum_is_not() -> None:
+    perfect = {"errors": 0.0, "slow": 0.0}
+    assert "fewer canary requests" in judge(traffic(4500, 499, **perfect), STEP, PARAMS).sentence
+    assert "fewer canary requests" not in judge(traffic(4500, 500, **perfect), STEP, PARAMS).sentence
+
+
+def test_too_little_evidence_is_hold_and_says_what_is_open() -> None:
+    tight = CanaryStep(weight=10, margin=0.001, min_requests=500)
+    verdict = judge(traffic(), tight, PARAMS)
+    assert verdict.verdict == "hold"
+    assert "not decided yet: errors at most +0.0" in verdict.sentence
+
+
+@pytest.mark.parametrize("score", [float("nan"), 1.5, float("inf")])
+def test_a_score_that_is_no_probability_counts_as_an_error(score: float) -> None:
+    observations = traffic(n_canary=1500)
+    broken = (observations["role"] == "canary") & (np.random.default_rng(1).random(len(observations)) < 0.3)
+    observations.loc[broken, "score"] = score
+    observations.loc[broken, "status"] = 200
+    verdict = judge(observations, STEP, PARAMS)
+    assert verdict.verdict == "rollback"
+    assert metric(verdict, "errors").status == "fail"
+
+
+def test_an_unknown_latency_counts_as_slow() -> None:
+    observations = traffic(n_canary=1500)
+    observations.loc[observations["role"] == "canary", "latency_ms"] = np.nan
+    assert metric(judge(observations, STEP, PARAMS), "slow").status == "fail"
+
+
+def test_the_score_counts_each_entity_once_and_nameless_requests_each() -> None:
+    observations = traffic(4500, 600, errors=0.0, per_entity=1)
+    observations.loc[observations["role"] == "canary", "entity"] = "the only aircraft"
+    found = metric(judge(observations, STEP, PARAMS), "score")
+    assert found.n_canary == 1
+    assert found.status == "open"
+    observations["entity"] = None
+    assert metric(judge(observations, STEP, PARAMS), "score").n_canary == 600
+
+
+def test_the_order_of_rows_in_the_log_files_does_not_matter() -> None:
+    observations = traffic()
+    shuffled = observations.sample(frac=1.0, random_state=3)
+    assert judge(shuffled, STEP, PARAMS) == judge(observations, STEP, PARAMS)
+
+
+def test_testers_are_no_sample_of_either_side() -> None:
+    observations = traffic(n_canary=1500)
+    testers = traffic(n_canary=1500, errors=1.0, seed=9).assign(role="tester")
+    assert judge(pd.concat([observations, testers]), STEP, PARAMS) == judge(observations, STEP, PARAMS)
+
+
+def test_a_healthy_rollout_judged_again_and_again_is_never_rolled_back() -> None:
+    rolled_back = 0
+    for seed in range(10):
+        observations = traffic(2000, 2000, seed=seed)
+        looks = range(200, 4001, 400)
+        rolled_back += any(judge(observations[:look], STEP, PARAMS).verdict == "rollback" for look in looks)
+    assert rolled_back == 0
+
+
+def test_more_steps_share_the_same_error_budget() -> None:
+    """A longer rollout may not err more often: each of its steps must be surer."""
+    few = CanaryParams(steps=(STEP,))
+    many = CanaryParams(steps=tuple(CanaryStep(weight=weight, margin=0.05) for weight in range(10, 20)))
+    observations = traffic()
+    wide, narrow = judge(observations, STEP, many), judge(observations, STEP, few)
+    for one, other in zip(wide.metrics, narrow.metrics, strict=True):
+        assert one.upper > other.upper
+        assert one.lower < other.lower
+
+
+def test_the_drawing_is_a_picture() -> None:
+    png = draw(draw_steps([(STEP, measure(traffic(200, 100), STEP, PARAMS))], PARAMS))
+    assert png.startswith(b"\x89PNG")
+    assert draw(draw_steps([(STEP, measure(traffic(0, 0), STEP, PARAMS))], PARAMS)).startswith(b"\x89PNG")

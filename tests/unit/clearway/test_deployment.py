@@ -1,0 +1,355 @@
+"""What may be deployed, promoted and rolled back: the plans, the projection, and where a rollout stands."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from clearway.canary import CanaryVerdict
+from clearway.canary_state import CanaryState, follow, read_state, write_state
+from clearway.deployment import (
+    Situation,
+    deploy_built,
+    plan_canary,
+    plan_deploy,
+    plan_rollback,
+    project_routing,
+    quarantine,
+    reconcile,
+    release,
+)
+from clearway.errors import ClearwayError, UsageError
+from clearway.files import write_json
+from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_ledger
+from clearway.params import CanaryParams, CanaryStep, Params
+from clearway.rollout import step_at
+from clearway.routing import read_routing
+from clearway.workspace import Workspace
+
+A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
+ENV = "production"
+WHO = {"actor": "tester", "reason": "a test"}
+
+
+def change(action: str, stable: str, canary: str | None = None, weight: int = 0, **more: object) -> Change:
+    content = {"action": action, "stable": stable, "canary": canary, "canary_weight": weight, **WHO, **more}
+    return Change.model_validate(content)
+
+
+def write(folder: Path, *changes: Change) -> list[Entry]:
+    for one in changes:
+        append(folder, ENV, one, expected_head=head_hash(read_ledger(folder, ENV)))
+    return read_ledger(folder, ENV)
+
+
+def verdict(word: str, weight: int) -> CanaryVerdict:
+    return CanaryVerdict.model_validate(
+        {"verdict": word, "sentence": f"a {word}", "weight": weight, "n_canary": 9, "n_stable": 9, "metrics": []}
+    )
+
+
+def situation(entries: Sequence[Entry], said: CanaryVerdict | None = None, **more: object) -> Situation:
+    return Situation(ENV, entries, verdict=said, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def serving_a(tmp_path: Path) -> list[Entry]:
+    return write(tmp_path, change("deploy", A))
+
+
+@pytest.fixture
+def trying_b(tmp_path: Path) -> list[Entry]:
+    return write(tmp_path, change("deploy", A), change("canary", A, B, 10))
+
+
+# --- deploying whole ---
+
+
+def test_a_new_version_replaces_the_stable_one_and_a_second_time_there_is_nothing_to_do(
+    serving_a: list[Entry],
+) -> None:
+    planned = plan_deploy(situation(serving_a), B, **WHO)
+    assert planned == change("deploy", B)
+    assert plan_deploy(situation(serving_a), A, **WHO) is None
+
+
+def test_nothing_is_deployed_over_an_open_canary(trying_b: list[Entry]) -> None:
+    with pytest.raises(ClearwayError, match=r"open canary bbbbbbbbbbbb at 10%: .*before cccccccccccc is deployed"):
+        plan_deploy(situation(trying_b), C, **WHO)
+    with pytest.raises(ClearwayError, match=r"is the canary of production at 10%: .*--canary 100"):
+        plan_deploy(situation(trying_b), B, **WHO)
+
+
+def test_a_digest_must_be_stable_where_it_is_required_first(serving_a: list[Entry]) -> None:
+    for live, said in ((C, "but cccccccccccc is"), (None, "but nothing is")):
+        where = situation(serving_a, required=("staging", live))
+        with pytest.raises(ClearwayError, match=f"bbbbbbbbbbbb must be stable in staging before .*{said}"):
+            plan_deploy(where, B, **WHO)
+        with pytest.raises(ClearwayError, match="must be stable in staging"):
+            plan_canary(where, B, 10, **WHO)
+    assert plan_canary(situation(serving_a, required=("staging", B)), B, 10, **WHO) is not None
+
+
+def test_a_quarantined_digest_stays_out_until_it_is_released(tmp_path: Path) -> None:
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10), change("rollback", A, quarantines=(B,)))
+    for plan in (lambda s: plan_deploy(s, B, **WHO), lambda s: plan_canary(s, B, 10, **WHO)):
+        with pytest.raises(ClearwayError, match=r"quarantined in production since entry 3 \(a test\)"):
+            plan(situation(entries))
+    entries = write(tmp_path, change("release", A, releases=(B,)))
+    assert plan_canary(situation(entries), B, 10, **WHO) is not None
+
+
+# --- canaries ---
+
+
+@pytest.mark.parametrize("weight", [-1, 101])
+def test_a_weight_is_a_percentage(serving_a: list[Entry], weight: int) -> None:
+    with pytest.raises(UsageError, match=f"--canary {weight}: .*0 to 100"):
+        plan_canary(situation(serving_a), B, weight, **WHO)
+
+
+def test_a_canary_opens_beside_the_stable_version(serving_a: list[Entry]) -> None:
+    assert plan_canary(situation(serving_a), B, 10, **WHO) == change("canary", A, B, 10)
+
+
+def test_the_stable_version_is_not_its_own_canary_and_without_one_there_is_none(serving_a: list[Entry]) -> None:
+    with pytest.raises(ClearwayError, match="cannot be its own canary"):
+        plan_canary(situation(serving_a), A, 10, **WHO)
+    with pytest.raises(ClearwayError, match="no stable version"):
+        plan_canary(situation([]), A, 10, **WHO)
+
+
+def test_another_canary_is_refused_while_one_is_open(trying_b: list[Entry]) -> None:
+    for weight in (0, 10, 25, 100):
+        with pytest.raises(ClearwayError, match="open canary bbbbbbbbbbbb at 10%, not cccccccccccc"):
+            plan_canary(situation(trying_b, verdict("promote", 10)), C, weight, **WHO)
+
+
+@pytest.mark.parametrize("weight", [25, 100])
+@pytest.mark.parametrize("said", [None, "hold", "rollback"])
+def test_a_canary_rises_only_on_the_verdict_promote(trying_b: list[Entry], weight: int, said: str | None) -> None:
+    judged = verdict(said, 10) if said else None
+    with pytest.raises(ClearwayError, match=f"may not rise from 10% to {weight}%: its verdict at 10%"):
+        plan_canary(situation(trying_b, judged), B, weight, **WHO)
+
+
+def test_a_passed_canary_rises_and_is_promoted_with_the_verdict_as_evidence(trying_b: list[Entry]) -> None:
+    passed = situation(trying_b, verdict("promote", 10))
+    higher = plan_canary(passed, B, 25, **WHO)
+    assert higher is not None
+    assert (higher.action, higher.canary_weight) == ("canary", 25)
+    promoted = plan_canary(passed, B, 100, **WHO)
+    assert promoted is not None
+    assert (promoted.action, promoted.stable, promoted.canary) == ("promote", B, None)
+    assert promoted.evidence["canary_verdict"] == higher.evidence["canary_verdict"] == "promote"
+
+
+def test_a_canary_may_be_lowered_or_withdrawn_without_a_verdict_and_without_blame(trying_b: list[Entry]) -> None:
+    lowered = plan_canary(situation(trying_b), B, 5, **WHO)
+    assert lowered == change("canary", A, B, 5)
+    assert plan_canary(situation(trying_b), B, 0, **WHO) == change("canary", A)
+    assert plan_canary(situation(trying_b), B, 10, **WHO) is None
+
+
+def test_promoting_needs_a_canary_and_promoting_twice_is_nothing_to_do(serving_a: list[Entry]) -> None:
+    with pytest.raises(ClearwayError, match="no open canary: --canary 100 needs bbbbbbbbbbbb in place"):
+        plan_canary(situation(serving_a), B, 100, **WHO)
+    assert plan_canary(situation(serving_a), A, 100, **WHO) is None
+
+
+# --- rolling back ---
+
+
+def undo(entries: Sequence[Entry], to: str | None = None) -> Change | None:
+    return plan_rollback(situation(entries), to, **WHO, evidence={})
+
+
+def test_rolling_back_a_canary_keeps_stable_and_bars_the_canary(trying_b: list[Entry]) -> None:
+    assert undo(trying_b) == undo(trying_b, A) == change("rollback", A, quarantines=(B,))
+
+
+def test_rolling_back_stable_goes_to_the_last_good_version_and_bars_what_it_leaves(tmp_path: Path) -> None:
+    entries = write(tmp_path, *(change("deploy", digest) for digest in (A, B, C)))
+    assert undo(entries) == change("rollback", B, quarantines=(C,))
+    entries = write(tmp_path, change("rollback", B, quarantines=(C,)))
+    assert undo(entries) == change("rollback", A, quarantines=(B,))  # C is newer, but bad
+    entries = write(tmp_path, change("rollback", A, quarantines=(B,)))
+    with pytest.raises(ClearwayError, match="no earlier good version"):
+        undo(entries)
+
+
+def test_rolling_back_to_a_named_version_bars_the_canary_and_the_stable_version(tmp_path: Path) -> None:
+    entries = write(tmp_path, change("deploy", A), change("deploy", B), change("canary", B, C, 10))
+    assert undo(entries, A) == change("rollback", A, quarantines=(C, B))
+    with pytest.raises(ClearwayError, match=r"never stable in production \(its history: aaaaaaaaaaaa, bbbbbbbbbbbb\)"):
+        undo(entries, D)
+    with pytest.raises(ClearwayError, match="never stable"):
+        undo(entries, C)
+
+
+def test_rolling_back_to_a_quarantined_version_or_from_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClearwayError, match="nothing was ever deployed"):
+        undo([])
+    entries = write(tmp_path, change("deploy", A), change("deploy", B), change("rollback", A, quarantines=(B,)))
+    with pytest.raises(ClearwayError, match="is quarantined"):
+        undo(entries, B)
+    assert undo(entries, A) is None
+
+
+# --- the projection ---
+
+
+def test_routing_follows_the_head_and_an_entity_keeps_its_side_while_the_canary_grows(tmp_path: Path) -> None:
+    assert project_routing([], "salt") is None
+    ten = project_routing(write(tmp_path, change("deploy", A), change("canary", A, B, 10)), "salt")
+    half = project_routing(write(tmp_path, change("canary", A, B, 50)), "salt")
+    assert ten is not None
+    assert half is not None
+    assert (ten.revision, ten.stable, ten.canary, ten.canary_weight) == (2, A, B, 10)
+    keys = [f"N{number}" for number in range(2000)]
+    first, later = ({key for key in keys if table.route(key) == "canary"} for table in (ten, half))
+    assert 140 < len(first) < 260
+    assert first < later
+
+
+def test_the_next_rollout_tries_its_luck_on_other_entities(tmp_path: Path) -> None:
+    one = project_routing(write(tmp_path / "1", change("deploy", A), change("canary", A, B, 10)), "salt")
+    two = project_routing(write(tmp_path / "2", change("deploy", A), change("canary", A, C, 10)), "salt")
+    assert one is not None
+    assert two is not None
+    chosen = [{key for key in map(str, range(2000)) if table.route(key) == "canary"} for table in (one, two)]
+    assert len(chosen[0] & chosen[1]) < 60
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def params() -> Params:
+    return Params.model_validate(
+        {
+            "project": {"name": "toy"},
+            "sources": {"rows": {"kind": "csv", "path": "rows.csv"}},
+            "data": {"table": "rows", "label": "y"},
+            "environments": {ENV: {"port": 0}},
+        }
+    )
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "half a ta"])
+def test_a_missing_or_damaged_routing_table_is_projected_again(
+    params: Params, workspace: Workspace, content: str | None
+) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A), change("canary", A, B, 10))
+    if content is not None:
+        (folder / "routing.json").write_text(content)
+    reconcile(params, workspace, ENV)
+    assert read_routing(folder / "routing.json").canary == B
+
+
+def test_a_late_routing_table_catches_up_and_a_right_one_is_not_touched(params: Params, workspace: Workspace) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A))
+    reconcile(params, workspace, ENV)
+    write(folder, change("deploy", B))
+    assert read_routing(folder / "routing.json").stable == A
+    reconcile(params, workspace, ENV)
+    assert read_routing(folder / "routing.json").stable == B
+    before = (folder / "routing.json").stat().st_ino
+    reconcile(params, workspace, ENV)
+    assert (folder / "routing.json").stat().st_ino == before
+
+
+def test_a_routing_table_without_its_ledger_is_a_lost_ledger(params: Params, workspace: Workspace) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A))
+    reconcile(params, workspace, ENV)
+    (folder / "ledger.jsonl").unlink()
+    (folder / "head.json").unlink()
+    with pytest.raises(ClearwayError, match="the ledger of production was lost"):
+        reconcile(params, workspace, ENV)
+
+
+def test_an_unknown_environment_leaves_nothing_behind(params: Params, workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match=r"environment 'prod' is not in params\.yaml"):
+        reconcile(params, workspace, "prod")
+    assert not workspace.var.exists()
+
+
+def test_a_rejected_model_is_a_clean_nothing_to_do(params: Params, workspace: Workspace) -> None:
+    content = {"verdict": "rejected", "digest": None, "baseline_digest": None}
+    write_json(workspace.bundle / "outcome.json", content)
+    outcome = deploy_built(params, workspace, ENV, None, 10, **WHO)
+    assert not outcome.changed
+    assert "the last model was rejected" in outcome.sentence
+
+
+def test_an_unknown_digest_and_a_digest_that_is_none_are_refused(params: Params, workspace: Workspace) -> None:
+    with pytest.raises(ClearwayError, match=f"digest {A} is unknown"):
+        deploy_built(params, workspace, ENV, A, **WHO)
+    with pytest.raises(ClearwayError, match=r"\.\./\.\."):
+        deploy_built(params, workspace, ENV, "../..", **WHO)
+    assert read_ledger(workspace.environment(ENV), ENV) == []
+
+
+def test_quarantine_and_release_are_entries_that_move_nothing(params: Params, workspace: Workspace) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A), change("canary", A, B, 10))
+    assert quarantine(params, workspace, ENV, C, **WHO).canary == B
+    assert quarantined(read_ledger(folder, ENV)) == {C}
+    with pytest.raises(ClearwayError, match="is live in production"):
+        quarantine(params, workspace, ENV, B, **WHO)
+    release(params, workspace, ENV, C, **WHO)
+    assert quarantined(read_ledger(folder, ENV)) == frozenset()
+    with pytest.raises(ClearwayError, match="is not quarantined"):
+        release(params, workspace, ENV, C, **WHO)
+    assert read_routing(folder / "routing.json").revision == 4
+
+
+# --- where a rollout stands ---
+
+
+def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path: Path) -> None:
+    assert read_state(tmp_path, []) is None
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10))
+    state = read_state(tmp_path, entries)
+    assert state == CanaryState(digest=B, weight=10, since_revision=2)
+    write_state(tmp_path, state.judged(verdict("promote", 10), 2))
+    state = read_state(tmp_path, entries)
+    assert state is not None
+    assert state.current == verdict("promote", 10)
+
+    entries = write(tmp_path, change("canary", A, B, 25))  # killed before canary.json was written
+    state = read_state(tmp_path, entries)
+    assert state is not None
+    assert (state.weight, state.since_revision, state.current) == (25, 3, None)
+    assert [step.verdict.weight for step in state.verdicts] == [10]
+
+
+def test_holding_does_not_begin_a_step_anew_and_a_second_trial_forgets_the_first(tmp_path: Path) -> None:
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10), change("hold", A, B, 10))
+    saved = CanaryState(digest=B, weight=10, since_revision=2).judged(verdict("promote", 10), 3)
+    assert follow(saved, entries) == saved
+    entries = write(tmp_path, change("canary", A), change("canary", A, B, 10))
+    again = follow(saved, entries)
+    assert again == CanaryState(digest=B, weight=10, since_revision=5)
+
+
+def test_judging_a_step_again_replaces_its_verdict() -> None:
+    state = CanaryState(digest=B, weight=10, since_revision=2)
+    state = state.judged(verdict("hold", 10), 2).judged(verdict("promote", 10), 3)
+    assert [(step.verdict.verdict, step.last_revision) for step in state.verdicts] == [("promote", 3)]
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    (tmp_path / "canary.json").write_text("{")
+    with pytest.raises(ClearwayError, match=r"canary\.json is damaged .*delete it"):
+        read_state(tmp_path, [])
+
+
+@pytest.mark.parametrize(("weight", "margin"), [(10, 0.05), (7, 0.05), (11, 0.03), (50, 0.02), (80, 0.02)])
+def test_a_weight_between_steps_is_judged_by_the_stricter_one(weight: int, margin: float) -> None:
+    assert step_at(CanaryParams(), weight) == CanaryStep(weight=weight, margin=margin)
