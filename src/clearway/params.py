@@ -1,6 +1,7 @@
 """``params.yaml``: every setting of the line, typed. Unknown keys, wrong types and impossible values are refused."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,7 +35,7 @@ UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc)]
 class Section(BaseModel):
     """A part of ``params.yaml``: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
 
 
 class ProjectParams(Section):
@@ -49,6 +50,8 @@ class ClockParams(Section):
 
     start: UtcTime
     step_days: int = Field(7, ge=1)
+    sample: UtcTime | None = None
+    """``as_of`` of a quick try: a time with little data yet. Pull requests run the line as of it."""
 
 
 class _TableFormat(Section):
@@ -178,12 +181,13 @@ class GateParams(Section):
     """What a challenger must prove on the holdout. Every bound is the lower one of a confidence interval."""
 
     floors: dict[str, float] = Field(default_factory=lambda: {"roc_auc": 0.65})
-    confidence: Probability = 0.95
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """One-sided level of each bound."""
     resamples: int = Field(400, ge=100)
     min_rows: int = Field(50, ge=2)
     champion: ChampionGate = ChampionGate()
-    baseline_gain: float = 0.0
-    """Smallest gain over the simple model, lower bound, in the champion gate's metric."""
+    baseline_gain: float | None = None
+    """Smallest gain over the simple model, lower bound, in the champion gate's metric; null: reported, not judged."""
     latency_ms: float = Field(100.0, gt=0)
     """Largest p95 of a single-row answer."""
     onnx_tolerance: float = Field(1e-5, gt=0)
@@ -248,12 +252,19 @@ class CanaryParams(Section):
         return self
 
 
+class MonitoringParams(Section):
+    """When the monitor of a live environment raises an alarm, beside drift and the champion's performance."""
+
+    max_silence_hours: float = Field(24.0, gt=0)
+    """Longest time without a prediction, by the wall clock."""
+
+
 class ReplayParams(Section):
     """Traffic made from the source's own later rows, each asked once."""
 
     days: int = Field(28, ge=1)
     connections: int = Field(16, ge=1, le=256)
-    cycles: int = Field(50, ge=1)
+    cycles: int = Field(100, ge=1)
     """Without time in the data, how often the holdout rows may be asked again."""
 
 
@@ -276,6 +287,7 @@ class Params(Section):
     environments: dict[Slug, EnvironmentParams]
     serving: ServingParams = ServingParams()
     canary: CanaryParams = CanaryParams()
+    monitoring: MonitoringParams = MonitoringParams()
     replay: ReplayParams = ReplayParams()
 
     @model_validator(mode="after")
@@ -296,6 +308,17 @@ class Params(Section):
     def model_name(self) -> str:
         """Name of the registered model."""
         return self.registry.model or self.project.name
+
+    @property
+    def production(self) -> str:
+        """Name of the environment at the end of the chain of ``requires``: the one whose stable model is the champion.
+
+        Where several chains end, the last one listed that requires another counts.
+        """
+        required = {environment.requires for environment in self.environments.values()}
+        ends = [name for name in self.environments if name not in required]
+        chained = [name for name in ends if self.environments[name].requires is not None]
+        return (chained or ends or list(self.environments))[-1]
 
     def time(self) -> datetime | None:
         """``as_of`` in UTC; None where the data knows no time.
@@ -340,10 +363,21 @@ def load_params(path: Path) -> Params:
         raise UsageError(f"{path} is not valid YAML: {where}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping of keys to values, found {type(content).__name__}")
+    for key, value in _unquoted_times(content):
+        raise UsageError(f'{path}: {key} = {value} must be quoted ("2013-07-01"): DVC tracks no YAML times')
     try:
         return Params.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}: {describe(error)}") from None
+
+
+def _unquoted_times(content: Any, key: str = "") -> Iterator[tuple[str, date]]:
+    """Every time that YAML reads as a time, with its key."""
+    if isinstance(content, date):
+        yield key, content
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            yield from _unquoted_times(value, f"{key}.{name}".lstrip("."))
 
 
 def describe(error: ValidationError) -> str:

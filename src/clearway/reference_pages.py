@@ -1,0 +1,99 @@
+"""The reference pages of params.yaml and schema.yaml, made from the types that check them: they cannot be wrong."""
+
+import re
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from clearway.params import Params
+from clearway.schema import DataSchema
+
+PAGES: dict[str, tuple[str, str, type[BaseModel]]] = {
+    "params.md": ("params.yaml", "Every setting of the line", Params),
+    "schema.md": ("schema.yaml", "What each raw table must look like", DataSchema),
+}
+"""File under docs/: the file it describes, its first words, and the type that checks it."""
+
+
+def render(page: str) -> str:
+    """One page of ``PAGES``, Markdown."""
+    file, opening, model = PAGES[page]
+    lines = [
+        f"# {file}\n\n{opening}. An unknown key, a wrong type or an impossible value is refused with one line that",
+        "names it. Made by `make docs` from the types that check the file; a test keeps the two the same.\n",
+    ]
+    _section(lines, "", model, seen=set())
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(lines: list[str], path: str, model: type[BaseModel], seen: set[str]) -> None:
+    title = f"`{path}`" if path else "Top level"
+    summary = " ".join((model.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
+    lines += [f"## {title}", "", summary, "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    nested: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        inner = _models(field.annotation)
+        nested += [(f"{path}.{key}".lstrip("."), each) for each in inner]
+        lines.append(f"| `{key}` | {_type(field.annotation)} | {_default(field, bool(inner))} | {_meaning(field)} |")
+    lines.append("")
+    for inner_path, each in nested:
+        kind = each.model_fields.get("kind")
+        choices = typing.get_args(kind.annotation) if kind else ()
+        label = f"{inner_path} (kind: {choices[0]})" if len(choices) == 1 else inner_path
+        if label not in seen:
+            seen.add(label)
+            _section(lines, label, each, seen)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in typing.get_args(annotation) for model in _models(argument)]
+
+
+def _type(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if annotation is type(None):
+        return "null"
+    if origin is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type(argument) for argument in typing.get_args(annotation)))
+    if origin is dict:
+        return f"map of {_type(typing.get_args(annotation)[1])}"
+    if origin is tuple:
+        return f"list of {_type(typing.get_args(annotation)[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
+        getattr(annotation, "__name__", ""), "time (UTC)" if "atetime" in str(annotation) else "any"
+    )
+
+
+def _default(field: FieldInfo, is_section: bool) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
+    if is_section or value is PydanticUndefined:
+        return ""
+    return f"`{'true' if value is True else 'false' if value is False else 'null' if value is None else value}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    bounds = [str(limit) for limit in field.metadata if type(limit).__name__ in ("Ge", "Gt", "Le", "Lt")]
+    signs = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<"}
+    limits = [
+        f"{signs[type(limit).__name__]} {getattr(limit, type(limit).__name__.lower())}"
+        for limit in field.metadata
+        if type(limit).__name__ in signs
+    ]
+    text = " ".join((field.description or "").replace("|", "\\|").split())
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+    return " ".join(part for part in (text, f"({', '.join(limits)})" if bounds else "") if part)

@@ -1,0 +1,77 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clearway.errors import UsageError
+from clearway.project_folder import HEADER, HOME, prepare, render_dvc
+
+FLAT = """
+project: {name: pets}
+sources: {pets: {kind: csv, path: pets.csv}}
+data: {table: pets, label: cat}
+environments: {production: {port: 0}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_text(FLAT)
+    (tmp_path / "schema.yaml").write_text("tables: {}\n")
+    return tmp_path
+
+
+def test_every_path_of_the_rendered_pipeline_exists(project: Path) -> None:
+    stages = yaml.safe_load(render_dvc(HOME, project))["stages"]
+    outs = {next(iter(out)) if isinstance(out, dict) else out for stage in stages.values() for out in stage["outs"]}
+    for name, stage in stages.items():
+        for dep in stage["deps"]:
+            made = any(dep == out or dep.startswith(f"{out}/") for out in outs)
+            assert made or (project / dep).exists(), f"{name} depends on {dep}, which is nowhere"
+        assert (project / stage["cmd"].split()[1]).exists()
+
+
+def test_the_rendered_pipeline_tracks_only_params_that_exist(project: Path) -> None:
+    stages = yaml.safe_load(render_dvc(HOME, project))["stages"]
+    assert stages["features"]["params"] == ["project", "data"]
+
+
+def test_a_project_without_a_package_depends_on_no_package(project: Path) -> None:
+    stages = yaml.safe_load(render_dvc(HOME, project))["stages"]
+    sources = {dep for stage in stages.values() for dep in stage["deps"] if "/src/" in f"/{dep}"}
+    assert all("src/clearway/" in dep for dep in sources)
+
+
+def test_prepare_outside_git_starts_dvc_without_git(project: Path) -> None:
+    prepare(project)
+    assert (project / ".dvc" / "config").read_text().count("no_scm = True") == 1
+    assert (project / "dvc.yaml").read_text().startswith(HEADER)
+
+
+def test_a_pipeline_that_a_person_took_over_is_left_alone(project: Path) -> None:
+    prepare(project)
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    prepare(project)
+    assert (project / "dvc.yaml").read_text() == "stages: {}\n"
+
+
+def test_a_folder_without_params_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"params\.yaml is missing"):
+        prepare(tmp_path)
+
+
+def test_a_line_outside_git_is_refused(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("home")
+    with pytest.raises(UsageError, match="is not a git repository"):
+        prepare(project, home)
+
+
+def test_prepare_in_a_subfolder_of_a_repository_keeps_git(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    project = tmp_path / "models" / "pets"
+    project.mkdir(parents=True)
+    (project / "params.yaml").write_text(FLAT)
+    prepare(project)
+    assert "no_scm" not in (project / ".dvc" / "config").read_text()
+    assert "/var/" in (project / ".gitignore").read_text()

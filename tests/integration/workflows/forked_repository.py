@@ -1,0 +1,97 @@
+"""A fork on disk: a work tree, its bare origin, the artifacts of its runs, and what its state branch says."""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from act_runner import WorkflowRun, run_workflow
+
+from clearway.ledger import Entry, read_ledger
+from clearway.local_target import stop
+from clearway.state import BRANCH
+from clearway.workspace import Workspace
+
+
+@dataclass
+class Fork:
+    """A repository with its remote, the artifacts of its runs, and what its state branch says."""
+
+    folder: Path
+    runs: int = 0
+    work: Path = field(init=False)
+    origin: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.work, self.origin = self.folder / "work", self.folder / "team" / "model.git"
+
+    def git(self, *arguments: str) -> str:
+        """Run git in the work tree as a person would."""
+        identity = ("-c", "user.name=Person", "-c", "user.email=person@localhost", "-c", "init.defaultBranch=main")
+        command = ["git", *identity, "-C", str(self.work), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit_and_push(self, message: str) -> None:
+        self.git("add", "-A")
+        self.git("commit", "--quiet", "--allow-empty", "-m", message)
+        self.git("push", "--quiet", "origin", "HEAD:main")
+
+    def change_params(self, **sections: dict[str, Any]) -> None:
+        """Merge values into sections of params.yaml."""
+        path = self.work / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for section, values in sections.items():
+            params[section] = {**params.get(section, {}), **values}
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def run(
+        self, workflow: str, event: str, payload: dict[str, Any] | None = None, job: str | None = None
+    ) -> WorkflowRun:
+        """One run on GitHub, so to speak."""
+        self.runs += 1
+        try:
+            return run_workflow(
+                self.work, workflow, event, run_id=self.runs, folder=self.folder, payload=payload, job=job
+            )
+        finally:
+            self._stop_servers()
+
+    def push(self) -> WorkflowRun:
+        return self.run("delivery.yml", "push", {"ref": "refs/heads/main"})
+
+    def dispatch(self, **inputs: str) -> WorkflowRun:
+        return self.run(
+            "delivery.yml", "workflow_dispatch", {"inputs": {"force_retrain": "false", "as_of": "", **inputs}}
+        )
+
+    def ledger(self, environment: str) -> list[Entry]:
+        """The environment's ledger on the state branch, verified."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("ledger.jsonl", "head.json"):
+                content = self.on_branch(f"environments/{environment}/{name}")
+                if content is not None:
+                    (Path(folder) / name).write_bytes(content)
+            return read_ledger(Path(folder), environment)
+
+    def on_branch(self, path: str) -> bytes | None:
+        """A file of the state branch; None if it is not there."""
+        command = ["git", "-C", str(self.origin), "show", f"{BRANCH}:{path}"]
+        done = subprocess.run(command, capture_output=True, check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    def copy(self, folder: Path) -> "Fork":
+        """The same repository, remote and artifacts elsewhere, to go another way from here."""
+        made = Fork(folder, self.runs)
+        shutil.copytree(self.origin, made.origin)
+        shutil.copytree(self.work, made.work)
+        shutil.copytree(self.folder / "artifacts", folder / "artifacts")
+        made.git("remote", "set-url", "origin", str(made.origin))
+        return made
+
+    def _stop_servers(self) -> None:
+        """End what a killed job left: each server by the record it wrote itself."""
+        for record in self.folder.glob("home-*/cache/*/hostexecutor/var/environments/*/server.json"):
+            stop(Workspace(record.parents[3]), record.parent.name)

@@ -1,0 +1,134 @@
+"""delivery.yml, the real file, run on pushes and dispatches: which jobs ran, and what production serves afterwards."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from act_runner import WorkflowRun
+from forked_repository import Fork
+
+ALL = ("validate", "decide", "train", "deploy-staging", "deploy-production", "save-state")
+
+
+def outcomes(run: WorkflowRun) -> dict[str, str]:
+    return {job: run.jobs.get(job, "not reached") for job in ALL}
+
+
+def test_a_first_push_trains_and_deploys_through_production(delivered: tuple[Fork, WorkflowRun]) -> None:
+    fork, run = delivered
+    assert outcomes(run) == dict.fromkeys(ALL, "success"), run.explain()
+    assert run.code == 0
+    production = fork.ledger("production")
+    assert [entry.action for entry in production[:2]] == ["deploy", "canary"]
+    assert "baseline" in production[0].reason
+    assert production[-1].action == "promote"
+    assert production[-1].canary is None
+    assert fork.ledger("staging")[-1].stable == production[-1].stable
+    store = json.loads(fork.on_branch("store.json") or b"{}")
+    assert {production[0].stable, production[-1].stable} <= set(store["bundles"])
+    assert run.steps["deploy-staging"]["Ask the deployed endpoint"] == "success"
+    for said in ("bootstrap: no branch clearway-state yet", "Canary in production: promote", "State"):
+        assert said in run.summary
+
+
+def test_a_second_push_with_nothing_changed_deploys_nothing(delivered: tuple[Fork, WorkflowRun]) -> None:
+    fork, _ = delivered
+    before = fork.ledger("production")
+    fork.commit_and_push("A remark in the README")
+    run = fork.push()
+    assert run.code == 0, run.explain()
+    assert outcomes(run) == {
+        "validate": "success",
+        "decide": "success",
+        "train": "skipped",
+        "deploy-staging": "skipped",
+        "deploy-production": "skipped",
+        "save-state": "success",
+    }, run.explain()
+    assert fork.ledger("production") == before
+    assert json.loads(fork.on_branch("run.json") or b"{}")["run_id"] == "2"
+    assert json.loads(fork.on_branch("store.json") or b"{}")["run_id"] == "2", "bundles are carried forward"
+    assert "restored from clearway-state" in run.summary
+
+
+def test_a_forced_retraining_that_makes_the_same_model_ends_there(delivered: tuple[Fork, WorkflowRun]) -> None:
+    fork, _ = delivered
+    before = fork.ledger("production")
+    run = fork.dispatch(force_retrain="true")
+    assert run.code == 0, run.explain()
+    assert outcomes(run) == {
+        "validate": "success",
+        "decide": "success",
+        "train": "success",
+        "deploy-staging": "skipped",
+        "deploy-production": "skipped",
+        "save-state": "success",
+    }, run.explain()
+    assert fork.ledger("production") == before
+    assert "unchanged" in run.summary
+
+
+def test_changed_params_are_delivered_beside_the_champion(delivered: tuple[Fork, WorkflowRun]) -> None:
+    fork, _ = delivered
+    before = fork.ledger("production")
+    fork.change_params(train={"arguments": {"max_iter": 80, "min_samples_leaf": 5}})
+    fork.commit_and_push("Eighty trees")
+    run = fork.push()
+    assert run.code == 0, run.explain()
+    assert outcomes(run) == dict.fromkeys(ALL, "success"), run.explain()
+    after = fork.ledger("production")
+    assert after[: len(before)] == before, "history only grows"
+    assert [entry.action for entry in after[len(before) :]] == ["canary", "promote"]
+    assert after[len(before)].stable == before[-1].stable, "the champion is the control"
+    assert after[-1].stable != before[-1].stable
+
+
+def test_broken_data_stops_at_validation_and_state_is_kept(delivered: tuple[Fork, WorkflowRun]) -> None:
+    fork, _ = delivered
+    before = fork.ledger("production")
+    path = fork.work / "cells.csv"
+    table = pd.read_csv(path)
+    table.loc[:50, "mean_radius"] = -1.0
+    table.to_csv(path, index=False)
+    fork.commit_and_push("A sensor fails")
+    run = fork.push()
+    assert run.code == 1
+    assert outcomes(run) == {
+        "validate": "failure",
+        "decide": "skipped",
+        "train": "skipped",
+        "deploy-staging": "skipped",
+        "deploy-production": "skipped",
+        "save-state": "success",
+    }, run.explain()
+    assert run.steps["validate"]["Validate the data"] == "failure"
+    assert "mean_radius" in run.text
+    assert fork.ledger("production") == before
+    assert json.loads(fork.on_branch("run.json") or b"{}")["run_id"] == "2"
+    assert json.loads(fork.on_branch("store.json") or b"{}")["run_id"] == "2"
+
+
+def test_a_bundle_that_expired_stops_the_run_and_is_no_first_run(delivered: tuple[Fork, WorkflowRun]) -> None:
+    fork, _ = delivered
+    before = fork.ledger("production")
+    for folder in (fork.folder / "artifacts" / "1").glob("*-clearway-store"):
+        folder.rename(fork.folder / "expired")
+    run = fork.push()
+    assert run.code == 1
+    assert outcomes(run)["validate"] == "failure", run.explain()
+    assert "Artifact not found for clearway-store in run 1" in run.text
+    assert "is missing: artifact clearway-store of run 1 does not hold it" in run.text
+    assert run.jobs.get("train", "skipped") == "skipped"
+    assert run.jobs.get("save-state", "skipped") == "skipped"
+    assert fork.ledger("production") == before
+
+
+def test_a_pull_request_runs_the_line_and_keeps_its_reports(make_fork: Callable[[Path], Fork], tmp_path: Path) -> None:
+    fork = make_fork(tmp_path / "fork")
+    payload = {"pull_request": {"number": 7, "head": {"ref": "branch"}, "base": {"ref": "main"}}}
+    run = fork.run("pull_request.yml", "pull_request", payload, job="line")
+    assert run.code == 0, run.explain()
+    kept = {path.name for path in (fork.folder / "artifacts").rglob("*") if path.is_file()}
+    assert {"data_validation.json", "decision.json", "model_validation.json"} <= kept
+    assert fork.on_branch("run.json") is None, "a pull request writes no state"

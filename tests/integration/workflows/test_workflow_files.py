@@ -1,0 +1,155 @@
+"""What the local runner ignores, read from the files themselves; and the linters that know GitHub's rules."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+GITHUB = Path(__file__).parents[3] / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+ACTIONS = sorted((GITHUB / "actions").glob("*/action.yml"))
+FILES = [*WORKFLOWS, *ACTIONS]
+OUTSIDE = re.compile(r"\$\{\{")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(GITHUB))
+
+
+def load(path: Path) -> dict[str, Any]:
+    content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # every value as text, so that `on` stays a word
+    assert isinstance(content, dict)
+    return content
+
+
+def steps(path: Path) -> Iterator[dict[str, Any]]:
+    content = load(path)
+    for job in content.get("jobs", {}).values():
+        yield from job["steps"]
+    yield from content.get("runs", {}).get("steps", [])
+
+
+def tool(*command: str) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:]],
+        cwd=GITHUB.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_actionlint() -> None:
+    tool("actionlint", "-shellcheck=", "-pyflakes=", *(str(path) for path in WORKFLOWS))
+
+
+def test_zizmor() -> None:
+    tool("zizmor", "--offline", "--quiet", str(GITHUB))
+
+
+@pytest.mark.parametrize(
+    ("schema", "paths"),
+    [
+        ("vendor.github-workflows", WORKFLOWS),
+        ("vendor.github-actions", ACTIONS),
+        ("vendor.dependabot", [GITHUB / "dependabot.yml"]),
+    ],
+)
+def test_schemas(schema: str, paths: list[Path]) -> None:
+    tool("check-jsonschema", "--builtin-schema", schema, *(str(path) for path in paths))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_action_is_pinned_by_commit_and_says_its_version(path: Path) -> None:
+    lines = re.findall(r"uses: (.*)", path.read_text())
+    assert lines
+    for line in lines:
+        assert line.startswith("./.github/actions/") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", line), (
+            line
+        )
+
+
+def test_one_action_has_one_commit_everywhere() -> None:
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        for action, commit in re.findall(r"uses: ([\w-]+/[\w-]+)@([0-9a-f]{40})", path.read_text()):
+            found.setdefault(action, set()).add(commit)
+    assert {action: len(commits) for action, commits in found.items()} == dict.fromkeys(found, 1)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name)
+def test_a_workflow_may_do_nothing_and_a_job_what_it_names(path: Path) -> None:
+    content = load(path)
+    assert content["permissions"] == {}
+    for job in content["jobs"].values():
+        assert job["permissions"]
+        assert int(job["timeout-minutes"]) <= 60
+
+
+def test_only_the_job_that_saves_state_may_write() -> None:
+    writers = {
+        (path.name, job)
+        for path in WORKFLOWS
+        for job, content in load(path)["jobs"].items()
+        if "write" in str(content["permissions"])
+    }
+    assert writers == {("delivery.yml", "save-state")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_step_is_one_line_of_shell_without_outside_text(path: Path) -> None:
+    for step in steps(path):
+        run = step.get("run", "true")
+        assert "\n" not in run.strip(), run
+        assert not OUTSIDE.search(run), f"{run}: pass it by env"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_checkout_leaves_no_credentials_and_no_cache_is_restored(path: Path) -> None:
+    for step in steps(path):
+        used = step.get("uses", "")
+        if used.startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] == "false"
+        assert not used.startswith("actions/cache")
+        assert "cache" not in step.get("with", {})
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_no_secret_is_asked_for_and_no_foreign_code_runs_with_rights(path: Path) -> None:
+    text = path.read_text()
+    assert "secrets." not in text
+    assert "pull_request_target" not in load(path).get("on", {})
+    assert "workflow_run" not in load(path).get("on", {})
+
+
+def test_deliveries_run_one_at_a_time_and_a_running_one_is_not_cancelled() -> None:
+    assert load(GITHUB / "workflows/delivery.yml")["concurrency"] == {
+        "group": "delivery",
+        "cancel-in-progress": "false",
+    }
+
+
+def test_delivery_starts_on_what_can_change_a_model() -> None:
+    on = load(GITHUB / "workflows/delivery.yml")["on"]
+    assert on["push"]["branches"] == ["main"]
+    assert {"src/**", "scripts/**", "params.yaml", "schema.yaml", "dvc.yaml"} <= set(on["push"]["paths"])
+    assert set(on["workflow_dispatch"]["inputs"]) == {"force_retrain", "as_of"}
+    assert on["workflow_dispatch"]["inputs"]["force_retrain"]["type"] == "boolean"
+    assert len(on["schedule"]) == 1
+
+
+def test_deployments_happen_in_their_environments_one_after_the_other() -> None:
+    jobs = load(GITHUB / "workflows/delivery.yml")["jobs"]
+    assert {job: content["environment"] for job, content in jobs.items() if "environment" in content} == {
+        "deploy-staging": "staging",
+        "deploy-production": "production",
+    }
+    assert "deploy-staging" in jobs["deploy-production"]["needs"]
+    assert jobs["save-state"]["if"].startswith("always()")
+    assert set(jobs["save-state"]["needs"]) == set(jobs) - {"save-state"}

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from clearway.cli import job_output, run
+from clearway.errors import ClearwayError, UsageError
+
+
+@pytest.mark.parametrize(("error", "code"), [(ClearwayError("no data"), 1), (UsageError("no key"), 2)])
+def test_an_expected_error_is_one_line_and_an_exit_code(
+    error: ClearwayError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback() -> None:
+    def main() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(main)
+
+
+def test_job_outputs_are_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "outputs"
+    monkeypatch.setenv("GITHUB_OUTPUT", str(target))
+    job_output(retrain="true", reasons="drift")
+    assert target.read_text() == "retrain=true\nreasons=drift\n"
+
+
+def test_data_cannot_forge_a_second_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "outputs"))
+    with pytest.raises(UsageError, match="line break"):
+        job_output(reasons="drift\nretrain=true")
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,94 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from clearway.errors import UsageError
+from clearway.params import load_params
+
+FLAT = """
+project: {name: pets}
+sources: {pets: {kind: csv, path: pets.csv}}
+data: {table: pets, label: cat}
+environments: {production: {port: 0}}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_flat_project_needs_four_sections(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, FLAT))
+    assert params.model_name == "pets"
+    assert params.time() is None
+    assert [step.weight for step in params.canary.steps] == [10, 25, 50]
+
+
+@pytest.mark.parametrize("text", ["'2013-07-01T00:00:00Z'", "'2013-07-01T02:00:00+02:00'", "'2013-07-01'"])
+def test_every_way_to_write_a_time_means_utc(tmp_path: Path, text: str) -> None:
+    assert load_params(write(tmp_path, FLAT + f"as_of: {text}\n")).time() == datetime(2013, 7, 1, tzinfo=UTC)
+
+
+def test_unresolved_auto_is_refused_by_the_stages(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, FLAT + "as_of: auto\n"))
+    with pytest.raises(UsageError, match="as_of is auto"):
+        params.time()
+
+
+@pytest.mark.parametrize(
+    ("addition", "named"),
+    [
+        ("gates: {flors: {roc_auc: 0.7}}", "unknown key gates.flors"),
+        ("seed: many", "seed = 'many'"),
+        ("split: {holdout_days: 0}", "split.holdout_days = 0"),
+        ("as_of: yesterday", "as_of.*= 'yesterday'"),
+        ("canary: {steps: [{weight: 50, margin: 0.1}, {weight: 10, margin: 0.1}]}", "steps must rise"),
+        ("as_of: 2013-07-01", "as_of = 2013-07-01 must be quoted"),
+        ("canary: {steps: []}", "steps must rise"),
+        ("train: {threshold: 1.5}", "train.threshold = 1.5"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path, addition: str, named: str) -> None:
+    path = write(tmp_path, FLAT + addition + "\n")
+    with pytest.raises(UsageError, match=named) as raised:
+        load_params(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="key environments is missing"):
+        load_params(write(tmp_path, FLAT.replace("environments: {production: {port: 0}}", "")))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (FLAT.replace("data: {table: pets, label: cat}", ""), "data is missing"),
+        (FLAT.replace("table: pets", "table: dogs"), "dogs"),
+        (FLAT.replace("{name: pets}", "{name: pets, package: pets}"), "data describes a flat table"),
+        (FLAT.replace("{port: 0}", "{port: 0, requires: staging}"), "requires 'staging' is no environment"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        load_params(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["project: [", "- a list", ""])
+def test_what_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"params\.yaml"):
+        load_params(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is missing"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_unknown_environment_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'live'.*production"):
+        load_params(write(tmp_path, FLAT)).environment("live")
