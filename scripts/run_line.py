@@ -26,6 +26,7 @@ def main() -> int:
     from clearway.workspace import Workspace
 
     workspace, console = Workspace(Path(arguments.project)), Console()
+    load_params(workspace.params_file)  # nothing is touched for a project that is described wrongly
     prepare(workspace.root)
     with only_run(workspace), moved(workspace.params_file, arguments.as_of):
         params = load_params(workspace.params_file)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from clearway.cli import HELD, ROLLED_BACK
 from clearway.errors import ClearwayError
 from clearway.files import read_json
+from clearway.local_target import check_startable
 from clearway.params import Params
 from clearway.project_folder import HOME
 from clearway.workspace import Workspace
@@ -209,6 +210,8 @@ def run_line(
     StepFailedError
         A step failed, or a check stopped the line.
     """
+    for environment in params.environments:
+        check_startable(params, workspace, environment)
     forced = "true" if force_retrain else "false"
     runner = Runner(workspace, console, {"CLEARWAY_TRIGGER": trigger, "CLEARWAY_FORCE_RETRAIN": forced})
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,23 @@ IGNORED = ("/.dvc/", "/data/", "/build/", "/reports/", "/var/", "/drift_result.t
 def prepare(project: Path, home: Path = HOME) -> None:
     """Make ``project`` a folder in which DVC runs the line: git checked, DVC initialised, dvc.yaml in place.
 
+    Its params.yaml has been checked by :func:`clearway.params.load_params`.
+
     Raises
     ------
     UsageError
-        There is no params.yaml, or the line's own repository is not under git.
+        The line's own repository is not under git, or its dvc.yaml would miss changes of a source.
     ClearwayError
-        DVC cannot be initialised.
+        A source file is missing, or DVC cannot be initialised.
     """
-    missing = project / "params.yaml"
-    if not missing.is_file():
-        raise UsageError(f"{missing} is missing: PROJECT must be a folder with params.yaml and schema.yaml")
     if git_root(home) is None:
         raise UsageError(f"{home} is not a git repository: run `git init && git add -A && git commit -m start` in it")
+    for name, source in (_read_mapping(project / "params.yaml").get("sources") or {}).items():
+        for path in local_sources({"sources": {name: source}}):
+            if not (project / path).exists():  # DVC would only say that a dependency is missing
+                raise ClearwayError(f"{project / path} is missing (params.yaml: sources.{name}.path = {path!r})")
     if project.resolve() == home.resolve():
+        check_source_deps(project)
         return
     inside_git = git_root(project) is not None
     if not (project / ".dvc").is_dir():
@@ -54,12 +59,13 @@ def render_dvc(home: Path, project: Path) -> str:
     Params that ``project`` leaves at their defaults are left out, because DVC tracks only keys that exist.
     """
     pipeline: dict[str, Any] = yaml.safe_load((home / "dvc.yaml").read_text(encoding="utf-8"))
-    params: dict[str, Any] = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8")) or {}
+    params = _read_mapping(project / "params.yaml")
     try:
         prefix = Path(os.path.relpath(home.resolve(), project.resolve()))
     except ValueError:
         prefix = home.resolve()
-    package = (params.get("project") or {}).get("package")
+    described = params.get("project")
+    package = described.get("package") if isinstance(described, dict) else None
     for name, stage in pipeline["stages"].items():
         stage["cmd"] = stage["cmd"].replace("python scripts/", f"python {prefix / 'scripts'}/")
         stage["deps"] = [
@@ -67,9 +73,56 @@ def render_dvc(home: Path, project: Path) -> str:
             for dep in stage["deps"]
             if dep.startswith(("scripts/", "src/clearway/")) or not dep.startswith("src/") or dep == f"src/{package}"
         ]
+        if name == "ingest":
+            stage["deps"] += local_sources(params)
+            if _remote_sources(params):
+                stage["always_changed"] = True  # nothing here tells DVC that a database or a URL has changed
         wanted = [*stage.get("params", []), *(["data"] if name == "features" else [])]
         stage["params"] = [key for key in wanted if key in params]
     return HEADER + yaml.safe_dump(pipeline, sort_keys=False, width=120)
+
+
+def local_sources(params: Mapping[str, Any]) -> list[str]:
+    """Paths of the sources that are files, as ``params.yaml`` names them."""
+    sources = (params.get("sources") or {}).values()
+    named = [source["path"] for source in sources if source["kind"] in ("csv", "parquet")]
+    return [path for path in named if "://" not in path]
+
+
+def check_source_deps(project: Path) -> None:
+    """Check that a hand-written dvc.yaml knows the files that ingest reads: else a new file would go unseen.
+
+    Raises
+    ------
+    UsageError
+        A local source is no dependency of the stage ingest.
+    """
+    params = _read_mapping(project / "params.yaml")
+    ingest = (_read_mapping(project / "dvc.yaml").get("stages") or {}).get("ingest") or {}
+    missing = [path for path in local_sources(params) if path not in (ingest.get("deps") or [])]
+    if missing:
+        raise UsageError(f"{project / 'dvc.yaml'}: stage ingest must list {', '.join(missing)} among its deps")
+    if _remote_sources(params) and not ingest.get("always_changed"):
+        remote = ", ".join(_remote_sources(params))
+        raise UsageError(
+            f"{project / 'dvc.yaml'}: stage ingest needs always_changed: true, because DVC cannot see {remote} change"
+        )
+
+
+def _remote_sources(params: Mapping[str, Any]) -> list[str]:
+    def remote(source: Mapping[str, Any]) -> bool:
+        return source["kind"] == "sql" or "://" in source["path"]
+
+    return [f"sources.{name}" for name, source in (params.get("sources") or {}).items() if remote(source)]
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file whose content is checked elsewhere; an empty mapping where it is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def git_root(folder: Path) -> Path | None:

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from clearway.errors import UsageError
-from clearway.project_folder import HEADER, HOME, prepare, render_dvc
+from clearway.project_folder import HEADER, HOME, check_source_deps, prepare, render_dvc
 
 FLAT = """
 project: {name: pets}
@@ -19,12 +19,17 @@ environments: {production: {port: 0}}
 def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(FLAT)
     (tmp_path / "schema.yaml").write_text("tables: {}\n")
+    (tmp_path / "pets.csv").write_text("cat\n")
     return tmp_path
 
 
 def test_every_path_of_the_rendered_pipeline_exists(project: Path) -> None:
     stages = yaml.safe_load(render_dvc(HOME, project))["stages"]
-    outs = {next(iter(out)) if isinstance(out, dict) else out for stage in stages.values() for out in stage["outs"]}
+    outs = {
+        next(iter(out)) if isinstance(out, dict) else out
+        for stage in stages.values()
+        for out in [*stage["outs"], *stage.get("metrics", [])]
+    }
     for name, stage in stages.items():
         for dep in stage["deps"]:
             made = any(dep == out or dep.startswith(f"{out}/") for out in outs)
@@ -43,6 +48,26 @@ def test_a_project_without_a_package_depends_on_no_package(project: Path) -> Non
     assert all("src/clearway/" in dep for dep in sources)
 
 
+def test_the_source_file_is_a_dependency_of_ingest(project: Path) -> None:
+    assert "pets.csv" in yaml.safe_load(render_dvc(HOME, project))["stages"]["ingest"]["deps"]
+
+
+def test_a_source_that_dvc_cannot_watch_is_read_every_time(project: Path) -> None:
+    text = FLAT.replace("kind: csv, path: pets.csv", "kind: sql, url: 'sqlite:///pets.db', query: select 1")
+    (project / "params.yaml").write_text(text)
+    assert yaml.safe_load(render_dvc(HOME, project))["stages"]["ingest"]["always_changed"]
+
+
+def test_a_hand_written_pipeline_that_would_miss_a_new_file_is_refused(project: Path) -> None:
+    (project / "dvc.yaml").write_text("stages: {ingest: {cmd: x, deps: [], outs: [data/raw]}}\n")
+    with pytest.raises(UsageError, match=r"stage ingest must list pets\.csv"):
+        check_source_deps(project)
+
+
+def test_this_repositorys_own_pipeline_watches_its_sources() -> None:
+    check_source_deps(HOME)
+
+
 def test_prepare_outside_git_starts_dvc_without_git(project: Path) -> None:
     prepare(project)
     assert (project / ".dvc" / "config").read_text().count("no_scm = True") == 1
@@ -54,11 +79,6 @@ def test_a_pipeline_that_a_person_took_over_is_left_alone(project: Path) -> None
     (project / "dvc.yaml").write_text("stages: {}\n")
     prepare(project)
     assert (project / "dvc.yaml").read_text() == "stages: {}\n"
-
-
-def test_a_folder_without_params_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"params\.yaml is missing"):
-        prepare(tmp_path)
 
 
 def test_a_line_outside_git_is_refused(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
