@@ -14,7 +14,7 @@ PROJECT ?= .
 # Moves time: AS_OF=2013-10-01
 AS_OF ?=
 
-.PHONY: help setup run stop ui repro test test-unit test-integration test-workflows lint format bench docs lock clean
+.PHONY: help setup run stop ui repro test test-unit test-integration test-workflows coverage lint format bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -43,13 +43,16 @@ repro: setup ## run the DVC stages that changed, up to the bundle
 	@dvc repro
 
 test: setup ## run every test: unit, integration, workflows
-	@python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered tests
+	@python -m pytest -n 2 --dist loadgroup --durations=12 tests
 
 test-unit: setup ## run the fast tests
 	@python -m pytest -q tests/unit
 
 test-integration: setup ## run the tests with real processes
-	@python -m pytest -n 2 --dist worksteal tests/integration
+	@python -m pytest -n 2 --dist loadgroup tests/integration
+
+coverage: setup ## run the fast tests and show which lines they reach
+	@python -m pytest -q -n 2 --cov --cov-report=term:skip-covered tests/unit
 
 test-workflows: setup ## run the workflow files under a local runner
 	@python -m pytest tests/integration/workflows

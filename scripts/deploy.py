@@ -2,7 +2,7 @@
 
 import sys
 
-from clearway.cli import DONE, job_output, parser, run
+from clearway.cli import DONE, job_output, job_summary, parser, run
 
 
 def main() -> int:
@@ -36,6 +36,7 @@ def main() -> int:
         print(f"warning: {warning}", file=sys.stderr)
     url = outcome.server.url if outcome.server else ""
     print(f"deploy: {outcome.sentence}{f' → {url}/predict' if url else ''}")
+    job_summary(f"**{arguments.env}** {outcome.sentence}")
     entry = outcome.entry
     job_output(
         stable=entry.stable if entry else "",

@@ -1,6 +1,6 @@
 """Register the packaged challenger in MLflow, under the alias challenger."""
 
-from clearway.cli import DONE, parser, run
+from clearway.cli import DONE, job_summary, parser, run
 
 
 def main() -> int:
@@ -15,7 +15,9 @@ def main() -> int:
         print("register: nothing to register, no challenger passed its gates")
     else:
         known = "" if made.created else ", known before"
-        print(f"register: {made.model} version {made.version} is challenger ({made.digest[:12]}{known}) → {made.uri}")
+        said = f"{made.model} version {made.version} is challenger ({made.digest[:12]}{known})"
+        print(f"register: {said} → {made.uri}")
+        job_summary(f"**registry** {said}")
     return DONE
 
 

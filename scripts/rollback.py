@@ -2,7 +2,7 @@
 
 import sys
 
-from clearway.cli import DONE, job_output, parser, run
+from clearway.cli import DONE, job_output, job_summary, parser, run
 
 
 def main() -> int:
@@ -25,6 +25,7 @@ def main() -> int:
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"rollback: {outcome.sentence}")
+    job_summary(f"### Rolled back in {arguments.env}\n\n{outcome.sentence}")
     job_output(stable=outcome.entry.stable if outcome.entry else "", changed=str(outcome.changed).lower())
     return DONE
 

@@ -9,6 +9,7 @@ def main() -> int:
     arguments = options.parse_args()
     from clearway.local_target import stop
     from clearway.params import load_params
+    from clearway.ui import stop_ui
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
@@ -19,6 +20,8 @@ def main() -> int:
         print(
             f"stop: {name} " + (f"stopped (pid {stopped.pid}, port {stopped.port})" if stopped else "was not running")
         )
+    if arguments.env == "all" and stop_ui(workspace):
+        print("stop: MLflow's pages stopped")
     return DONE
 
 

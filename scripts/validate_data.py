@@ -1,6 +1,6 @@
 """Judge data/raw against schema.yaml, or one file with --against; exit 1 when any check of severity error fails."""
 
-from clearway.cli import DONE, parser, run
+from clearway.cli import DONE, job_summary, parser, run
 
 
 def main() -> int:
@@ -19,6 +19,7 @@ def main() -> int:
     else:
         report = validate_snapshot(params, workspace)
     print_report(report)
+    job_summary(f"### Data validation {report.verdict}\n\n{report.sentence}")
     report.require_passed()
     return DONE
 

@@ -51,7 +51,8 @@ def resolve_as_of(
     if clock is not None and scheduled and last is not None:
         return last + timedelta(days=clock.step_days)
     if params.as_of != "auto":
-        return params.as_of
+        # Simulated time never runs back by itself: a push between two scheduled runs works at the time they reached.
+        return max(params.as_of, last) if clock is not None and last is not None else params.as_of
     if clock is not None:
         return last or clock.start
     return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -18,12 +18,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import ClearwayError
-from clearway.files import atomic_directory, canonical_json, sha256_bytes, sha256_file, write_json
+from clearway.files import atomic_directory, canonical_json, read_json, sha256_bytes, sha256_file, write_json
 from clearway.params import describe
 
 if TYPE_CHECKING:
@@ -72,6 +72,21 @@ class EvidenceManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     digest: Sha256
     files: dict[InsidePath, Sha256]
+
+
+class Built(BaseModel):
+    """``outcome.json``: what the last run of the line has to deploy."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    verdict: str
+    digest: Sha256 | None
+    baseline_digest: Sha256 | None
+
+    @model_validator(mode="after")
+    def _passed_has_a_digest(self) -> Self:
+        if self.verdict == "passed" and self.digest is None:
+            raise ValueError("verdict is passed, and no digest is named")
+        return self
 
 
 @dataclass(frozen=True)
@@ -257,6 +272,21 @@ def keep(bundle_folder: Path, bundles: Path, digest: str | None = None) -> str:
         if not _verifies(target, digest):  # else another process has just kept the same bundle
             raise BundleError(f"bundle {digest} cannot be kept in {bundles}: {error}") from None
     return digest
+
+
+def read_built(folder: Path) -> Built:
+    """What the last run of the line left in ``folder``, the workspace's ``build/bundle``.
+
+    Raises
+    ------
+    ClearwayError
+        Nothing was packaged yet, or the file is damaged.
+    """
+    path = folder / OUTCOME
+    try:
+        return Built.model_validate(read_json(path, made_by="scripts/package_model.py"))
+    except ValidationError as error:
+        raise ClearwayError(f"{path} is damaged ({describe(error)}): run scripts/package_model.py again") from None
 
 
 def _verifies(folder: Path, digest: str) -> bool:

@@ -7,7 +7,8 @@ Three metrics, each the difference canary minus stable with a confidence sequenc
 - ``score``: mean score, of the first answer of each entity only, because an entity's later answers repeat its first.
 
 The verdict is *rollback* as soon as one metric is proven worse, *promote* only when each is proven harmless within the
-step's margin, and *hold* otherwise: no traffic, too little traffic and no control traffic prove nothing.
+step's margin after its ``min_requests``, and *hold* otherwise: no traffic, too little traffic and no control traffic
+prove nothing.
 
 One error budget covers the whole rollout. ``promote_alpha`` and ``rollback_alpha`` are divided equally over metrics and
 steps (Bonferroni), and each arm of a difference gets half, so that a rollout of a version no worse than stable is ever
@@ -98,7 +99,7 @@ def judge(observations: "pd.DataFrame", step: CanaryStep, params: CanaryParams) 
     observations : DataFrame
         One row per answered request of this step with the columns :data:`OBSERVED`; any order.
     step : CanaryStep
-        The margin and the least number of requests.
+        The margin and the least number of requests before it may be passed.
     params : CanaryParams
         Error budget, latency objective and score margin of the rollout.
     """
@@ -202,13 +203,13 @@ def _conclude(
     traffic = f"{n_canary:,} canary and {n_stable:,} stable requests at {step.weight}%"
     if n_canary == 0:
         return "hold", f"the canary at {step.weight}% has answered no request yet: no traffic proves nothing"
+    failed = [metric for metric in metrics if metric.status == "fail"]
+    if failed:  # valid at any time: harm that is proven is not let out on more people to fill a quota
+        return "rollback", f"{traffic}: " + "; ".join(_harm(metric) for metric in failed)
     if n_canary < step.min_requests:
         return "hold", f"{traffic}: fewer canary requests than the {step.min_requests:,} the step asks for"
     if n_stable == 0:
         return "hold", f"{traffic}: without control traffic there is nothing to compare the canary with"
-    failed = [metric for metric in metrics if metric.status == "fail"]
-    if failed:
-        return "rollback", f"{traffic}: " + "; ".join(_harm(metric) for metric in failed)
     undecided = [metric for metric in metrics if metric.status == "open"]
     if undecided:
         return "hold", f"{traffic}: not decided yet: " + "; ".join(_doubt(metric) for metric in undecided)

@@ -12,3 +12,6 @@ LABEL = "label"
 """The answer, 0.0 or 1.0; null where it is not known."""
 
 RESERVED = (ROW_ID, ENTITY, PREDICTION_TIME, LABEL_TIME, LABEL)
+
+REPEATED = r"~[1-9][0-9]*$"
+"""How an id ends that a replay asks again: ``12~2`` is row 12 in the third round. A pattern."""

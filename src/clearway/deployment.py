@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clearway.bundle import Bundle, BundleError, keep, payload_digest, verify
+from clearway.bundle import Bundle, BundleError, keep, payload_digest, read_built, verify
 from clearway.canary import CanaryVerdict
 from clearway.canary_state import as_evidence, read_state
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import read_json
 from clearway.ledger import (
     Change,
     Entry,
@@ -335,7 +334,7 @@ def deploy_built(
     """
     if digest is not None:
         return deploy(params, workspace, environment, digest, canary_weight, actor=actor, reason=reason)
-    built = read_built(workspace)
+    built = read_built(workspace.bundle)
     if built.verdict == "passed" and built.digest is not None:
         return deploy(params, workspace, environment, built.digest, canary_weight, actor=actor, reason=reason)
     served = serve_again(params, workspace, environment)
@@ -502,31 +501,6 @@ def find_bundle(workspace: Workspace, digest: str) -> Bundle:
     )
 
 
-@dataclass(frozen=True)
-class Built:
-    """``build/bundle/outcome.json``: what the last run of the line has to deploy."""
-
-    verdict: str
-    digest: str | None
-    baseline_digest: str | None
-
-
-def read_built(workspace: Workspace) -> Built:
-    """What the last run of the line built.
-
-    Raises
-    ------
-    ClearwayError
-        Nothing was packaged yet, or the file is damaged.
-    """
-    path = workspace.bundle / "outcome.json"
-    content = read_json(path, made_by="scripts/package_model.py")
-    try:
-        return Built(str(content["verdict"]), content["digest"], content["baseline_digest"])
-    except (KeyError, TypeError):
-        raise ClearwayError(f"{path} names no verdict and digests: run scripts/package_model.py again") from None
-
-
 def default_actor() -> str:
     """Who acts: ``$GITHUB_ACTOR`` in a workflow, else the user."""
     try:
@@ -557,7 +531,7 @@ def _situation(params: Params, workspace: Workspace, environment: str, entries: 
 
 def _bootstrap(params: Params, workspace: Workspace, environment: str, digest: str, actor: str) -> list[Entry]:
     """Make the labelled baseline the control of the first canary. It needs no other environment: it is no release."""
-    baseline = read_built(workspace).baseline_digest
+    baseline = read_built(workspace.bundle).baseline_digest
     if baseline is None:
         raise ClearwayError(
             f"{environment} has no stable version and {workspace.bundle / 'outcome.json'} names no baseline to be the "
@@ -583,7 +557,16 @@ def _carry_out(
     params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change | None
 ) -> Outcome:
     entry = entries[-1] if change is None else _record(params, workspace, environment, entries, change)
-    server = ensure_serving(params, workspace, environment, entry.sequence)
+    try:
+        server = ensure_serving(params, workspace, environment, entry.sequence)
+    except ClearwayError as error:
+        if change is None:
+            raise
+        # Whoever ran a recorded rollback again would go back one version further.
+        raise ClearwayError(
+            f"{entry.action} is recorded (entry {entry.sequence} of {environment}) and not served yet: {error}; then "
+            f"scripts/deploy.py --env {environment} --ensure-serving, not this command again"
+        ) from None
     moved = change is not None and entry.stable != entry.previous_stable
     warnings = _project_alias(params, workspace, entry.stable) if moved and environment == params.production else ()
     return Outcome(change is not None, _tell(entry, change), entry, server, warnings)

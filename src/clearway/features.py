@@ -65,12 +65,18 @@ def build_features(params: Params, workspace: Workspace, project: Project) -> Fe
         The questions have times, but params.yaml has no ``as_of``, or the other way round.
     ClearwayError
         A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; a
-        window is empty.
+        window is empty; a numeric feature has no value in the training window.
     """
     as_of = params.time()
     frame = ask(project, load_tables(workspace, params), known_until=as_of)
     windows = split(frame, params.split, as_of, params.seed, (*project.numeric, *project.categorical))
     rows = {window: int(windows.mask(window).sum()) for window in WINDOWS}
+    unknown = [name for name in project.numeric if frame.loc[windows.training, name].isna().all()]
+    if unknown:
+        raise ClearwayError(
+            f"feature {', '.join(unknown)} has no value in the {rows['training']} rows of the training window: nothing "
+            "can be learnt from it; take it out (params.yaml: data.ignore, or the project's features), or bring data"
+        )
     with atomic_directory(workspace.features) as folder:
         for window in WINDOWS:
             _write_parquet(frame[windows.mask(window)], folder / f"{window}.parquet")
@@ -289,6 +295,10 @@ def _safe(features: pd.DataFrame, project: Project, index: pd.Index) -> pd.DataF
         )
     safe: dict[str, Any] = {}
     for name in project.numeric:
+        if features[name].dtype.kind in "mM":  # as nanoseconds, a missing time would be the year 1677
+            raise ClearwayError(
+                f"feature {name} is a time or a span, not a number: derive one, or name it in params.yaml: data.ignore"
+            )
         try:
             numbers = pd.to_numeric(features[name]).to_numpy(dtype=np.float64, na_value=np.nan)
         except (ValueError, TypeError) as error:

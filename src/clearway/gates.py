@@ -1,12 +1,13 @@
 """The gates between a trained model and a bundle: pure functions from labels and scores to a verdict.
 
 Every bound comes from one bootstrap of the holdout: rows are drawn with replacement, seeded, and a comparison draws
-the same rows for both models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). The
-interval is the percentile interval; where a resample leaves a metric undefined (no positive drawn) it is left out,
-and a metric undefined in more than a tenth of them has no interval.
+the same rows for both models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Rows
+are taken as independent: where they come in clumps (many rows of one bad day) the truth is less sure than the
+interval says. It is the percentile interval; where a resample leaves a metric undefined (no positive drawn) it is left
+out, and a metric undefined in more than a tenth of them has no interval.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,13 +94,15 @@ class Holdout:
         values = np.array([weighted(weights) for weights in self._draws()])
         return self._percentiles(measured.value(self.labels, scores, self.threshold), values)
 
-    def gain(self, measured: Metric, scores: Floats, other: Floats) -> Interval:
-        """By how much ``scores`` is better than ``other``, and its paired bootstrap interval; above 0 is better."""
+    def gain(self, measured: Metric, scores: Floats, other: Floats, other_threshold: float | None = None) -> Interval:
+        """By how much ``scores`` is better than ``other``, and its paired bootstrap interval; above 0 is better.
+
+        ``other_threshold`` is the score from which ``other`` means yes, where it is not that of ``scores``.
+        """
+        theirs_from = self.threshold if other_threshold is None else other_threshold
         ours = measured.weighted(self.labels, scores, self.threshold)
-        theirs = measured.weighted(self.labels, other, self.threshold)
-        estimate = measured.value(self.labels, scores, self.threshold) - measured.value(
-            self.labels, other, self.threshold
-        )
+        theirs = measured.weighted(self.labels, other, theirs_from)
+        estimate = measured.value(self.labels, scores, self.threshold) - measured.value(self.labels, other, theirs_from)
         values = np.array([ours(weights) - theirs(weights) for weights in self._draws()])
         return self._percentiles(measured.sign * estimate, measured.sign * values)
 
@@ -200,17 +203,20 @@ def baseline_gate(holdout: Holdout, name: str, scores: Floats, baseline: Floats 
     return _gate("gain_over_baseline", status, detail, found, gain, holdout)
 
 
-def champion_gate(holdout: Holdout, name: str, scores: Floats, champion: Floats, margin: float) -> Gate:
+def champion_gate(
+    holdout: Holdout, name: str, scores: Floats, champion: Floats, margin: float, *, threshold: float | None = None
+) -> Gate:
     """No worse than the champion by ``margin`` on the same rows (non-inferiority).
 
-    Pass if the paired difference is surely above −margin, fail if it is surely below, else unknown.
+    Pass if the paired difference is surely above −margin, fail if it is surely below, else unknown. ``threshold`` is
+    the champion's own, so that a challenger which differs in nothing else is compared with what is really served.
     """
     measured = metric(name, "params.yaml: gates.champion.metric")
     if not _measurable(holdout, scores):
         return Gate("champion", "fail", f"{name} of the challenger is undefined", threshold=-margin, n=holdout.rows)
     if not _measurable(holdout, champion):
         return Gate("champion", "unknown", f"{name} of the champion is undefined", threshold=-margin, n=holdout.rows)
-    found = holdout.gain(measured, scores, champion)
+    found = holdout.gain(measured, scores, champion, threshold)
     status: Status = "unknown"
     if found.lower is not None and found.upper is not None:
         status = "pass" if found.lower > -margin else "fail" if found.upper < -margin else "unknown"
@@ -232,6 +238,8 @@ def judge(gates: Sequence[Gate], params: GateParams, *, champion: str | None, bo
     bootstrap : str
         Why there is none.
     """
+    if not gates:
+        return ModelVerdict("rejected", "nothing was judged: no gate was run", ())
     blocking = ("fail", "unknown") if params.unknown_blocks else ("fail",)
     stopped = [gate for gate in gates if gate.status in blocking]
     compared = f"compared with champion {champion[:12]}" if champion else f"bootstrap: {bootstrap or 'no champion'}"
@@ -244,11 +252,6 @@ def judge(gates: Sequence[Gate], params: GateParams, *, champion: str | None, bo
 def unchanged(digest: str) -> ModelVerdict:
     """The challenger is the champion, byte for byte: there is nothing to judge and nothing to deploy."""
     return ModelVerdict("unchanged", f"the challenger is the champion itself, digest {digest[:12]}: nothing to deploy")
-
-
-def statuses(gates: Sequence[Gate]) -> Mapping[str, Status]:
-    """Status by gate name."""
-    return {gate.name: gate.status for gate in gates}
 
 
 _SAID = {"fail": "failed", "unknown": "is too uncertain to call"}

@@ -213,6 +213,8 @@ def _read(folder: Path, environment: str) -> tuple[list[Entry], int, Anchor | No
             content = ledger_file(folder).read_bytes()
         except FileNotFoundError:
             content = b""
+        except OSError as error:
+            raise ClearwayError(f"{ledger_file(folder)} cannot be read ({error.strerror}); {_RESTORE}") from None
         # A writer between the two reads would look like damage: only a pair from one moment is judged.
         if anchor == _read_anchor(folder, environment):
             break
@@ -231,7 +233,7 @@ def _verify(line: bytes, before: Sequence[Entry], environment: str, where: str) 
         entry = Entry.model_validate(content)
     except ValidationError as error:
         raise ClearwayError(f"{where} is no ledger entry ({describe(error)}); {_RESTORE}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ClearwayError(f"{where} is not valid JSON ({error}); {_RESTORE}") from None
     if canonical_json(content) != line:
         raise ClearwayError(f"{where} is not written in canonical JSON: it was edited; {_RESTORE}")

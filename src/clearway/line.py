@@ -2,15 +2,17 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
@@ -68,10 +70,38 @@ def only_run(workspace: Workspace) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ClearwayError(f"another run of the line holds {path}: wait for it to end, then run again") from None
+    # asked to end, such as by a job that is cancelled, a run leaves as after Ctrl-C: with its steps
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         lock.release()
+
+
+def stop_family(pid: int, seconds: float = 10) -> None:
+    """Stop a step and all that it started, except what has a session of its own: a server that is meant to outlive it.
+
+    A stage must not go on writing when the run that started it is gone. DVC does not pass a signal on to its stages.
+    """
+    try:
+        step = psutil.Process(pid)
+        family = [step, *step.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    members = [member for member in family if _session(member.pid) == os.getsid(0)]
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
+        for member in members:
+            with suppress(psutil.NoSuchProcess):
+                ask(member)
+        _, members = psutil.wait_procs(members, timeout=seconds)
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
 
 
 class Runner:
@@ -128,6 +158,8 @@ class Runner:
         log = self._logs / (title.replace(" ", "-").replace("%", "") + ".log")
         errors: list[str] = []
         dvc_errors: list[str] = []
+        crashes: list[str] = []
+        in_traceback = False
         with log.open("w", encoding="utf-8") as stream, self._console.status(title) as status:
             process = subprocess.Popen(
                 command,
@@ -145,17 +177,26 @@ class Runner:
                     line = raw.strip()
                     if line.startswith("error: "):
                         errors.append(line.removeprefix("error: "))
+                    if dvc_errors and dvc_errors[-1].endswith(":") and line:  # it names who blocks it in the next line
+                        dvc_errors[-1] += f" {line}: wait for it to end, then run again"
                     if line.startswith("ERROR: "):
                         dvc_errors.append(line.removeprefix("ERROR: "))
+                    if line.startswith("Traceback ("):
+                        in_traceback = True
+                    elif in_traceback and line and not raw.startswith(" "):
+                        in_traceback = False
+                        crashes.append(f"{line} (the whole traceback is in {log})")
                     status.update(escape(_fit(show(line), self._console.width - 4)))
                 code = process.wait()
             finally:
                 if process.poll() is None:
-                    process.terminate()
-                    process.wait(timeout=30)
+                    stop_family(process.pid)
+                    process.wait()
         if code not in accept:
             self._console.print(f"[red]✗[/] {title}")
-            reason = (errors or dvc_errors or [f"it ended with exit code {code}; its output is in {log}"])[0]
+            reason = (errors or crashes or dvc_errors or [f"it ended with exit code {code}; its output is in {log}"])[0]
+            for failed in filter(None, map(_STAGE_FAILED.search, dvc_errors)):
+                title, code = failed[1], int(failed[2])  # DVC's own exit code says nothing of the stage's
             raise StepFailedError(f"{title}: {reason}", code)
         return code
 
@@ -168,6 +209,9 @@ class Runner:
     def _skipped(self, name: str) -> None:
         self._console.print(f"[dim]· {name:<16}          unchanged[/]", highlight=False)
 
+
+_STAGE_FAILED = re.compile(r"^failed to reproduce '([^']+)': .*exited with (-?\d+)$")
+"""How DVC says which stage failed, and with which exit code."""
 
 _SPOKEN = re.compile(r"[a-z_ ]+: ")
 """A script's own line, such as ``ingest: 4 tables``, among DVC's."""
@@ -223,8 +267,9 @@ def run_line(
         runner.script("decide", "decide.py", "--force-retrain", forced, "--trigger", trigger)
     decision = read_json(workspace.reports / "decision.json", made_by="scripts/decide.py")
     champion = read_json(workspace.champion / "champion.json", made_by="scripts/fetch_champion.py")["digest"]
-    # A digest that is already stable is not deployed again: this only makes sure that it is being served.
-    keep_serving = ("production", "deploy.py", "--env", "production", "--digest", str(champion))
+    production = params.production
+    staging = params.environments[production].requires
+    keep_serving = (production, "deploy.py", "--env", production, "--ensure-serving")
     if not decision["retrain"]:
         if champion:
             runner.script(*keep_serving)
@@ -238,16 +283,17 @@ def run_line(
             runner.script(*keep_serving)
         return ended(verdict["verdict"], verdict["reason"])
     runner.script("register", "register.py")
-    runner.script("staging", "deploy.py", "--env", "staging")
-    runner.endpoint_tests("staging")
+    if staging:
+        runner.script(staging, "deploy.py", "--env", staging)
+        runner.endpoint_tests(staging)
     first = params.canary.steps[0].weight
-    runner.script(f"canary {first}%", "deploy.py", "--env", "production", "--canary", str(first))
-    watch = ("--env", "production", "--watch", "--replay")
+    runner.script(f"canary {first}%", "deploy.py", "--env", production, "--canary", str(first))
+    watch = ("--env", production, "--watch", "--replay")
     code = runner.script("watch canary", "check_canary.py", *watch, accept=(0, HELD, ROLLED_BACK))
     why = read_json(workspace.reports / "canary.json", made_by="scripts/check_canary.py")["sentence"]
     if code != 0:
         return ended("held" if code == HELD else "rolled back", why)
-    runner.script("promote", "deploy.py", "--env", "production", "--canary", "100")
+    runner.script("promote", "deploy.py", "--env", production, "--canary", "100")
     return ended("promoted", why)
 
 

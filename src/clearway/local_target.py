@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.errors import ClearwayError
 from clearway.params import EnvironmentParams, Params, describe
@@ -35,7 +35,7 @@ class Server(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    pid: int
+    pid: int = Field(ge=0)
     created: float
     host: str
     port: int

@@ -52,6 +52,8 @@ class Contender:
     role: str
     digest: str
     scores: Floats | None
+    threshold: float
+    """Score from which its answer is yes; the champion's is the one it is served with."""
     problem: str = ""
     """Why there are no scores."""
 
@@ -106,8 +108,8 @@ def validate(params: Params, workspace: Workspace) -> Validation:
 
     matrix = challenger.schema.encode(frame)
     contenders = [
-        Contender("challenger", challenger.digest, challenger.score(matrix)),
-        Contender("baseline", simple.digest, simple.score(simple.schema.encode(frame))),
+        Contender("challenger", challenger.digest, challenger.score(matrix), challenger.threshold),
+        Contender("baseline", simple.digest, simple.score(simple.schema.encode(frame)), simple.threshold),
     ]
     if not record.bootstrap:
         contenders.append(_champion(workspace, record, frame))
@@ -125,7 +127,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             bootstrap=record.reason,
         )
     measured: dict[str, dict[str, float] | None] = {
-        c.role: {} if c.scores is None else measure(labels, c.scores, params.train.threshold) for c in contenders
+        c.role: {} if c.scores is None else measure(labels, c.scores, c.threshold) for c in contenders
     }
     validation = Validation(
         verdict=verdict,
@@ -144,9 +146,10 @@ def _champion(workspace: Workspace, record: Champion, frame: pd.DataFrame) -> Co
     assert record.digest is not None  # it is no bootstrap
     model = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest)
     try:
-        return Contender("champion", record.digest, model.score(model.schema.encode(frame)))
+        return Contender("champion", record.digest, model.score(model.schema.encode(frame)), model.threshold)
     except ClearwayError as error:
-        return Contender("champion", record.digest, None, f"the champion cannot score this holdout: {error}")
+        problem = f"the champion cannot score this holdout: {error}"
+        return Contender("champion", record.digest, None, model.threshold, problem)
 
 
 def _gates(
@@ -158,8 +161,9 @@ def _gates(
     base_rate: float,
 ) -> list[Gate]:
     chosen = params.gates
-    holdout = Holdout(labels, params.train.threshold, chosen.confidence, chosen.resamples, params.seed)
-    scores = contenders["challenger"].scores
+    challenger = contenders["challenger"]
+    holdout = Holdout(labels, challenger.threshold, chosen.confidence, chosen.resamples, params.seed)
+    scores = challenger.scores
     assert scores is not None  # only a champion may fail to score
     compared = chosen.champion.metric
     gates = [
@@ -176,7 +180,9 @@ def _gates(
         if champion.scores is None:
             gates.append(Gate("champion", "fail", champion.problem, threshold=-margin, n=holdout.rows))
         else:
-            gates.append(champion_gate(holdout, compared, scores, champion.scores, margin))
+            gates.append(
+                champion_gate(holdout, compared, scores, champion.scores, margin, threshold=champion.threshold)
+            )
     gates.append(latency_gate(latencies, chosen.latency_ms))
     return gates
 
@@ -263,12 +269,14 @@ def _metric_table(validation: Validation) -> Table:
         title="Metrics on the same holdout rows",
         columns=("metric", "challenger", "champion", "baseline"),
         rows=metric_rows(validation),
-        note="log_loss and brier: lower is better. accuracy, precision, recall and f1 are at train.threshold.",
+        note="log_loss and brier: lower is better. accuracy, precision, recall, f1: at each model's own threshold.",
     )
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _roc(labels: Floats, scores: Floats) -> list[tuple[float, ...]]:

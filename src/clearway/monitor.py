@@ -26,6 +26,7 @@ from clearway.monitoring import (
     recent,
     reconcile,
     served_features,
+    traffic,
 )
 from clearway.params import Params
 from clearway.prediction_log import read_log
@@ -36,7 +37,7 @@ from clearway.schema import flat_columns
 from clearway.snapshot import read_tables_at
 from clearway.workspace import Workspace
 
-LOGGED = ("id", "version", "asked_at", "served_at", "status", "score", "features")
+LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features")
 
 
 def monitor(params: Params, workspace: Workspace, environment: str, now: datetime) -> MonitoringReport:
@@ -66,7 +67,7 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
             f"nothing was ever deployed to {environment}: there is nothing to monitor (scripts/deploy.py)"
         )
     bundle = verify(workspace.bundles / entry.stable, entry.stable)
-    log = read_log(folder / "predictions", columns=LOGGED)
+    log = traffic(read_log(folder / "predictions", columns=LOGGED))
     window = recent(log, params.split.current_days)
     reference = read_reference(bundle.evidence("reference.parquet"))
     schema = load_model(bundle.path, bundle.digest).schema

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from clearway.columns import LABEL, ROW_ID
+from clearway.columns import LABEL, REPEATED, ROW_ID
 from clearway.drift import DriftReport, FeatureDrift, measure_drift
 from clearway.encoding import InputSchema
 from clearway.gates import Holdout, Interval
@@ -88,6 +88,11 @@ class Expected:
     """Score from which the answer is yes."""
 
 
+def traffic(log: pd.DataFrame) -> pd.DataFrame:
+    """The log without the requests of testers, who choose what they send and who answers it."""
+    return log[log["role"] != "tester"]
+
+
 def recent(log: pd.DataFrame, days: float) -> pd.DataFrame:
     """The answered predictions of the last ``days`` by event time, or all of them where requests carry no time."""
     answered: pd.DataFrame = log[(log["status"] == 200) & log["score"].notna()]
@@ -103,14 +108,17 @@ def join_labels(log: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     log : DataFrame
-        Predictions with the columns ``id``, ``version`` and ``score``.
+        Predictions with the columns ``id``, ``version`` and ``score``; a replay's repeated id (``12~2``) is its first.
     questions : DataFrame
         The project's questions at ``as_of``; ``label`` is null where the answer is not known.
     """
     known = questions.loc[questions[LABEL].notna(), [ROW_ID, LABEL]].drop_duplicates(ROW_ID)
     known = known.assign(**{ROW_ID: known[ROW_ID].astype(str)})
-    last = log[log["id"].notna()].drop_duplicates(["id", "version"], keep="last")
-    last = last.assign(id=last["id"].astype(str))
+    asked = log[log["id"].notna()]
+    ids = asked["id"].astype(str)
+    # A project's own id may end like a repeated one: what it names itself comes first.
+    first = ids.where(ids.isin(questions[ROW_ID].astype(str)), ids.str.replace(REPEATED, "", regex=True))
+    last = asked.assign(id=first).drop_duplicates(["id", "version"], keep="last")
     return last.merge(known, left_on="id", right_on=ROW_ID, how="inner", validate="many_to_one")
 
 

@@ -284,7 +284,7 @@ class Params(Section):
     train: TrainParams = TrainParams()
     gates: GateParams = GateParams()
     registry: RegistryParams = RegistryParams()
-    environments: dict[Slug, EnvironmentParams]
+    environments: dict[Slug, EnvironmentParams] = Field(min_length=1)
     serving: ServingParams = ServingParams()
     canary: CanaryParams = CanaryParams()
     monitoring: MonitoringParams = MonitoringParams()
@@ -302,7 +302,19 @@ class Params(Section):
         for name, environment in self.environments.items():
             if environment.requires is not None and environment.requires not in self.environments:
                 raise ValueError(f"environments.{name}.requires {environment.requires!r} is no environment")
+        self._check_chains()
         return self
+
+    def _check_chains(self) -> None:
+        """Nothing can ever be deployed to an environment that, in the end, requires itself."""
+        for name in self.environments:
+            chain: list[str] = []
+            step: str | None = name
+            while step is not None and step not in chain:
+                chain.append(step)
+                step = self.environments[step].requires
+            if step is not None:
+                raise ValueError(f"environments.{name}.requires goes in a circle: {' → '.join([*chain, step])}")
 
     @property
     def model_name(self) -> str:
@@ -358,6 +370,8 @@ def load_params(path: Path) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: a project folder needs a params.yaml (see docs/params.md)") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): a project folder needs a params.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise UsageError(f"{path} is not valid YAML: {where}") from None
@@ -384,14 +398,15 @@ def describe(error: ValidationError) -> str:
     """One line for a pydantic error: each key with its value, what is wrong, and what to do."""
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "params"
+        # pydantic adds which alternative of a type it tried, such as function-before[_utc(), datetime]
+        key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
         value = problem["input"]
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key} = {value!r}: remove it or correct its name")
         elif problem["type"] == "missing":
             lines.append(f"key {key} is missing: add it")
         elif isinstance(value, dict):
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": "))
         else:
-            lines.append(f"{key} = {value!r}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key or 'content'} = {value!r}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

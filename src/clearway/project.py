@@ -46,8 +46,10 @@ class FlatProject:
     def __init__(self, data: DataParams, columns: Mapping[str, str]) -> None:
         """``columns`` maps each column of the schema to its dtype (``str`` and ``bool`` are categorical)."""
         excluded = {data.label, data.entity, *data.ignore}
-        if data.label not in columns:
-            raise UsageError(f"params.yaml: data.label {data.label!r} is not a column of {data.table!r} in the schema")
+        named = [("label", data.label), ("entity", data.entity), *(("ignore", name) for name in data.ignore)]
+        for key, name in named:
+            if name is not None and name not in columns:  # a column ignored under a wrong name would be a feature
+                raise UsageError(f"params.yaml: data.{key} {name!r} is not a column of {data.table!r} in the schema")
         self._data = data
         self.numeric = tuple(n for n, kind in columns.items() if n not in excluded and kind not in ("str", "bool"))
         self.categorical = tuple(n for n, kind in columns.items() if n not in excluded and kind in ("str", "bool"))
@@ -83,12 +85,13 @@ def load_package(name: str) -> ModuleType:
     Raises
     ------
     UsageError
-        It cannot be found.
+        It cannot be found, or fails while it is imported.
     """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"params.yaml: project.package = {name!r} cannot be imported: {error}") from None
+    except Exception as error:  # a package may raise anything while it is imported
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"params.yaml: project.package = {name!r} cannot be imported: {cause}") from None
 
 
 def load_project(params: Params, columns: Mapping[str, str]) -> Project:

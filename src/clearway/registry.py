@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from clearway.bundle import CHALLENGER, OUTCOME, Bundle, verify
+from clearway.bundle import CHALLENGER, Bundle, read_built, verify
 from clearway.errors import ClearwayError
 from clearway.files import read_json
 from clearway.lineage import Lineage
@@ -57,10 +57,10 @@ def register(params: Params, workspace: Workspace) -> Registered | None:
     ClearwayError
         The bundle does not verify, or MLflow cannot be reached; names its address.
     """
-    outcome = read_json(workspace.bundle / OUTCOME, made_by="scripts/package_model.py")
-    if outcome["verdict"] != "passed":
+    built = read_built(workspace.bundle)
+    if built.verdict != "passed" or built.digest is None:
         return None
-    bundle = verify(workspace.bundle / CHALLENGER, outcome["digest"])
+    bundle = verify(workspace.bundle / CHALLENGER, built.digest)
     reports = [workspace.reports / "model_validation.html", *sorted((workspace.reports / "plots").glob("*.csv"))]
     return _register(params, workspace, bundle, CHALLENGER_ALIAS, [path for path in reports if path.is_file()])
 
@@ -96,8 +96,8 @@ def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str, 
 def _client(uri: str, workspace: Workspace) -> "MlflowClient":
     """A client that waits seconds, not minutes, for a server that is away, and keeps its chatter to itself."""
     for variable, value in {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():

@@ -13,6 +13,7 @@ import orjson
 import pandas as pd
 import uvloop
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.columns import ENTITY, PREDICTION_TIME, RESERVED, ROW_ID
 from clearway.errors import ClearwayError, UsageError
@@ -20,7 +21,7 @@ from clearway.features import replay_questions
 from clearway.files import read_json, write_json
 from clearway.ledger import Entry, read_ledger
 from clearway.local_target import find_server
-from clearway.params import Params
+from clearway.params import Params, describe
 from clearway.project import Project
 from clearway.workspace import Workspace
 
@@ -44,6 +45,15 @@ class ReplayResult:
     @property
     def per_second(self) -> float:
         return self.sent / self.seconds if self.seconds else 0.0
+
+
+class Cursor(BaseModel):
+    """``replay.json``: how many rows the rollout that began with entry ``rollout`` has used up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rollout: int
+    asked: int = Field(ge=0)
 
 
 class Replay:
@@ -141,11 +151,14 @@ class Replay:
         path = self._folder / "replay.json"
         if not path.exists():
             return 0
-        content = read_json(path)
-        return int(content["asked"]) if content.get("rollout") == rollout else 0
+        try:
+            cursor = Cursor.model_validate(read_json(path))
+        except ValidationError as error:
+            raise ClearwayError(f"{path} is damaged ({describe(error)}): delete it to ask from the first row") from None
+        return cursor.asked if cursor.rollout == rollout else 0
 
     def _claim(self, rollout: int, asked: int) -> None:
-        write_json(self._folder / "replay.json", {"rollout": rollout, "asked": asked})
+        write_json(self._folder / "replay.json", Cursor(rollout=rollout, asked=asked).model_dump())
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

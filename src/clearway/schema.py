@@ -207,6 +207,8 @@ def load_schema(path: Path) -> DataSchema:
         content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 (both are safe loaders)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: it says what the raw tables look like (see docs/schema.md)") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): params.yaml: schema must name a file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

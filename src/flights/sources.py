@@ -27,6 +27,9 @@ def known_at(table: str, frame: pd.DataFrame, as_of: datetime | None) -> pd.Data
     when they have happened. The landing time of a diverted flight is not in the data, so its arrival stays unknown.
     Planes, airports and airlines are taken as always known. Rows whose time is missing stay, for validation to find.
 
+    A flight's aircraft is taken as known when the question is asked. The data holds only the one that flew, and none
+    for some cancelled flights: an aircraft exchanged in the last two hours cannot be told from one planned all along.
+
     Raises
     ------
     ClearwayError

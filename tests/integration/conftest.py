@@ -4,10 +4,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import yaml
-from sklearn.datasets import load_breast_cancer
 
 FlatProject = Callable[[Path], Path]
 
@@ -20,6 +17,10 @@ def free_port() -> int:
 
 def write_flat_project(folder: Path) -> Path:
     """Write the project into ``folder``: 569 rows, 30 measurements, the diagnosis; no time, no entity."""
+    import pandas as pd  # here, because a deployment waits for the tests of its endpoint, which need none of these
+    import yaml
+    from sklearn.datasets import load_breast_cancer
+
     folder.mkdir(parents=True, exist_ok=True)
     bunch = load_breast_cancer(as_frame=True)
     table = bunch.data.rename(columns=lambda name: name.replace(" ", "_"))

@@ -375,6 +375,22 @@ def test_a_port_in_use_is_named_and_nothing_is_recorded(shop: Shop) -> None:
     assert shop.served()["stable"] == shop.challenger
 
 
+def test_a_rollback_whose_port_was_taken_says_that_it_is_recorded_and_how_to_serve_it(shop: Shop) -> None:
+    for digest in (shop.baseline, shop.challenger):
+        deploy(shop.params, shop.workspace, ENV, digest, None, **WHO)
+    assert stop(shop.workspace, ENV) is not None
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        write_params(shop.workspace.root, **{**ALONE, "production": {"port": squatter.getsockname()[1]}})
+        refused = shop.script("rollback.py", "--env", ENV)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: rollback is recorded (entry 3 of production) and not served yet: port ")
+    assert "deploy.py --env production --ensure-serving" in refused.stderr
+    assert shop.script("deploy.py", "--env", ENV, "--ensure-serving").returncode == 0
+    assert shop.served()["stable"] == shop.baseline
+
+
 def test_a_server_of_another_project_on_the_port_is_recognised(shop: Shop, tmp_path: Path) -> None:
     server = deploy(shop.params, shop.workspace, ENV, shop.baseline, None, **WHO).server
     assert server is not None

@@ -234,6 +234,25 @@ def test_a_worse_model_than_the_champion_is_rejected(tmp_path: Path) -> None:
     assert f"compared with champion {digest[:12]}" in validation.verdict.reason
 
 
+def test_a_threshold_worse_than_the_champions_is_rejected(tmp_path: Path) -> None:
+    """The scores are the champion's, so only its own threshold tells the two apart."""
+    gates = {"champion": {"metric": "f1", "margin": 0.01}, "baseline_gain": None}
+    params, workspace = flat_project(tmp_path, gates=gates)
+    train(params, workspace)
+    before = validate(params, workspace).metrics["challenger"]
+    promote(params, workspace)
+    path = workspace.params_file
+    changed = yaml.safe_load(path.read_text())
+    changed["train"]["threshold"] = 0.95
+    path.write_text(yaml.safe_dump(changed))
+    params = load_params(path)
+    train(params, workspace)
+    validation = validate(params, workspace)
+    assert validation.metrics["champion"] == before
+    assert validation.verdict.verdict == "rejected"
+    assert "champion" in failed(validation)
+
+
 def test_a_champion_that_needs_a_feature_the_holdout_lacks_is_a_failed_gate(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)

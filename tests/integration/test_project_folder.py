@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clearway.errors import UsageError
+from clearway.errors import ClearwayError, UsageError
 from clearway.project_folder import HEADER, HOME, check_source_deps, prepare, render_dvc
 
 FLAT = """
@@ -25,11 +25,8 @@ def project(tmp_path: Path) -> Path:
 
 def test_every_path_of_the_rendered_pipeline_exists(project: Path) -> None:
     stages = yaml.safe_load(render_dvc(HOME, project))["stages"]
-    outs = {
-        next(iter(out)) if isinstance(out, dict) else out
-        for stage in stages.values()
-        for out in [*stage["outs"], *stage.get("metrics", [])]
-    }
+    made_by = [out for stage in stages.values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+    outs = {next(iter(out)) if isinstance(out, dict) else out for out in made_by}
     for name, stage in stages.items():
         for dep in stage["deps"]:
             made = any(dep == out or dep.startswith(f"{out}/") for out in outs)
@@ -87,11 +84,18 @@ def test_a_line_outside_git_is_refused(project: Path, tmp_path_factory: pytest.T
         prepare(project, home)
 
 
+def test_a_missing_source_is_named_with_its_key(project: Path) -> None:
+    (project / "pets.csv").unlink()
+    with pytest.raises(ClearwayError, match=r"pets\.csv is missing \(params\.yaml: sources\.pets\.path"):
+        prepare(project)
+
+
 def test_prepare_in_a_subfolder_of_a_repository_keeps_git(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     project = tmp_path / "models" / "pets"
     project.mkdir(parents=True)
     (project / "params.yaml").write_text(FLAT)
+    (project / "pets.csv").write_text("cat\n")
     prepare(project)
     assert "no_scm" not in (project / ".dvc" / "config").read_text()
     assert "/var/" in (project / ".gitignore").read_text()

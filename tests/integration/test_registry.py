@@ -80,7 +80,9 @@ def challenger(workspace: Workspace, seed: int = 1, target: Path | None = None) 
     training = {"peak_memory_mb": 90.0, "challenger": {"training_metrics": {"roc_auc": 0.9}, "seconds": 1.5}}
     evidence = {"lineage.json": lineage.model_dump_json().encode(), "training.json": json.dumps(training).encode()}
     bundle = pack(payload, evidence, target or workspace.bundle / "challenger")
-    write_json(workspace.bundle / "outcome.json", {"verdict": "passed", "digest": bundle.digest, "baseline_digest": ""})
+    write_json(
+        workspace.bundle / "outcome.json", {"verdict": "passed", "digest": bundle.digest, "baseline_digest": None}
+    )
     write_text(workspace.reports / "plots" / "roc.csv", "fpr,tpr\n0,0\n")
     return bundle.digest
 

@@ -171,6 +171,14 @@ def test_two_replays_at_once_are_refused(served: tuple[Server, list[str]]) -> No
     assert refused == ["another replay is asking staging: wait for it to end"]
 
 
+@pytest.mark.parametrize("content", ["[]", '{"rollout": 0}', '{"rollout": 0, "asked": -9}', "{"])
+def test_a_damaged_cursor_is_named(served: tuple[Server, list[str]], content: str) -> None:
+    server, _ = served
+    (server.folder / "replay.json").write_text(content)
+    with pytest.raises(ClearwayError, match=r"replay\.json"):
+        replay_of(server).send(1)
+
+
 def test_script_prints_one_line(served: tuple[Server, list[str]]) -> None:
     server, _ = served
     command = [sys.executable, "scripts/replay_traffic.py", "--env", "staging", "--requests", "60"]

@@ -52,12 +52,13 @@ ROW: dict[str, Any] = {"weight": 180.5, "sugar": 11, "colour": "red"}
 
 @dataclass
 class Bundles:
-    """Two trained bundles, and one whose model fails on request."""
+    """Two trained bundles, one whose model fails on request, and one whose model takes its time on request."""
 
     folder: Path
     first: str
     second: str
     fragile: str
+    slow: str
 
 
 def write_project(root: Path) -> Workspace:
@@ -95,7 +96,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     fragile = workspace.build / "fragile"
     write_fragile_payload(fragile, like=workspace.model)
     rows_it_knows = [{"weight": 0.0}, {"weight": 1.0}]
-    return Bundles(workspace.bundles, *digests, keep(fragile, rows_it_knows, [0.25, 0.75], workspace))
+    slow = workspace.build / "slow"
+    write_slow_payload(slow, like=workspace.model)
+    return Bundles(
+        workspace.bundles,
+        *digests,
+        keep(fragile, rows_it_knows, [0.25, 0.75], workspace),
+        keep(slow, rows_it_knows, [0.25, 0.25], workspace),
+    )
 
 
 def write_fragile_payload(folder: Path, like: Path) -> None:
@@ -113,6 +121,49 @@ def write_fragile_payload(folder: Path, like: Path) -> None:
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None, 2])],
         [table, numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")],
     )
+    save_network(folder, graph)
+
+
+def write_slow_payload(folder: Path, like: Path) -> None:
+    """A model that answers 0.25 after as many turns of a loop as the weight says."""
+    shutil.copytree(like, folder)
+    turn = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Cos", ["before"], ["after"])],
+        "turn",
+        [
+            helper.make_tensor_value_info("turns", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, [1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", [INPUT], ["heaviest"], keepdims=0),
+            helper.make_node("Cast", ["heaviest"], ["turns"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["turns", "on", "zero"], ["end"], body=turn),
+            helper.make_node("Mul", ["end", "zero"], ["nothing"]),
+            helper.make_node("Mul", [INPUT, "nothings"], ["rows"]),
+            helper.make_node("Add", ["rows", "answer"], ["answers"]),
+            helper.make_node("Add", ["answers", "nothing"], [OUTPUT]),
+        ],
+        "slow",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None, 2])],
+        [
+            numpy_helper.from_array(np.array(True), "on"),
+            numpy_helper.from_array(np.zeros(1, dtype=np.float32), "zero"),
+            numpy_helper.from_array(np.zeros((1, 2), dtype=np.float32), "nothings"),
+            numpy_helper.from_array(np.array([[0.75, 0.25]], dtype=np.float32), "answer"),
+        ],
+    )
+    save_network(folder, graph)
+
+
+def save_network(folder: Path, graph: onnx.GraphProto) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(folder / "model.onnx"))
     schema = InputSchema(features=(NumericFeature(name="weight"),))
@@ -377,6 +428,18 @@ def test_failing_model_is_named_and_logged_and_the_other_keeps_answering(server:
     }
     assert len(log) == 80
     assert log.loc[log["role"] == "canary", "score"].isna().all()
+
+
+def test_slow_canary_keeps_only_its_own_callers_waiting(server: Server, bundles: Bundles) -> None:
+    server.deploy(bundles.first, bundles.slow, 50)
+    row = {**ROW, "weight": 600_000}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.predict, row, x_clearway_version=bundles.slow)
+        time.sleep(0.2)
+        answers = [server.predict(row, x_clearway_version=bundles.first)[0] for _ in range(10)]
+        assert not waiting.done(), "the canary took its time"
+        assert answers == [200] * 10
+        assert waiting.result(60)[1]["score"] == 0.25
 
 
 def test_sigterm_drains_and_the_log_is_complete(server: Server) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
@@ -61,6 +62,9 @@ class Endpoint:
     """Answers the requests of one environment from whatever the follower has active.
 
     A request takes the active table once and keeps it to its end, so that a swap in between cannot mix two.
+
+    The stable version scores on the event loop, where it costs least; a canary scores in a thread of its own, so that
+    one that is slow, or never ends, keeps only its own callers waiting.
     """
 
     def __init__(self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> None:
@@ -69,6 +73,11 @@ class Endpoint:
         self._follower = follower
         self._log = log
         self._row = np.empty((0, 0), dtype=np.float32)
+        self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+
+    def close(self) -> None:
+        """Let go of the canary's thread."""
+        self._trial.shutdown(wait=False, cancel_futures=True)
 
     async def predict(self, request: Request) -> Response:
         """``POST /predict``: one row, or ``{"rows": [...]}``."""
@@ -78,7 +87,7 @@ class Endpoint:
             return _json({"error": self._follower.error or "no version is loaded yet"}, status=503)
         try:
             body = await self._body(request)
-            return self._answer(body, request.headers.get(VERSION_HEADER), active, started)
+            return await self._answer(body, request.headers.get(VERSION_HEADER), active, started)
         except RequestError as error:
             return _json({"error": str(error)}, error.status, active.table.stable)
         except ModelError as error:
@@ -144,20 +153,22 @@ class Endpoint:
         except orjson.JSONDecodeError as error:
             raise RequestError(400, f"the body is not valid JSON: {error}") from None
 
-    def _answer(self, body: Any, wanted: str | None, active: Active, started: float) -> Response:
+    async def _answer(self, body: Any, wanted: str | None, active: Active, started: float) -> Response:
         if type(body) is dict and "rows" in body and "rows" not in active.names:
-            return self._answer_many(body, wanted, active, started)
+            return await self._answer_many(body, wanted, active, started)
         envelope = read_envelope(body)
         question, loaded = _assign(envelope, body, wanted, active)
-        vector = self._scratch(loaded.encoder.width)
+        vector = self._scratch(loaded.encoder.width, question.role)
         loaded.encoder.encode_into(body, vector[0])
         group = Group(loaded, [0], [question], vector)
-        answers, failure = self._score(group, active, started, tester=wanted is not None)
+        answers, failure = await self._score(group, active, started, tester=wanted is not None)
         if failure is not None:
             raise failure
         return _json(answers[0], version=loaded.digest)
 
-    def _answer_many(self, body: Mapping[str, Any], wanted: str | None, active: Active, started: float) -> Response:
+    async def _answer_many(
+        self, body: Mapping[str, Any], wanted: str | None, active: Active, started: float
+    ) -> Response:
         rows = body["rows"]
         if extra := body.keys() - {"rows"}:
             raise RequestError(422, f"unknown field {min(extra)[:256]!r} beside rows")
@@ -184,7 +195,7 @@ class Endpoint:
         failures = []
         for group in groups.values():
             group.matrix = group.matrix[: len(group.places)]
-            answers, failure = self._score(group, active, started, tester=wanted is not None)
+            answers, failure = await self._score(group, active, started, tester=wanted is not None)
             if failure is not None:
                 failures.append(failure)
                 continue
@@ -196,14 +207,18 @@ class Endpoint:
         versions = ",".join(group.loaded.digest for group in groups.values())
         return _json({"predictions": predictions}, version=versions)
 
-    def _score(
+    async def _score(
         self, group: Group, active: Active, started: float, *, tester: bool
     ) -> tuple[list[dict[str, Any]], ModelError | None]:
         """Score one version's rows and log each; the answers, or why there are none."""
         digest, model = group.loaded.digest, group.loaded.version.model
         failure = None
         try:
-            scores = model.score(group.matrix).tolist()
+            if group.questions[0].role == "stable":
+                scores = model.score(group.matrix).tolist()
+            else:
+                running = asyncio.get_running_loop().run_in_executor(self._trial, model.score, group.matrix)
+                scores = (await running).tolist()
             if not all(map(math.isfinite, scores)):
                 raise ArithmeticError("it answered a score that is not finite")
         except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
@@ -238,8 +253,10 @@ class Endpoint:
                 )
         return answers, failure
 
-    def _scratch(self, width: int) -> NDArray[np.float32]:
-        """The one row that single requests are encoded into: no await lies between its filling and its scoring."""
+    def _scratch(self, width: int, role: Role) -> NDArray[np.float32]:
+        """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
+        if role != "stable":
+            return np.empty((1, width), dtype=np.float32)
         if self._row.shape[1] != width:
             self._row = np.empty((1, width), dtype=np.float32)
         return self._row
@@ -257,6 +274,7 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await following
+            endpoint.close()
             await asyncio.to_thread(log.close)
 
     endpoint = Endpoint(settings, environment, follower, log)

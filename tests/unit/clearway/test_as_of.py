@@ -48,6 +48,12 @@ def day(text: str) -> datetime:
             "2020-02-10",
             id="schedule moves explicit",
         ),
+        pytest.param(
+            {"as_of": "2020-01-06", "clock": CLOCK}, None, False, "2020-02-03", "2020-02-03", id="a push keeps the time"
+        ),
+        pytest.param(
+            {"as_of": "2020-03-02", "clock": CLOCK}, None, False, "2020-02-03", "2020-03-02", id="params may run ahead"
+        ),
         pytest.param({"as_of": "2020-03-01"}, None, True, "2020-05-01", "2020-03-01", id="no clock, nothing moves"),
         pytest.param({"as_of": "auto"}, None, True, "2020-05-01", "2026-05-04", id="auto without clock is today"),
         pytest.param({}, None, True, None, None, id="data without time"),

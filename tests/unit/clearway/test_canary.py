@@ -108,6 +108,12 @@ def test_one_request_short_of_the_minimum_is_hold_and_the_minimum_is_not() -> No
     assert "fewer canary requests" not in judge(traffic(4500, 500, **perfect), STEP, PARAMS).sentence
 
 
+@pytest.mark.parametrize("harm", [{"errors": 1.0}, {"slow": 1.0}])
+def test_proven_harm_is_rolled_back_before_the_minimum(harm: dict[str, float]) -> None:
+    assert judge(traffic(500, 60, **harm), STEP, PARAMS).verdict == "rollback"
+    assert judge(traffic(500, 3, **harm), STEP, PARAMS).verdict == "hold", "three bad answers prove nothing yet"
+
+
 def test_too_little_evidence_is_hold_and_says_what_is_open() -> None:
     tight = CanaryStep(weight=10, margin=0.001, min_requests=500)
     verdict = judge(traffic(), tight, PARAMS)

@@ -21,7 +21,9 @@ from clearway.deployment import (
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_json
 from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_ledger
+from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
+from clearway.registry import register
 from clearway.rollout import step_at
 from clearway.routing import read_routing
 from clearway.workspace import Workspace
@@ -285,6 +287,33 @@ def test_a_rejected_model_is_a_clean_nothing_to_do(params: Params, workspace: Wo
     outcome = deploy_built(params, workspace, ENV, None, 10, **WHO)
     assert not outcome.changed
     assert "the last model was rejected" in outcome.sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([], "dictionary"),
+        ({"verdict": "passed"}, "digest"),
+        ({"verdict": "passed", "digest": 5, "baseline_digest": None}, "digest"),
+        ({"verdict": "passed", "digest": "../x", "baseline_digest": None}, "digest"),
+        ({"verdict": "passed", "digest": None, "baseline_digest": None}, "no digest is named"),
+    ],
+)
+def test_a_damaged_outcome_is_named(params: Params, workspace: Workspace, content: object, named: str) -> None:
+    write_json(workspace.bundle / "outcome.json", content)
+    with pytest.raises(ClearwayError, match=rf"outcome\.json is damaged .*{named}"):
+        deploy_built(params, workspace, ENV, None, **WHO)
+    with pytest.raises(ClearwayError, match=rf"outcome\.json is damaged .*{named}"):
+        register(params, workspace)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"pid": -1, "created": 1, "host": "127.0.0.1", "port": 1}', "\x00"])
+def test_a_damaged_server_record_is_named(workspace: Workspace, content: str) -> None:
+    folder = workspace.environment(ENV)
+    folder.mkdir(parents=True)
+    (folder / "server.json").write_text(content)
+    with pytest.raises(ClearwayError, match=r"server\.json is damaged"):
+        find_server(workspace, ENV)
 
 
 def test_an_unknown_digest_and_a_digest_that_is_none_are_refused(params: Params, workspace: Workspace) -> None:

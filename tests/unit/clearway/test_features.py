@@ -253,6 +253,8 @@ class Broken:
         (Broken(features=np.inf), "feature load = inf"),
         (Broken(features=1e300), "feature load = 1e\\+300"),
         (Broken(features="many"), "feature load is not numeric"),
+        (Broken(features=pd.to_datetime(["2024-01-01", None], utc=True)), "feature load is a time.*data.ignore"),
+        (Broken(features=pd.to_timedelta(["1h", None])), "feature load is a time or a span"),
     ],
 )
 def test_a_project_that_breaks_its_contract_is_told_how(project, message):
@@ -344,3 +346,10 @@ def test_a_flat_table_without_answers_is_refused(flat):
     pd.read_csv(flat / "patients.csv").assign(sick=np.nan).to_csv(flat / "patients.csv", index=False)
     with pytest.raises(ClearwayError, match=r"training window is empty: none of 400 .*holdout_share = 0\.25"):
         Made(flat, **FLAT).build()
+
+
+def test_a_feature_without_any_value_to_learn_from_is_named(flat):
+    pd.read_csv(flat / "patients.csv").assign(size=np.nan).to_csv(flat / "patients.csv", index=False)
+    with pytest.raises(ClearwayError, match=r"feature size has no value in the \d+ rows of the training window"):
+        Made(flat, **FLAT).build()
+    assert not (flat / "data" / "features").exists()

@@ -154,6 +154,14 @@ def test_no_worse_than_the_champion_by_the_margin() -> None:
     )
 
 
+def test_the_champion_answers_from_its_own_threshold() -> None:
+    """A challenger with the champion's scores and a worse threshold is a worse model, by a metric of answers."""
+    careless = Holdout(LABELS, threshold=0.9, confidence=0.95, resamples=200, seed=1)
+    assert champion_gate(careless, "f1", GOOD, GOOD, 0.01, threshold=0.4).status == "fail"
+    assert champion_gate(holdout(), "f1", GOOD, GOOD, 0.01, threshold=0.9).status == "pass"
+    assert champion_gate(careless, "roc_auc", GOOD, GOOD, 0.01, threshold=0.4).status == "pass"
+
+
 def test_a_lower_loss_counts_as_better_than_the_champion() -> None:
     assert champion_gate(holdout(), "brier", GOOD, WORSE, 0.0).status == "pass"
     assert champion_gate(holdout(), "brier", WORSE, GOOD, 0.0).status == "fail"
@@ -180,6 +188,10 @@ def test_the_verdict_follows_from_the_gates(gates: tuple[Gate, ...], blocks: boo
     judged = judge(gates, GateParams(unknown_blocks=blocks), champion="c" * 64)
     assert judged.verdict == verdict
     assert judged.gates == gates
+
+
+def test_nothing_judged_is_never_a_pass() -> None:
+    assert judge((), GateParams(), champion=None).verdict == "rejected"
 
 
 def test_the_reason_names_every_gate_that_stopped_it() -> None:

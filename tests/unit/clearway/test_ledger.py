@@ -125,6 +125,18 @@ def test_a_lost_ledger_and_a_lost_or_foreign_anchor_are_found(folder: Path) -> N
         read_ledger(folder, ENV)
 
 
+def test_a_ledger_that_is_no_file_or_nested_beyond_reason_is_one_line(folder: Path) -> None:
+    path = folder / "ledger.jsonl"
+    with path.open("a") as stream:
+        stream.write("[" * 200_000 + "\n")
+    with pytest.raises(ClearwayError, match=r"line \d+ is not valid JSON"):
+        read_ledger(folder, ENV)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ClearwayError, match=r"ledger\.jsonl cannot be read"):
+        read_ledger(folder, ENV)
+
+
 def test_a_whole_line_beyond_the_anchor_is_accepted_and_the_next_writer_moves_the_anchor(folder: Path) -> None:
     """A kill between the ledger's fsync and the anchor's rename."""
     anchor = (folder / "head.json").read_bytes()

@@ -24,6 +24,7 @@ from clearway.monitoring import (
     reconcile,
     served_features,
     summary,
+    traffic,
 )
 from clearway.params import DriftParams, PerformanceTrigger
 from clearway.routing import RoutingTable
@@ -38,6 +39,7 @@ def log(rows: int, **changes: Any) -> pd.DataFrame:
     columns = {
         "id": [str(i) for i in range(rows)],
         "version": STABLE,
+        "role": "stable",
         "asked_at": pd.date_range(NOW - timedelta(days=10), periods=rows, freq="h", tz="UTC"),
         "served_at": pd.Timestamp(NOW),
         "status": 200,
@@ -62,6 +64,23 @@ def test_a_question_asked_again_counts_once_for_each_version_with_its_last_answe
     joined = join_labels(again, questions([1.0, 0.0]))
     assert joined.groupby("version")["id"].count().to_dict() == {STABLE: 2, CANARY: 2}
     assert joined.loc[joined["version"] == STABLE, "score"].tolist() == [0.7, 0.8]
+
+
+def test_a_repeated_id_of_a_replay_is_the_question_it_repeats() -> None:
+    rounds = pd.concat([log(3, score=0.1), log(3, id=["0~1", "1~1", "2~1"], score=0.2), log(1, id="0~12", score=0.3)])
+    joined = join_labels(rounds, questions([1.0, 0.0, None]))
+    assert joined[["id", "score", "label"]].values.tolist() == [["1", 0.2, 0.0], ["0", 0.3, 1.0]]
+
+
+def test_an_id_of_the_project_that_ends_like_a_repeated_one_is_its_own() -> None:
+    own = pd.DataFrame({"row_id": ["a", "a~1"], "label": [0.0, 1.0]})
+    assert join_labels(log(2, id=["a", "a~1"]), own)["label"].tolist() == [0.0, 1.0]
+    assert join_labels(log(1, id="a~x"), own).empty
+
+
+def test_a_testers_requests_are_no_traffic() -> None:
+    mixed = pd.concat([log(2), log(3, role="tester", status=500), log(1, role="canary")])
+    assert traffic(mixed)["role"].tolist() == ["stable", "stable", "canary"]
 
 
 def test_recent_goes_by_event_time_and_takes_all_where_there_is_none() -> None:

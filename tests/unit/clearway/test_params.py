@@ -49,6 +49,7 @@ def test_unresolved_auto_is_refused_by_the_stages(tmp_path: Path) -> None:
         ("as_of: 2013-07-01", "as_of = 2013-07-01 must be quoted"),
         ("canary: {steps: []}", "steps must rise"),
         ("train: {threshold: 1.5}", "train.threshold = 1.5"),
+        ("as_of: garbage", ": as_of = 'garbage'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path, addition: str, named: str) -> None:
@@ -92,3 +93,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_environment_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'live'.*production"):
         load_params(write(tmp_path, FLAT)).environment("live")
+
+
+@pytest.mark.parametrize(
+    ("environments", "named"),
+    [
+        ("{}", "environments: .*at least 1"),
+        ("{live: {port: 0, requires: live}}", "circle: live → live"),
+        ("{a: {port: 0, requires: b}, b: {port: 0, requires: a}}", "circle: a → b → a"),
+    ],
+)
+def test_environments_that_nothing_could_reach_are_refused(tmp_path: Path, environments: str, named: str) -> None:
+    text = FLAT.replace("environments: {production: {port: 0}}", f"environments: {environments}")
+    with pytest.raises(UsageError, match=named):
+        load_params(write(tmp_path, text))
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(UsageError, match=r"params\.yaml cannot be read"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="Not a directory"):
+        load_params(tmp_path / "file" / "params.yaml")

@@ -127,3 +127,8 @@ def test_flat_columns_are_those_of_the_flat_table_and_of_no_package(tmp_path: Pa
     assert flat_columns(flat, tmp_path) == {"name": "str"}
     packaged = Params.model_validate({"project": {"name": "t", "package": "t"}, **base})
     assert flat_columns(packaged, tmp_path / "nowhere") == {}
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read.*schema must name a file"):
+        load_schema(tmp_path)
