@@ -43,13 +43,13 @@ repro: setup ## run the DVC stages that changed, up to the bundle
 	@dvc repro
 
 test: setup ## run every test: unit, integration, workflows
-	@python -m pytest -n 2 --dist loadgroup --durations=12 tests
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests
 
 test-unit: setup ## run the fast tests
 	@python -m pytest -q tests/unit
 
 test-integration: setup ## run the tests with real processes
-	@python -m pytest -n 2 --dist loadgroup tests/integration
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration
 
 coverage: setup ## run the fast tests and show which lines they reach
 	@python -m pytest -q -n 2 --cov --cov-report=term:skip-covered tests/unit

@@ -303,6 +303,11 @@ class Params(Section):
             if environment.requires is not None and environment.requires not in self.environments:
                 raise ValueError(f"environments.{name}.requires {environment.requires!r} is no environment")
         self._check_chains()
+        taken: dict[tuple[str, int], str] = {}
+        for name, environment in self.environments.items():
+            first = taken.setdefault((environment.host, environment.port), name)
+            if first != name and environment.port != 0:
+                raise ValueError(f"environments.{name}.port {environment.port} is that of environments.{first} too")
         return self
 
     def _check_chains(self) -> None:

@@ -5,11 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from act_runner import WorkflowRun
 from forked_repository import Fork
-
-pytestmark = pytest.mark.xdist_group("act")  # runs share ports and two cores: one worker runs them all
 
 ALL = ("validate", "decide", "train", "deploy-staging", "deploy-production", "save-state")
 
@@ -55,29 +52,13 @@ def test_a_second_push_with_nothing_changed_deploys_nothing(delivered: tuple[For
     assert "restored from clearway-state" in run.summary
 
 
-def test_a_forced_retraining_that_makes_the_same_model_ends_there(delivered: tuple[Fork, WorkflowRun]) -> None:
+def test_a_forced_retraining_is_delivered_beside_the_champion(delivered: tuple[Fork, WorkflowRun]) -> None:
     fork, _ = delivered
     before = fork.ledger("production")
-    run = fork.dispatch(force_retrain="true")
-    assert run.code == 0, run.explain()
-    assert outcomes(run) == {
-        "validate": "success",
-        "decide": "success",
-        "train": "success",
-        "deploy-staging": "skipped",
-        "deploy-production": "skipped",
-        "save-state": "success",
-    }, run.explain()
-    assert fork.ledger("production") == before
-    assert "unchanged" in run.summary
-
-
-def test_changed_params_are_delivered_beside_the_champion(delivered: tuple[Fork, WorkflowRun]) -> None:
-    fork, _ = delivered
-    before = fork.ledger("production")
-    fork.change_params(train={"arguments": {"max_iter": 80, "min_samples_leaf": 5}})
+    trees = {"arguments": {"max_iter": 80, "min_samples_leaf": 5}}
+    fork.change_params(train=trees, decision={"code": {"enabled": False}})  # so that nothing but force asks for it
     fork.commit_and_push("Eighty trees")
-    run = fork.push()
+    run = fork.dispatch(force_retrain="true")
     assert run.code == 0, run.explain()
     assert outcomes(run) == dict.fromkeys(ALL, "success"), run.explain()
     after = fork.ledger("production")
@@ -85,6 +66,8 @@ def test_changed_params_are_delivered_beside_the_champion(delivered: tuple[Fork,
     assert [entry.action for entry in after[len(before) :]] == ["canary", "promote"]
     assert after[len(before)].stable == before[-1].stable, "the champion is the control"
     assert after[-1].stable != before[-1].stable
+    decisions = (fork.on_branch("decisions.jsonl") or b"").splitlines()
+    assert json.loads(decisions[-1])["decision"]["reasons"] == ["manual"]
 
 
 def test_broken_data_stops_at_validation_and_state_is_kept(delivered: tuple[Fork, WorkflowRun]) -> None:

@@ -71,6 +71,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         (FLAT.replace("data: {table: pets, label: cat}", ""), "data is missing"),
         (FLAT.replace("table: pets", "table: dogs"), "dogs"),
         (FLAT.replace("{name: pets}", "{name: pets, package: pets}"), "data describes a flat table"),
+        (FLAT.replace("{port: 0}", "{port: 81}, staging: {port: 81}"), "environments.staging.port 81 is that of"),
         (FLAT.replace("{port: 0}", "{port: 0, requires: staging}"), "requires 'staging' is no environment"),
     ],
 )
