@@ -15,7 +15,7 @@ def main() -> int:
     if outcome.digest is None:
         print(f"bundle: none, the challenger was {outcome.verdict}: {outcome.reason}")
     else:
-        print(f"bundle: {outcome.digest} → {workspace.bundle}, kept in {workspace.bundles}")
+        print(f"bundle: {(outcome.digest or '')[:12]} → {workspace.bundle}, kept in {workspace.bundles}")
     return DONE
 
 

@@ -14,8 +14,8 @@ def main() -> int:
     show(validation)
     job_output(verdict=validation.verdict.verdict, digest=validation.digest)
     job_summary(summary(validation))
-    print(f"gates: {validation.verdict.verdict}: {validation.verdict.reason}")
     print(f"gates: challenger {validation.digest} → {workspace.reports / 'model_validation.html'}")
+    print(f"gates: {validation.verdict.verdict}: {validation.verdict.reason}")
     return DONE
 
 
