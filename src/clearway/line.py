@@ -30,7 +30,7 @@ Outcome = Literal["promoted", "nothing to do", "unchanged", "rejected", "held", 
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: its name, its wall time in seconds, its peak memory in MB and the last line it printed."""
+    """One finished step: its name, its wall time in seconds and the last line it printed."""
 
     name: str
     seconds: float

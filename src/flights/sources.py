@@ -62,9 +62,4 @@ def weather_known(weather: pd.DataFrame) -> pd.Series:
     ClearwayError
         ``time_hour`` was not read as a time.
     """
-    hour = weather["time_hour"]
-    if not isinstance(hour.dtype, pd.DatetimeTZDtype):
-        raise ClearwayError(
-            f"weather: time_hour is {hour.dtype}, not a UTC time: list it in params.yaml: sources.weather.timestamps"
-        )
-    return hour + WEATHER_KNOWN_AFTER
+    return times.full_hour("weather", weather) + WEATHER_KNOWN_AFTER

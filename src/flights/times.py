@@ -16,6 +16,22 @@ LONGEST = 100_000.0
 """Minutes, over two months: no delay is longer, so a greater number is an error in the data."""
 
 
+def full_hour(table: str, frame: pd.DataFrame) -> pd.Series:
+    """``time_hour`` of a table, UTC.
+
+    Raises
+    ------
+    ClearwayError
+        It was not read as a time.
+    """
+    hour = frame["time_hour"]
+    if not isinstance(hour.dtype, pd.DatetimeTZDtype):
+        raise ClearwayError(
+            f"{table}: time_hour is {hour.dtype}, not a UTC time: list it in params.yaml: sources.{table}.timestamps"
+        )
+    return hour
+
+
 def scheduled_departure(flights: pd.DataFrame) -> pd.Series:
     """``time_hour`` is the full hour, already in UTC; ``minute`` is within it.
 
@@ -24,12 +40,7 @@ def scheduled_departure(flights: pd.DataFrame) -> pd.Series:
     ClearwayError
         ``time_hour`` was not read as a time.
     """
-    hour = flights["time_hour"]
-    if not isinstance(hour.dtype, pd.DatetimeTZDtype):
-        raise ClearwayError(
-            f"flights: time_hour is {hour.dtype}, not a UTC time: list it in params.yaml: sources.flights.timestamps"
-        )
-    return hour + _minutes(flights["minute"])
+    return full_hour("flights", flights) + _minutes(flights["minute"])
 
 
 def prediction_time(flights: pd.DataFrame) -> pd.Series:
