@@ -6,12 +6,16 @@ are sorted, stored without compression, and dated 1980. What the file means does
 nodes share an id. Names inside the ONNX graph are numbered the same way.
 """
 
+import copy
 import io
 import json
 import warnings
 import zipfile
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clearway.errors import ClearwayError
 from clearway.model import INPUT, OUTPUT
@@ -86,6 +90,7 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     """
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
     try:
@@ -96,6 +101,7 @@ def to_onnx(estimator: Any, width: int) -> bytes:
                 name="clearway",
                 initial_types=[(INPUT, FloatTensorType([None, width]))],
                 options={id(last): {"zipmap": False}},
+                custom_conversion_functions={HistGradientBoostingClassifier: _convert_histogram_trees},
                 target_opset=OPSET,
             )
     except Exception as error:  # skl2onnx raises several unrelated types for what it cannot convert
@@ -105,6 +111,41 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     if OUTPUT not in outputs:
         raise ExportError(f"cannot be exported to ONNX: its graph answers {', '.join(outputs)}, not {OUTPUT}")
     return canonical_onnx(graph)
+
+
+def _convert_histogram_trees(scope: Any, operator: Any, container: Any) -> None:
+    """skl2onnx's conversion of histogram gradient boosting, from thresholds that float32 holds exactly.
+
+    scikit-learn compares with float64 thresholds, the graph with float32 ones. skl2onnx 1.20 rounds them to the
+    nearest, so that a value between a threshold and its rounding takes the other branch; for scikit-learn's other
+    trees it rounds down itself. All branch on ``<=``. The fitted estimator is left as it is.
+    """
+    from skl2onnx.common._registration import get_converter
+
+    fitted = operator.raw_operator
+    rounded = copy.copy(fitted)
+    rounded._predictors = [[_rounded_down(tree) for tree in trees] for trees in fitted._predictors]
+    container.add_options(id(rounded), container.get_options(fitted))  # skl2onnx knows an estimator by its address
+    operator.raw_operator = rounded  # the operator outlives the conversion, so no other estimator gets this address
+    get_converter(operator.type)(scope, operator, container)
+
+
+def _rounded_down(tree: Any) -> Any:
+    """A copy of a ``TreePredictor`` with rounded thresholds."""
+    made = copy.copy(tree)
+    made.nodes = tree.nodes.copy()
+    made.nodes["num_threshold"] = float32_floor(tree.nodes["num_threshold"])
+    return made
+
+
+def float32_floor(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest float32 at or below each threshold, of the same shape.
+
+    A float32 ``x`` that is at most ``threshold`` is also at most this, and the other way round.
+    """
+    with np.errstate(over="ignore"):  # beyond float32 the nearest is infinity, and the one below it the largest
+        nearest = thresholds.astype(np.float32)
+        return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def canonical_onnx(model: Any) -> bytes:
