@@ -16,7 +16,10 @@ def main() -> int:
     project = load_project(params, flat_columns(params, workspace.root))
     made = build_features(params, workspace, project)
     rows = ", ".join(f"{window} {count:,}" for window, count in made.rows.items())
-    print(f"features: {made.features} features; rows: {rows} → {made.folder}")
+    for warning in made.warnings:
+        print(f"warning: {warning}")
+    aside = f"; set aside: {made.set_aside:,}" if made.set_aside else ""
+    print(f"features: {made.features} features; rows: {rows}{aside} → {made.folder}")
     return DONE
 
 

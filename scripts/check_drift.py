@@ -7,7 +7,7 @@ def main() -> int:
     arguments = parser(__doc__ or "").parse_args()
     from rich.console import Console
 
-    from clearway.drift_report import check_drift, terminal_table
+    from clearway.drift_report import check_drift, remarks, terminal_table
     from clearway.params import load_params
     from clearway.workspace import Workspace
 
@@ -17,6 +17,8 @@ def main() -> int:
     console.width = max(console.width, 110)
     if report.features:
         console.print(terminal_table(report))
+    for remark in remarks(report):
+        console.print(remark, highlight=False, markup=False)
     job_output(drift=str(report.drift).lower(), drift_verdict=report.verdict)
     job_summary(f"### Drift: {report.verdict.replace('_', ' ')}\n\n{report.sentence}")
     print(f"drift: {report.verdict.replace('_', ' ')}: {report.sentence} → {workspace.reports / 'drift.html'}")

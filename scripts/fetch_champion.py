@@ -1,4 +1,4 @@
-"""Copy the champion, the model that production's ledger calls stable, to build/champion."""
+"""Bring what the decision remembers: the champion (stable in production's ledger), and what was decided before."""
 
 from clearway.cli import DONE, parser, run
 
@@ -6,14 +6,16 @@ from clearway.cli import DONE, parser, run
 def main() -> int:
     arguments = parser(__doc__ or "").parse_args()
     from clearway.champion import fetch_champion
+    from clearway.decision_history import write_past
     from clearway.params import load_params
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
-    champion = fetch_champion(load_params(workspace.params_file), workspace)
+    params = load_params(workspace.params_file)
+    champion, past = fetch_champion(params, workspace), write_past(params, workspace)
     as_of = f", as of {champion.as_of:%Y-%m-%d}" if champion.as_of else ""
     kind = "bootstrap" if champion.bootstrap else "champion"
-    print(f"champion: {kind}: {champion.reason}{as_of} → {workspace.champion}")
+    print(f"champion: {kind}: {champion.reason}{as_of} → {workspace.champion}; {past} earlier decisions")
     return DONE
 
 

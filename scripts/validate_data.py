@@ -1,4 +1,7 @@
-"""Judge data/raw against schema.yaml, or one file with --against; exit 1 when any check of severity error fails."""
+"""Judge data/raw against schema.yaml, or one file with --against; exit 1 when any check of severity error fails.
+
+A reason in params.yaml, decision.override_veto, lets broken raw data pass, and says so.
+"""
 
 from clearway.cli import DONE, job_summary, parser, run
 
@@ -9,18 +12,22 @@ def main() -> int:
     options.add_argument("--table", metavar="NAME", help="the table of schema.yaml that FILE must look like")
     arguments = options.parse_args()
     from clearway.params import load_params
-    from clearway.validation import print_report, validate_file, validate_snapshot
+    from clearway.validation import validate_file, validate_snapshot
+    from clearway.validation_report import print_report
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
     if arguments.against:
-        report = validate_file(arguments.against, arguments.table, params, workspace)
+        report, override = validate_file(arguments.against, arguments.table, params, workspace), None
     else:
-        report = validate_snapshot(params, workspace)
+        report, override = validate_snapshot(params, workspace), params.decision.override_veto
     print_report(report)
     job_summary(f"### Data validation {report.verdict}\n\n{report.sentence}")
-    report.require_passed()
+    overridden = report.require_passed(override)
+    if overridden:
+        print(overridden)
+        job_summary(overridden)
     return DONE
 
 

@@ -1,34 +1,57 @@
 """One encoding of a row into numbers, used by training and by serving, so that the two cannot disagree."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from clearway.errors import ClearwayError
+from clearway.schema import Column
 
 
-class NumericFeature(BaseModel):
-    """A number; missing is NaN."""
+class DeclaredFeature(BaseModel):
+    """What every feature has: its name, and what ``schema.yaml`` says of its values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["numeric"] = "numeric"
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: str
     nullable: bool = True
+    """Whether a value may be missing, where nothing is declared; ``declared`` may be stricter."""
+    declared: Column | None = None
+    """What its values may be, in training and in a request; null where the schema does not list the feature."""
+
+    @field_serializer("declared")
+    def _only_what_was_said(self, declared: Column | None) -> dict[str, Any] | None:
+        return None if declared is None else declared.model_dump(mode="json", exclude_defaults=True)
+
+
+class NumericFeature(DeclaredFeature):
+    """A number; missing is NaN."""
+
+    kind: Literal["numeric"] = "numeric"
     minimum: float | None = None
     maximum: float | None = None
 
+    @model_validator(mode="after")
+    def _declared_as_number(self) -> Self:
+        if self.declared is not None and self.declared.kind not in ("int", "float"):
+            raise ValueError(f"feature {self.name} is a number, but declared of kind {self.declared.kind}")
+        return self
 
-class CategoricalFeature(BaseModel):
+
+class CategoricalFeature(DeclaredFeature):
     """One of the categories seen in training, encoded as its position; unseen and missing are NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["categorical"] = "categorical"
-    name: str
-    nullable: bool = True
     categories: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _declared_as_category(self) -> Self:
+        if self.declared is not None and self.declared.kind not in ("str", "bool"):
+            raise ValueError(f"feature {self.name} is a category, but declared of kind {self.declared.kind}")
+        return self
 
 
 Feature = Annotated[NumericFeature | CategoricalFeature, Field(discriminator="kind")]
@@ -70,6 +93,8 @@ class InputSchema(BaseModel):
         for position, feature in enumerate(self.features):
             column = frame[feature.name]
             if isinstance(feature, CategoricalFeature):
+                if feature.declared is not None and feature.declared.kind == "bool":
+                    column = column.astype("string")  # a request may say true, training says "True"
                 codes = pd.Categorical(column.astype("object"), categories=list(feature.categories)).codes
                 encoded[:, position] = np.where(codes < 0, np.nan, codes)
                 continue
@@ -80,8 +105,29 @@ class InputSchema(BaseModel):
         return encoded
 
 
-def learn_schema(frame: pd.DataFrame, categorical: tuple[str, ...], numeric: tuple[str, ...]) -> InputSchema:
-    """The input schema of training rows: order as given (numeric first), sorted categories, observed ranges."""
+def learn_schema(
+    frame: pd.DataFrame,
+    categorical: tuple[str, ...],
+    numeric: tuple[str, ...],
+    declared: Mapping[str, Column] | None = None,
+) -> InputSchema:
+    """The input schema of training rows: order as given (numeric first), sorted categories, observed ranges.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Training rows, one column per feature.
+    categorical, numeric : tuple of str
+        Names of the features.
+    declared : mapping of str to Column, optional
+        What the values of a feature may be, where that is declared; see :func:`clearway.features.declared_features`.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        A numeric feature is declared as text, or the other way round.
+    """
+    said = declared or {}
     features: list[Any] = []
     for name in numeric:
         values = pd.to_numeric(frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -89,12 +135,33 @@ def learn_schema(frame: pd.DataFrame, categorical: tuple[str, ...], numeric: tup
         features.append(
             NumericFeature(
                 name=name,
-                nullable=True,
+                declared=said.get(name),
                 minimum=float(finite.min()) if finite.size else None,
                 maximum=float(finite.max()) if finite.size else None,
             )
         )
     for name in categorical:
         categories = tuple(sorted(str(value) for value in frame[name].dropna().unique()))
-        features.append(CategoricalFeature(name=name, nullable=True, categories=categories))
+        features.append(CategoricalFeature(name=name, declared=said.get(name), categories=categories))
     return InputSchema(features=tuple(features))
+
+
+def as_encoded(declared: Column) -> Column:
+    """A declared column in the values that rows of features hold: float32 numbers, and truth values as text.
+
+    Rows are rounded to float32 before training. A bound of 0.1 rounded the same way still admits 0.1, and, since
+    rounding keeps order, every number it admitted before.
+    """
+    changes: dict[str, Any] = {name: _rounded(getattr(declared, name)) for name in ("min", "max")}
+    if declared.kind in ("int", "float") and declared.values is not None:
+        changes["values"] = tuple(_rounded(value) for value in declared.values)
+    if declared.kind == "bool":
+        changes |= {"kind": "str", "values": tuple(str(value) for value in declared.values or (False, True))}
+    return declared.model_copy(update=changes)
+
+
+def _rounded(bound: Any) -> Any:
+    if not isinstance(bound, float):
+        return bound
+    with np.errstate(over="ignore"):
+        return float(np.float32(bound))

@@ -4,6 +4,7 @@
 same two things, so a replayed question carries the features that training would give it.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,12 +15,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from clearway.acceptance import accept_raw
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, RESERVED, ROW_ID
+from clearway.encoding import as_encoded
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_directory, atomic_path, canonical_json, sha256_bytes, sha256_file, write_json
 from clearway.lineage import RECIPE_MODULES
 from clearway.params import Params, SplitParams
 from clearway.project import Project, Tables, definitions_sha256
+from clearway.schema import Column, DataSchema, RowCount, TableSchema, load_schema
 from clearway.snapshot import load_tables, read_tables_at
 from clearway.workspace import Workspace
 
@@ -52,6 +56,10 @@ class FeatureTables:
     """Rows of each window."""
     features: int
     folder: Path
+    set_aside: int
+    """Questions left out of all windows, because a feature is not what the schema declares (severity quarantine)."""
+    warnings: tuple[str, ...]
+    """What the schema warns of in the features of labelled questions."""
 
 
 def build_features(params: Params, workspace: Workspace, project: Project) -> FeatureTables:
@@ -65,10 +73,17 @@ def build_features(params: Params, workspace: Workspace, project: Project) -> Fe
         The questions have times, but params.yaml has no ``as_of``, or the other way round.
     ClearwayError
         A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; a
-        window is empty; a numeric feature has no value in the training window.
+        feature is not what the schema declares; a window is empty; a numeric feature has no value in the training
+        window.
     """
     as_of = params.time()
-    frame = ask(project, load_tables(workspace, params), known_until=as_of)
+    declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
+    tables = accept_raw(load_tables(workspace, params), params, workspace, as_of)
+    asked = ask(project, tables, known_until=as_of)
+    waived = params.decision.override_veto is not None
+    judged = _waived(declared) if waived else declared
+    warnings = check_features(asked[asked[LABEL].notna()], judged, most_aside=1.0 if waived else None)
+    frame = accept_features(asked, judged)
     windows = split(frame, params.split, as_of, params.seed, (*project.numeric, *project.categorical))
     rows = {window: int(windows.mask(window).sum()) for window in WINDOWS}
     unknown = [name for name in project.numeric if frame.loc[windows.training, name].isna().all()]
@@ -85,12 +100,17 @@ def build_features(params: Params, workspace: Workspace, project: Project) -> Fe
             {
                 "numeric": list(project.numeric),
                 "categorical": list(project.categorical),
+                "declared": {
+                    name: column.model_dump(mode="json", exclude_defaults=True) for name, column in declared.items()
+                },
                 "definitions_sha256": definitions_sha256(params),
                 "rows": rows,
                 "windows": {name: _iso(bounds) for name, bounds in windows.bounds.items()},
+                "answers_until": {name: _last_answer(frame[windows.mask(name)]) for name in ("training", "holdout")},
             },
         )
-    return FeatureTables(rows, len(project.numeric) + len(project.categorical), workspace.features)
+    features = len(project.numeric) + len(project.categorical)
+    return FeatureTables(rows, features, workspace.features, len(asked) - len(frame), warnings)
 
 
 def replay_questions(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
@@ -150,6 +170,117 @@ def ask(
     return pd.concat([_reserved(questions), features], axis="columns").reset_index(drop=True)
 
 
+def declared_features(schema: DataSchema, params: Params, project: Project) -> dict[str, Column]:
+    """What the schema says of the project's features, by feature: one rule for training rows and for requests.
+
+    A package's features are described by ``features`` in the schema, a flat table's by the table's columns. Of those
+    only what holds of each value is taken: mean, unique and shares were judged on the whole table.
+
+    Raises
+    ------
+    UsageError
+        The schema describes a feature that the project does not have, or as text where it is a number, or the other
+        way round.
+    """
+    if params.project.package is None:
+        assert params.data is not None  # checked when params were loaded
+        if schema.features:
+            raise UsageError(
+                f"{params.data_schema}: features is for project packages: what a feature of a flat table may be is "
+                f"said in tables.{params.data.table}.columns"
+            )
+        columns = schema.table(params.data.table).columns
+        return {name: _of_each_value(columns[name]) for name in (*project.numeric, *project.categorical)}
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(project.numeric, ("int", "float"))
+    kinds |= dict.fromkeys(project.categorical, ("str",))
+    for name, column in schema.features.items():
+        if name not in kinds:
+            similar = difflib.get_close_matches(name, kinds, n=1)
+            hint = f": do you mean {similar[0]}?" if similar else f" (features: {', '.join(kinds)})"
+            raise UsageError(f"{params.data_schema}: features.{name} is no feature of the project{hint}")
+        if column.kind not in kinds[name]:
+            raise UsageError(
+                f"{params.data_schema}: features.{name}.kind = {column.kind}, but the project's feature is of kind "
+                f"{' or '.join(kinds[name])}"
+            )
+    return dict(schema.features)
+
+
+def check_features(
+    frame: pd.DataFrame, declared: Mapping[str, Column], *, most_aside: float | None = None
+) -> tuple[str, ...]:
+    """Judge rows of features by what the schema declares of them, as requests are judged.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    declared : mapping of feature to Column
+    most_aside : float, optional
+        Largest share of rows that may be set aside, if not that of every table. Where it is given, what sets rows
+        aside is among the warnings.
+
+    Returns
+    -------
+    warnings : tuple of str
+        What the schema warns of, one line per check.
+
+    Raises
+    ------
+    ClearwayError
+        A feature is not what is declared, or more rows are to be set aside than may be; names features and checks.
+    """
+    if not declared:
+        return ()
+    from clearway.validation import validate_table
+
+    report = validate_table("features", frame, _feature_schema(declared, most_aside))
+    failed = report.having("fail")
+    if failed:
+        causes = "; ".join(f"{check.column or 'all'} {check.check}: {check.detail}" for check in failed[:3])
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise ClearwayError(
+            f"features of the {len(frame)} labelled questions are not what the schema declares: {causes}{more}"
+        )
+    told = [*report.having("warn"), *(report.having("quarantine") if most_aside is not None else ())]
+    return tuple(
+        f"feature {check.column} {check.check}: {check.detail}{'; set aside' if check.status == 'quarantine' else ''}"
+        for check in told
+    )
+
+
+def accept_features(frame: pd.DataFrame, declared: Mapping[str, Column]) -> pd.DataFrame:
+    """The questions without those that a server would refuse for a feature of severity ``quarantine``."""
+    if not any(column.severity == "quarantine" for column in declared.values()):
+        return frame
+    from clearway.acceptance import accept
+
+    return accept({"features": frame}, _feature_schema(declared), {})["features"].reset_index(drop=True)
+
+
+def _waived(declared: Mapping[str, Column]) -> dict[str, Column]:
+    """With ``decision.override_veto`` bad questions do not stop the line, but are never learnt from: a server will
+    refuse their like."""
+    return {
+        name: column.model_copy(update={"severity": "quarantine", "error_share": None})
+        if column.severity == "error"
+        else column
+        for name, column in declared.items()
+    }
+
+
+def _of_each_value(column: Column) -> Column:
+    whole = {"max_null": None, "mean": None, "std": None, "unique": False, "min_distinct": None, "error_share": None}
+    return column.model_copy(update=whole | ({} if column.min_known is None else {"min_known": 0.0}))
+
+
+def _feature_schema(declared: Mapping[str, Column], most_aside: float | None = None) -> DataSchema:
+    columns = {name: as_encoded(column) for name, column in declared.items()}
+    table = TableSchema(rows=RowCount(min=0), extra_columns="allow", columns=columns)
+    if most_aside is not None:
+        table = table.model_copy(update={"max_quarantine": most_aside})
+    return DataSchema(tables={"features": table})
+
+
 def split(
     frame: pd.DataFrame, params: SplitParams, as_of: datetime | None, seed: int, features: tuple[str, ...]
 ) -> Windows:
@@ -193,8 +324,9 @@ def content_hash(frame: pd.DataFrame, features: tuple[str, ...], seed: int) -> N
 
 def _later(params: Params, workspace: Workspace, project: Project, as_of: datetime) -> pd.DataFrame:
     until = as_of + timedelta(days=params.replay.days)
-    tables = read_tables_at(params, workspace, project, until)
-    frame = ask(project, tables, known_until=until, since=as_of, until=until)
+    tables = accept_raw(read_tables_at(params, workspace, project, until), params, workspace, until)
+    declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
+    frame = accept_features(ask(project, tables, known_until=until, since=as_of, until=until), declared)
     if frame.empty:
         raise ClearwayError(
             f"no question to replay in [{as_of.isoformat()}, {until.isoformat()}) (params.yaml: replay.days = "
@@ -204,7 +336,7 @@ def _later(params: Params, workspace: Workspace, project: Project, as_of: dateti
 
 
 def _holdout_traffic(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
-    frame = ask(project, load_tables(workspace, params), known_until=None)
+    frame = ask(project, accept_raw(load_tables(workspace, params), params, workspace, None), known_until=None)
     features = (*project.numeric, *project.categorical)
     windows = split(frame, params.split, None, params.seed, features)
     held = frame[windows.holdout]
@@ -221,6 +353,7 @@ def _replay_key(params: Params, workspace: Workspace) -> str:
         "snapshot": sha256_file(workspace.snapshot),
         "params": params.model_dump(mode="json", include=shaping),
         "definitions": definitions_sha256(params),
+        "schema": sha256_file(workspace.root / params.data_schema),
         "code": {name: sha256_file(here / name) for name in (*RECIPE_MODULES, "snapshot.py", "sources.py")},
     }
     return sha256_bytes(canonical_json(key))[:16]
@@ -333,6 +466,12 @@ def _refuse_empty(windows: Windows, frame: pd.DataFrame, params: SplitParams) ->
             f"the {window} window is empty: none of {len(frame)} questions is a {kind} {where}; "
             f"change params.yaml: {key}, or bring data"
         )
+
+
+def _last_answer(rows: pd.DataFrame) -> str | None:
+    """When the last answer among the rows became known; None where the data knows no time."""
+    last = rows[LABEL_TIME].max()
+    return None if pd.isna(last) else str(last.isoformat())
 
 
 def _iso(bounds: tuple[datetime, datetime] | None) -> list[str] | None:

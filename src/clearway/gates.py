@@ -121,6 +121,30 @@ class Holdout:
         return Interval(float(estimate), float(lower), float(upper))
 
 
+LIVE_CONFIDENCE, LIVE_RESAMPLES = 0.95, 400
+"""One-sided level of each bound, and bootstrap resamples, for a model in use: no gate's parameters apply to it."""
+
+
+def live_interval(measured: Metric, labels: Floats, scores: Floats, threshold: float, seed: int) -> Interval | None:
+    """A metric of a model in use on the labels known by now, and its bootstrap interval.
+
+    Parameters
+    ----------
+    measured : Metric
+    labels, scores : float64 arrays of shape (rows,)
+    threshold : float
+        Score from which the model answers yes.
+    seed : int
+
+    Returns
+    -------
+    Interval or None
+        None where it is undefined: the labels are all the same, or a score is no finite number.
+    """
+    holdout = Holdout(labels, threshold, LIVE_CONFIDENCE, LIVE_RESAMPLES, seed)
+    return holdout.interval(measured, scores) if _measurable(holdout, scores) else None
+
+
 def rows_gate(holdout: Holdout, minimum: int) -> Gate:
     """Enough labelled rows to judge on, with both answers among them."""
     positives = int(holdout.labels.sum())

@@ -13,7 +13,18 @@ from clearway.project import definitions_sha256
 from clearway.workspace import Workspace
 
 PACKAGES = ("scikit-learn", "numpy", "pandas", "scipy", "skl2onnx", "onnxruntime", "skops")
-RECIPE_MODULES = ("encoding.py", "export.py", "features.py", "point_in_time.py", "project.py", "training.py")
+RECIPE_MODULES = (
+    "acceptance.py",
+    "checks.py",
+    "encoding.py",
+    "export.py",
+    "features.py",
+    "frames.py",
+    "point_in_time.py",
+    "project.py",
+    "repeats.py",
+    "training.py",
+)
 
 
 class Lineage(BaseModel):
@@ -31,6 +42,8 @@ class Lineage(BaseModel):
     training_rows: int
     labelled_rows: int
     """Rows with a label in training and holdout together, for the data-volume trigger."""
+    trained_until: datetime | None = None
+    """When the last answer among the training rows became known, for the freshness trigger; None without time."""
     metrics: dict[str, float]
     """Metrics of this model on its holdout."""
     git_commit: str | None

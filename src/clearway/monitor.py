@@ -6,7 +6,9 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from clearway.acceptance import accept_raw
 from clearway.bundle import Bundle, verify
+from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError
 from clearway.files import write_json
 from clearway.ledger import head, read_ledger
@@ -30,7 +32,6 @@ from clearway.monitoring import (
 )
 from clearway.params import Params
 from clearway.prediction_log import read_log
-from clearway.profile import read_reference
 from clearway.project import load_project
 from clearway.routing import RoutingTable, read_routing
 from clearway.schema import flat_columns
@@ -69,9 +70,9 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
     bundle = verify(workspace.bundles / entry.stable, entry.stable)
     log = traffic(read_log(folder / "predictions", columns=LOGGED))
     window = recent(log, params.split.current_days)
-    reference = read_reference(bundle.evidence("reference.parquet"))
+    past = reference_of(bundle)
     schema = load_model(bundle.path, bundle.digest).schema
-    features, drift = judge_features(reference, served_features(window, schema), schema, params.drift)
+    features, drift = judge_features(past, served_features(window, schema), schema, params.drift, params.seed)
     server = find_server(workspace, environment)
     answer = describe_server(server) if server else None
     last = None if log.empty else log["served_at"].max().to_pydatetime()
@@ -85,7 +86,7 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
         checks=(
             _performance(params, workspace, bundle, log),
             features,
-            judge_scores(reference, window.loc[window["version"] == entry.stable, "score"], params.drift),
+            judge_scores(past, window[window["version"] == entry.stable], params.drift, params.seed),
             judge_errors(log),
             judge_silence(last, now, params.monitoring.max_silence_hours),
             *reconcile(entry, _routing(workspace, environment), server is not None, answer),
@@ -117,7 +118,8 @@ def _performance(params: Params, workspace: Workspace, bundle: Bundle, log: pd.D
         threshold=load_model(bundle.path, bundle.digest).threshold,
     )
     project = load_project(params, flat_columns(params, workspace.root))
-    questions = project.questions(read_tables_at(params, workspace, project, params.time()))
+    tables = read_tables_at(params, workspace, project, params.time())
+    questions = project.questions(accept_raw(tables, params, workspace, params.time()))
     stable = log[(log["version"] == bundle.digest) & (log["status"] == 200)]
     # The window ends at the last answer that is known, which may lie far behind the last prediction.
     labelled = recent(join_labels(stable, questions), params.split.current_days)

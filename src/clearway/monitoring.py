@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from clearway.columns import LABEL, REPEATED, ROW_ID
-from clearway.drift import DriftReport, FeatureDrift, measure_drift
+from clearway.columns import LABEL, PREDICTION_TIME, REPEATED, ROW_ID
+from clearway.decision import PerformanceEvidence, has_fallen
+from clearway.drift import DriftReport
+from clearway.drift_reference import DriftReference, compare_with
 from clearway.encoding import InputSchema
-from clearway.gates import Holdout, Interval
+from clearway.gates import LIVE_CONFIDENCE, Interval, live_interval
 from clearway.ledger import Entry
 from clearway.metrics import Metric
 from clearway.params import DriftParams, PerformanceTrigger
@@ -27,7 +29,6 @@ Status = Literal["pass", "alarm", "unknown"]
 
 RETRAIN_CHECKS = ("performance", "feature_drift", "prediction_drift")
 """Alarms that a new model could answer; the others are for an operator."""
-CONFIDENCE, RESAMPLES = 0.95, 400
 
 
 class Check(BaseModel):
@@ -139,25 +140,34 @@ def judge_performance(labelled: pd.DataFrame, expected: Expected, limits: Perfor
         return Check(name="performance", status="unknown", sentence=f"{name} in service: {few}", n=count)
     labels = labelled[LABEL].to_numpy(dtype=np.float64)
     scores = labelled["score"].to_numpy(dtype=np.float64)
-    holdout = Holdout(labels, expected.threshold, CONFIDENCE, RESAMPLES, seed)
-    if not holdout.both_answers:
-        return Check(name="performance", status="unknown", sentence="the known labels are all the same", n=count)
-    return _compare(holdout.interval(expected.metric, scores), expected, limits, count)
+    now = live_interval(expected.metric, labels, scores, expected.threshold, seed)
+    if now is None:
+        undefined = "the known labels are all the same, or a score is no number"
+        return Check(name="performance", status="unknown", sentence=undefined, n=count)
+    return _compare(now, expected, limits, count)
 
 
 def _compare(now: Interval, expected: Expected, limits: PerformanceTrigger, count: int) -> Check:
     sign, name = expected.metric.sign, expected.metric.name
     said = f"{name} in service is {now.estimate:.3f}"
     if now.lower is not None and now.upper is not None:
-        said += f" ({CONFIDENCE:.0%} interval {now.lower:.3f} to {now.upper:.3f})"
+        said += f" ({LIVE_CONFIDENCE:.0%} interval {now.lower:.3f} to {now.upper:.3f})"
     said += f" on {count:,} labelled predictions"
-    status: Status
-    if expected.value is None or now.lower is None or now.upper is None:
-        status, said = "unknown", f"{said}; there is nothing sure to compare it with"
+    seen = PerformanceEvidence(
+        metric=name,
+        before=expected.value,
+        now=now.estimate,
+        rows=count,
+        lower=now.lower,
+        upper=now.upper,
+        higher_is_better=expected.metric.higher_is_better,
+    )
+    fallen = has_fallen(seen, limits.max_drop)
+    status: Status = "unknown" if fallen is None else "alarm" if fallen else "pass"
+    if expected.value is None or fallen is None:
+        said = f"{said}; there is nothing sure to compare it with"
     else:
-        best = now.upper if sign > 0 else now.lower
-        fallen = sign * (expected.value - now.estimate) > limits.max_drop and sign * (expected.value - best) > 0
-        status, said = "alarm" if fallen else "pass", f"{said}; it was {expected.value:.3f} on the model's holdout"
+        said = f"{said}; it was {expected.value:.3f} on the model's holdout"
     return Check(
         name="performance",
         status=status,
@@ -171,13 +181,21 @@ def _compare(now: Interval, expected: Expected, limits: PerformanceTrigger, coun
 
 
 def served_features(log: pd.DataFrame, schema: InputSchema) -> pd.DataFrame:
-    """The features of the logged requests, one row each; empty where the log holds none."""
-    rows = [features for features in log["features"] if isinstance(features, Mapping)]
-    return pd.DataFrame(rows, columns=list(schema.names))
+    """The features of the logged requests and when they were asked, one row each; empty where the log holds none.
+
+    Numbers are rounded as those of the reference were and as the model reads them: a client's 0.1 is no other number.
+    """
+    logged = log[np.array([isinstance(features, Mapping) for features in log["features"]], dtype=bool)]
+    served = pd.DataFrame(list(logged["features"]), columns=list(schema.names))
+    for name in (schema.names[position] for position in schema.numeric_positions):
+        numbers = pd.to_numeric(served[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        with np.errstate(over="ignore"):
+            served[name] = numbers.astype(np.float32).astype(np.float64)
+    return served.assign(**{PREDICTION_TIME: logged["asked_at"].array})
 
 
 def judge_features(
-    reference: pd.DataFrame, served: pd.DataFrame, schema: InputSchema, params: DriftParams
+    past: DriftReference, served: pd.DataFrame, schema: InputSchema, params: DriftParams, seed: int
 ) -> tuple[Check, DriftReport | None]:
     """Served features against the reference of the stable model."""
     if served.empty:
@@ -185,7 +203,7 @@ def judge_features(
         return Check(name="feature_drift", status="unknown", sentence=sentence, n=0), None
     numeric = [schema.names[position] for position in schema.numeric_positions]
     categorical = [schema.names[position] for position in schema.categorical_positions]
-    report = measure_drift(reference, served, numeric, categorical, params)
+    report = compare_with(past, served, numeric, categorical, params, seed)
     check = Check(
         name="feature_drift",
         status=_status(report.verdict),
@@ -197,10 +215,13 @@ def judge_features(
     return check, report
 
 
-def judge_scores(reference: pd.DataFrame, scores: pd.Series, params: DriftParams) -> Check:
+def judge_scores(past: DriftReference, answered: pd.DataFrame, params: DriftParams, seed: int) -> Check:
     """The stable model's scores in service against those on its training rows."""
-    served = pd.DataFrame({SCORE: scores.astype("float64")})
-    found: FeatureDrift = measure_drift(reference, served, [SCORE], [], params).features[0]
+    scores = pd.DataFrame({SCORE: answered["score"].astype("float64"), PREDICTION_TIME: answered["asked_at"]})
+    report = compare_with(past, scores, [], [], params, seed)
+    if not report.outputs:  # no reference of the season
+        return Check(name="prediction_drift", status="unknown", sentence=report.sentence, n=len(scores))
+    found = report.outputs[0]
     return Check(
         name="prediction_drift",
         status=_status(found.status),

@@ -8,12 +8,16 @@ import numpy as np
 import yaml
 
 from clearway.bundle import BASELINE, CHALLENGER, OUTCOME, Bundle, keep, pack
+from clearway.calibration import read_calibration
+from clearway.columns import LABEL, PREDICTION_TIME
+from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
 from clearway.errors import ClearwayError
 from clearway.files import atomic_directory, canonical_json, read_json, sha256_file, write_json
 from clearway.lineage import Lineage, git_commit, package_versions, recipe_sha256
 from clearway.model import Model, load_estimator, load_payload
 from clearway.params import Params
-from clearway.profile import SCORE, read_reference, write_reference
+from clearway.performance_estimate import ScoreMap, fit_score_map
+from clearway.profile import read_reference, write_reference
 from clearway.training import read_rows
 from clearway.workspace import Workspace
 
@@ -67,17 +71,28 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
     payload = workspace.model if role == CHALLENGER else workspace.baseline
     judged = validation["digest" if role == CHALLENGER else "baseline_digest"]
     model = load_payload(payload, judged)
-    reference = workspace.build / "reference.parquet"
+    reference = workspace.build / REFERENCE
+    calibration = read_calibration(workspace.build / CALIBRATION)
     if role == BASELINE:  # the same rows, as the simple model scores them
-        rows = read_reference(reference).drop(columns=[SCORE])
-        reference = folder / "reference.parquet"
-        write_reference(rows, model.score(model.schema.encode(rows)), reference, seed=params.seed)
+        calibration = calibration.for_baseline()
+        rows = read_reference(reference)
+        reference = folder / REFERENCE
+        write_reference(
+            rows[list(model.schema.names)],
+            model.score(model.schema.encode(rows)),
+            reference,
+            labels=rows.get(LABEL),
+            times=rows.get(PREDICTION_TIME),
+            seed=params.seed,
+        )
     lineage = _lineage(params, workspace, validation, role)
     made = pack(
         payload,
         {
             "lineage.json": canonical_json(lineage.model_dump(mode="json")),
-            "reference.parquet": reference,
+            REFERENCE: reference,
+            CALIBRATION: canonical_json(calibration.model_dump(mode="json")),
+            SCORE_MAP: canonical_json(_score_map(workspace, model).model_dump(mode="json")),
             "golden.json": canonical_json(_golden(params, workspace, payload, model)),
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
@@ -108,6 +123,7 @@ def _lineage(params: Params, workspace: Workspace, validation: dict[str, Any], r
         recipe_sha256=recipe_sha256(params, workspace),
         training_rows=described["rows"]["training"],
         labelled_rows=described["rows"]["training"] + described["rows"]["holdout"],
+        trained_until=described.get("answers_until", {}).get("training"),
         metrics=validation["metrics"][role],
         git_commit=git_commit(workspace.root),
         lock_sha256=sha256_file(lock) if lock.is_file() else None,
@@ -115,6 +131,12 @@ def _lineage(params: Params, workspace: Workspace, validation: dict[str, Any], r
         reasons=tuple(decision["reasons"]),
         packages=package_versions(),
     )
+
+
+def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
+    """What the model's scores mean, on rows it has not learnt from."""
+    frame, labels = read_rows(workspace, "holdout")
+    return fit_score_map(model.score(model.schema.encode(frame)), labels)
 
 
 def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -> dict[str, Any]:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from clearway.errors import UsageError
 
@@ -35,7 +44,7 @@ UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc)]
 class Section(BaseModel):
     """A part of ``params.yaml``: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 class ProjectParams(Section):
@@ -114,34 +123,82 @@ class SplitParams(Section):
     holdout_share: Probability = 0.25
 
 
+class DomainParams(Section):
+    """A classifier that tries to tell the current rows from the reference: it sees what no single column shows."""
+
+    enabled: bool = True
+    max_auc: float = Field(0.65, ge=0.5, lt=1)
+    """Largest cross-validated ROC AUC at which the two still count as alike."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+    """One-sided level of the lower bound of the AUC, which must lie above ``max_auc``."""
+    max_rows: int = Field(2000, ge=200)
+    """Rows drawn from each side; bounds its time."""
+
+
 class DriftParams(Section):
-    """When a feature has drifted: the shift is material and, after Holm's correction, no noise."""
+    """When a feature has drifted: the shift is material and, after Holm's correction over all tests, no noise."""
 
     alpha: Probability = 0.05
-    min_rows: int = Field(200, ge=2)
-    numeric_effect: float = Field(0.2, ge=0)
-    """Wasserstein distance in reference standard deviations."""
+    """Chance of any false alarm of any feature, at most, where nothing has changed."""
+    min_rows: int = Field(50, ge=20)
+    """Fewer values on either side are unknown, neither drift nor none."""
+    numeric_effect: float = Field(0.1, ge=0)
+    """Wasserstein distance in reference standard deviations from which a distribution has moved materially."""
+    mean_effect: float = Field(0.1, ge=0)
+    """Difference of the means in reference standard deviations."""
+    spread_effect: float = Field(0.2, ge=0)
+    """Absolute log ratio of the standard deviations: 0.2 is a change by a fifth."""
     categorical_effect: Share = 0.1
     """Jensen-Shannon distance, base 2."""
+    unseen_effect: Share = 0.01
+    """Share of current values in categories that the reference does not hold."""
     missing_effect: Share = 0.05
     """Difference of the share of missing values."""
     feature_share: Share = 0.3
     """Share of features that must drift for the data set to count as drifted."""
+    feature_count: int | None = Field(None, ge=1)
+    """Number of features that is enough whatever their share; null: the share alone counts."""
+    domain: DomainParams = DomainParams()
+    season: tuple[Literal["hour", "weekday", "month"], ...] = ()
+    """Compare with a reference that has the current window's mix of these (UTC): a Sunday with Sundays."""
+
+
+class Windows(Section):
+    """Hysteresis: a trigger fires in the latest window and in at least ``required`` of the last ``of``."""
+
+    required: int = Field(1, ge=1)
+    of: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.required > self.of:
+            raise ValueError(f"required = {self.required} of {self.of} windows can never be")
+        return self
 
 
 class Trigger(Section):
     enabled: bool = True
 
 
+class WindowedTrigger(Trigger):
+    windows: Windows = Windows()
+
+
 class ScheduleTrigger(Trigger):
     max_age_days: float = Field(30, gt=0)
+    """Days since the champion was trained."""
 
 
 class VolumeTrigger(Trigger):
     min_new_rows: int = Field(10_000, ge=1)
 
 
-class PerformanceTrigger(Trigger):
+class FreshnessTrigger(Trigger):
+    max_age_days: float = Field(90, gt=0)
+    """Days between the last answer the champion learnt from and the last that is known now."""
+
+
+class PerformanceTrigger(WindowedTrigger):
     metric: str = "roc_auc"
     max_drop: float = Field(0.03, gt=0)
     """Largest tolerated fall below the value the champion had on its own holdout."""
@@ -149,14 +206,20 @@ class PerformanceTrigger(Trigger):
 
 
 class DecisionParams(Section):
-    """Which reasons retrain the model. Broken data vetoes all of them unless ``override_veto`` is set."""
+    """Which reasons retrain the model. Broken data vetoes all of them unless ``override_veto`` gives a reason."""
 
-    drift: Trigger = Trigger()
+    manual: Trigger = Trigger()
+    bootstrap: Trigger = Trigger()
+    code: Trigger = Trigger()
+    performance: PerformanceTrigger = PerformanceTrigger()
+    drift: WindowedTrigger = WindowedTrigger()
     schedule: ScheduleTrigger = ScheduleTrigger()
     data_volume: VolumeTrigger = VolumeTrigger()
-    performance: PerformanceTrigger = PerformanceTrigger()
-    code: Trigger = Trigger()
-    override_veto: bool = False
+    freshness: FreshnessTrigger = FreshnessTrigger()
+    cool_down_days: float = Field(0, ge=0)
+    """Days after a decision to retrain in which performance, drift, schedule, volume and freshness are held back."""
+    override_veto: Annotated[str, StringConstraints(strip_whitespace=True, min_length=8)] | None = None
+    """Why broken data may be trained on, for the record. Null: it may not."""
 
 
 class TrainParams(Section):

@@ -1,6 +1,7 @@
 """The drift reference: a seeded sample of a model's training rows with the scores the model gave them, as Parquet.
 
-It travels in the bundle as evidence, so that drift is always measured against what the deployed model was trained on.
+Beside the score stand the answer and the time of each row, where the data knows them. It travels in the bundle as
+evidence, so that drift is always measured against what the deployed model was trained on.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clearway.columns import RESERVED
+from clearway.columns import LABEL, PREDICTION_TIME, RESERVED
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_path
 
@@ -20,7 +21,14 @@ SCORE = "score"
 
 
 def write_reference(
-    features: pd.DataFrame, scores: NDArray[np.float64], path: Path, *, seed: int = 0, max_rows: int = MAX_ROWS
+    features: pd.DataFrame,
+    scores: NDArray[np.float64],
+    path: Path,
+    *,
+    labels: pd.Series | NDArray[np.float64] | None = None,
+    times: pd.Series | None = None,
+    seed: int = 0,
+    max_rows: int = MAX_ROWS,
 ) -> None:
     """Write the drift reference; same rows, scores and seed give the same bytes.
 
@@ -32,6 +40,10 @@ def write_reference(
         The model's score of each row.
     path : Path
         Target, written whole or not at all.
+    labels : array or Series of shape (n,), optional
+        The answer of each row.
+    times : Series of shape (n,), optional
+        When each row was asked about, UTC.
     seed : int
         Chooses the sample where there are more than ``max_rows`` rows.
     max_rows : int
@@ -42,23 +54,34 @@ def write_reference(
     UsageError
         A feature is named ``score``.
     ClearwayError
-        There are no rows, or not one score per row.
+        There are no rows, or not one score, label and time per row.
     """
     if SCORE in features.columns:
         raise UsageError(f"a feature is named {SCORE!r}, which the drift reference reserves: rename the feature")
-    if len(features) == 0 or len(scores) != len(features):
-        raise ClearwayError(f"{path}: expected one score per row, got {len(features)} rows and {len(scores)} scores")
+    added = {SCORE: np.asarray(scores, dtype=np.float64)}
+    if labels is not None:
+        added[LABEL] = np.asarray(labels, dtype=np.float64)
+    if times is not None:
+        added[PREDICTION_TIME] = times.array
+    for name, values in added.items():
+        if len(features) == 0 or len(values) != len(features):
+            raise ClearwayError(f"{path}: expected one {name} per row, got {len(features)} rows and {len(values)}")
     kept = features.drop(columns=[name for name in RESERVED if name in features.columns])
-    sample = kept.assign(**{SCORE: np.asarray(scores, dtype=np.float64)}).reset_index(drop=True)
-    if len(sample) > max_rows:
-        chosen = np.random.default_rng(seed).choice(len(sample), size=max_rows, replace=False)
-        sample = sample.iloc[np.sort(chosen)].reset_index(drop=True)
+    sample = kept.reset_index(drop=True).assign(**added)
+    sample = sample.iloc[sample_positions(len(sample), seed=seed, max_rows=max_rows)].reset_index(drop=True)
     with atomic_path(path) as temporary:
         sample.to_parquet(temporary, engine="pyarrow", index=False, compression="zstd")
 
 
+def sample_positions(rows: int, *, seed: int, max_rows: int = MAX_ROWS) -> NDArray[np.intp]:
+    """Which of so many rows the reference keeps: all, or ``max_rows`` drawn without replacement; ascending."""
+    if rows <= max_rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, size=max_rows, replace=False))
+
+
 def read_reference(path: Path) -> pd.DataFrame:
-    """The drift reference at ``path``: the features, and the column ``score``.
+    """The drift reference at ``path``: the features, ``score`` and, where known, ``label`` and ``prediction_time``.
 
     Raises
     ------

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol, runtime_checkable
-
-import pandas as pd
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import canonical_json, sha256_bytes, sha256_file
 from clearway.params import DataParams, Params
 
-Tables = Mapping[str, pd.DataFrame]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Tables = Mapping[str, "pd.DataFrame"]
 
 
 @runtime_checkable
@@ -27,15 +28,15 @@ class Project(Protocol):
     categorical: tuple[str, ...]
     """Names of the categorical features, in order."""
 
-    def known_at(self, table: str, frame: pd.DataFrame, as_of: datetime | None) -> pd.DataFrame:
+    def known_at(self, table: str, frame: "pd.DataFrame", as_of: datetime | None) -> "pd.DataFrame":
         """``frame`` as the world knew it at ``as_of``: later rows dropped, later values null. Called by ingest."""
         ...
 
-    def questions(self, tables: Tables) -> pd.DataFrame:
+    def questions(self, tables: Tables) -> "pd.DataFrame":
         """One row per prediction asked, with the reserved columns of :mod:`clearway.columns`, sorted by time."""
         ...
 
-    def features(self, questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    def features(self, questions: "pd.DataFrame", tables: Tables) -> "pd.DataFrame":
         """The features of each question, same index, computed from what was known at its prediction time."""
         ...
 
@@ -54,10 +55,12 @@ class FlatProject:
         self.numeric = tuple(n for n, kind in columns.items() if n not in excluded and kind not in ("str", "bool"))
         self.categorical = tuple(n for n, kind in columns.items() if n not in excluded and kind in ("str", "bool"))
 
-    def known_at(self, table: str, frame: pd.DataFrame, as_of: datetime | None) -> pd.DataFrame:
+    def known_at(self, table: str, frame: "pd.DataFrame", as_of: datetime | None) -> "pd.DataFrame":
         return frame
 
-    def questions(self, tables: Tables) -> pd.DataFrame:
+    def questions(self, tables: Tables) -> "pd.DataFrame":
+        import pandas as pd
+
         frame = tables[self._data.table]
         label = frame[self._data.label]
         entity = frame[self._data.entity].astype("string") if self._data.entity else pd.Series(pd.NA, index=frame.index)
@@ -71,7 +74,7 @@ class FlatProject:
             }
         )
 
-    def features(self, questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    def features(self, questions: "pd.DataFrame", tables: Tables) -> "pd.DataFrame":
         frame = tables[self._data.table].loc[questions.index]
         features = frame[[*self.numeric, *self.categorical]].copy()
         for name in self.categorical:
@@ -90,8 +93,7 @@ def load_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a package may raise anything while it is imported
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"params.yaml: project.package = {name!r} cannot be imported: {cause}") from None
+        raise _not_imported(name, error) from None
 
 
 def load_project(params: Params, columns: Mapping[str, str]) -> Project:
@@ -105,7 +107,11 @@ def load_project(params: Params, columns: Mapping[str, str]) -> Project:
     if params.project.package is None:
         assert params.data is not None  # checked when params were loaded
         return FlatProject(params.data, columns)
-    project = getattr(load_package(params.project.package), "PROJECT", None)
+    package = load_package(params.project.package)
+    try:
+        project = getattr(package, "PROJECT", None)
+    except Exception as error:  # a package may import the modules of its project only now
+        raise _not_imported(package.__name__, error) from None
     if not isinstance(project, Project):
         raise UsageError(f"package {params.project.package!r} must define PROJECT with: {', '.join(_contract())}")
     return project
@@ -128,6 +134,11 @@ def definitions_sha256(params: Params) -> str:
     folder = Path(origin).parent
     sources = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
     return sha256_bytes(canonical_json(sources))
+
+
+def _not_imported(package: str, error: Exception) -> UsageError:
+    cause = " ".join(f"{type(error).__name__}: {error}".split())
+    return UsageError(f"params.yaml: project.package = {package!r} cannot be imported: {cause}")
 
 
 def _contract() -> list[str]:

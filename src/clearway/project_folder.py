@@ -78,8 +78,15 @@ def render_dvc(home: Path, project: Path) -> str:
             if _remote_sources(params):
                 stage["always_changed"] = True  # nothing here tells DVC that a database or a URL has changed
         wanted = [*stage.get("params", []), *(["data"] if name == "features" else [])]
-        stage["params"] = [key for key in wanted if key in params]
+        stage["params"] = [key for key in wanted if _has(params, key)]
     return HEADER + yaml.safe_dump(pipeline, sort_keys=False, width=120)
+
+
+def _has(params: Mapping[str, Any], key: str) -> bool:
+    """Whether a key such as ``decision.override_veto`` is in params.yaml."""
+    head, _, rest = key.partition(".")
+    inner = params.get(head)
+    return head in params and (not rest or (isinstance(inner, dict) and _has(inner, rest)))
 
 
 def local_sources(params: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,9 @@
 """The reference pages of params.yaml and schema.yaml, made from the types that check them: they cannot be wrong."""
 
+import ast
+import inspect
 import re
+import textwrap
 import types
 import typing
 from typing import Any
@@ -32,14 +35,21 @@ def render(page: str) -> str:
 
 def _section(lines: list[str], path: str, model: type[BaseModel], seen: set[str]) -> None:
     title = f"`{path}`" if path else "Top level"
-    summary = " ".join((model.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
-    lines += [f"## {title}", "", summary, "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"## {title}", ""]
+    for paragraph in (model.__doc__ or "").split("\n\n"):
+        if paragraph.strip():
+            lines += [" ".join(paragraph.split()).replace("``", "`"), ""]
+    lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     nested: list[tuple[str, type[BaseModel]]] = []
+    docstrings = _docstrings(model)
     for name, field in model.model_fields.items():
         key = field.alias or name
         inner = _models(field.annotation)
         nested += [(f"{path}.{key}".lstrip("."), each) for each in inner]
-        lines.append(f"| `{key}` | {_type(field.annotation)} | {_default(field, bool(inner))} | {_meaning(field)} |")
+        lines.append(
+            f"| `{key}` | {_type(field.annotation)} | {_default(field, bool(inner))} "
+            f"| {_meaning(field, docstrings.get(name, ''))} |"
+        )
     lines.append("")
     for inner_path, each in nested:
         kind = each.model_fields.get("kind")
@@ -86,7 +96,24 @@ def _default(field: FieldInfo, is_section: bool) -> str:
     return f"`{'true' if value is True else 'false' if value is False else 'null' if value is None else value}`"
 
 
-def _meaning(field: FieldInfo) -> str:
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The text under each field, of the class or of one it inherits from.
+
+    Pydantic could keep it with the field, but would read every class's source whenever a script starts.
+    """
+    found: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if owner is BaseModel or not issubclass(owner, BaseModel):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
+    return found
+
+
+def _meaning(field: FieldInfo, docstring: str) -> str:
     bounds = [str(limit) for limit in field.metadata if type(limit).__name__ in ("Ge", "Gt", "Le", "Lt")]
     signs = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<"}
     limits = [
@@ -94,6 +121,6 @@ def _meaning(field: FieldInfo) -> str:
         for limit in field.metadata
         if type(limit).__name__ in signs
     ]
-    text = " ".join((field.description or "").replace("|", "\\|").split())
+    text = " ".join((field.description or docstring).replace("|", "\\|").split())
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
     return " ".join(part for part in (text, f"({', '.join(limits)})" if bounds else "") if part)

@@ -3,20 +3,24 @@
 import io
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_directory, read_json, sha256_bytes, sha256_file, write_json
 from clearway.params import Params, describe
-from clearway.project import Project
-from clearway.sources import describe_source, read_source
 from clearway.workspace import Workspace
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from clearway.project import Project
+
+HELD_ROWS = 2_000_000
+"""Rows up to which a table is held in memory for its checks; a larger one is read in pieces."""
 STALE_DAYS = 14
 """A table whose last row is this many days before ``as_of`` has ended: ``as_of`` lies outside it."""
 
@@ -46,7 +50,7 @@ class Snapshot(BaseModel):
         return sum(table.rows for table in self.tables.values())
 
 
-def take_snapshot(params: Params, workspace: Workspace, project: Project) -> Snapshot:
+def take_snapshot(params: Params, workspace: Workspace, project: "Project") -> Snapshot:
     """Read every source as of ``params.as_of`` and write it to ``data/raw``, whole or not at all.
 
     Raises
@@ -56,6 +60,8 @@ def take_snapshot(params: Params, workspace: Workspace, project: Project) -> Sna
     UsageError
         ``as_of`` lies outside the data, or a source cannot work here.
     """
+    from clearway.sources import describe_source
+
     as_of = params.time()
     tables: dict[str, TableSnapshot] = {}
     with atomic_directory(workspace.raw) as folder:
@@ -89,7 +95,7 @@ def load_snapshot(workspace: Workspace) -> Snapshot:
         raise ClearwayError(f"{workspace.snapshot}: {describe(error)}; run scripts/ingest.py again") from None
 
 
-def load_tables(workspace: Workspace, params: Params) -> dict[str, pd.DataFrame]:
+def load_tables(workspace: Workspace, params: Params) -> "dict[str, pd.DataFrame]":
     """The tables of ``data/raw``, one per source, each verified against ``snapshot.json``.
 
     Raises
@@ -97,6 +103,35 @@ def load_tables(workspace: Workspace, params: Params) -> dict[str, pd.DataFrame]
     ClearwayError
         The snapshot is of another ``as_of`` or other sources, or a table is missing or was changed since.
     """
+    snapshot = _matching_snapshot(workspace, params)
+    return {name: _load(workspace.raw_table(name), snapshot.tables[name]) for name in params.sources}
+
+
+def scan_tables(workspace: Workspace, params: Params) -> "dict[str, pl.DataFrame | pl.LazyFrame]":
+    """The tables of :func:`load_tables` for Polars: small ones in memory, large ones to be read in pieces.
+
+    Each is verified against ``snapshot.json`` first.
+
+    Raises
+    ------
+    ClearwayError
+        As :func:`load_tables`.
+    """
+    import polars as pl
+
+    snapshot = _matching_snapshot(workspace, params)
+    tables: dict[str, pl.DataFrame | pl.LazyFrame] = {}
+    for name in params.sources:
+        path, expected = workspace.raw_table(name), snapshot.tables[name]
+        if not path.is_file():
+            raise _table_missing(path)
+        _check_hash(path, sha256_file(path), expected)
+        tables[name] = pl.read_parquet(path) if expected.rows <= HELD_ROWS else pl.scan_parquet(path)
+    return tables
+
+
+def _matching_snapshot(workspace: Workspace, params: Params) -> Snapshot:
+    """The snapshot, having seen that it is of the ``as_of`` and the sources that params.yaml names."""
     snapshot, again = load_snapshot(workspace), "run scripts/ingest.py again"
     if snapshot.as_of != params.time():
         wanted = f"{workspace.params_file} says as_of = {_day(params.time())}"
@@ -104,12 +139,12 @@ def load_tables(workspace: Workspace, params: Params) -> dict[str, pd.DataFrame]
     if set(snapshot.tables) != set(params.sources):
         there, wanted = ", ".join(sorted(snapshot.tables)), ", ".join(sorted(params.sources))
         raise ClearwayError(f"{workspace.snapshot} has the tables {there}, but sources are {wanted}: {again}")
-    return {name: _load(workspace.raw_table(name), snapshot.tables[name]) for name in params.sources}
+    return snapshot
 
 
 def read_tables_at(
-    params: Params, workspace: Workspace, project: Project, as_of: datetime | None
-) -> dict[str, pd.DataFrame]:
+    params: Params, workspace: Workspace, project: "Project", as_of: datetime | None
+) -> "dict[str, pd.DataFrame]":
     """The tables as the world knew them at ``as_of``, straight from their sources.
 
     At the snapshot's own ``as_of`` they equal :func:`load_tables`. The replay of traffic calls this with a later time;
@@ -125,9 +160,11 @@ def read_tables_at(
 
 
 def _read(
-    params: Params, workspace: Workspace, project: Project, name: str, as_of: datetime | None, *, check_range: bool
-) -> pa.Table:
+    params: Params, workspace: Workspace, project: "Project", name: str, as_of: datetime | None, *, check_range: bool
+) -> "pa.Table":
     """One table at ``as_of``: its columns of one type each, its rows in an order that no source decides."""
+    from clearway.sources import read_source
+
     source = params.sources[name]
     key = f"sources.{name}"
     frame = read_source(source, workspace.root, key=key)
@@ -137,7 +174,7 @@ def _read(
     return _sorted(_arrow(known, key), source.timestamps)
 
 
-def _check_range(name: str, times: pd.DataFrame, rows_known: int, as_of: datetime) -> None:
+def _check_range(name: str, times: "pd.DataFrame", rows_known: int, as_of: datetime) -> None:
     """Refuse an ``as_of`` at which the table had not begun or had long ended.
 
     Raises
@@ -145,6 +182,8 @@ def _check_range(name: str, times: pd.DataFrame, rows_known: int, as_of: datetim
     UsageError
         Names ``as_of`` and the time range of the data.
     """
+    import pandas as pd
+
     first, last = times.min().min(), times.max().max()
     if pd.isna(first):
         return
@@ -156,8 +195,11 @@ def _check_range(name: str, times: pd.DataFrame, rows_known: int, as_of: datetim
         )
 
 
-def _arrow(frame: pd.DataFrame, key: str) -> pa.Table:
+def _arrow(frame: "pd.DataFrame", key: str) -> "pa.Table":
     """The table in Arrow's types. A column that mixes types becomes text, so that validation can show its values."""
+    import pandas as pd
+    import pyarrow as pa
+
     frame = frame.copy(deep=False)
     frame.columns = frame.columns.astype(str)
     for name in frame.select_dtypes(object):
@@ -172,34 +214,47 @@ def _arrow(frame: pd.DataFrame, key: str) -> pa.Table:
         raise ClearwayError(f"{key} cannot be stored as Parquet: {' '.join(str(error).split())}") from None
 
 
-def _sorted(table: pa.Table, timestamps: tuple[str, ...]) -> pa.Table:
+def _sorted(table: "pa.Table", timestamps: tuple[str, ...]) -> "pa.Table":
     """Rows by time, then by every other column, so that the order in which a source returns them is not in the bytes.
 
     Rows that still tie are equal.
     """
+    import pyarrow.compute as pc
+
     first = [name for name in timestamps if name in table.column_names]
     keys = [*first, *(name for name in table.column_names if name not in first)]
-    return table.take(pa.compute.sort_indices(table, sort_keys=[(name, "ascending") for name in keys]))
+    return table.take(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in keys]))
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def _write(table: "pa.Table", path: Path) -> None:
     """Parquet with everything that could vary fixed: the same table is the same bytes under one pyarrow version."""
-    pa.parquet.write_table(
+    import pyarrow.parquet as pq
+
+    pq.write_table(
         table, path, compression="zstd", compression_level=3, version="2.6", row_group_size=1 << 20, store_schema=True
     )
 
 
-def _load(path: Path, expected: TableSnapshot) -> pd.DataFrame:
+def _load(path: Path, expected: TableSnapshot) -> "pd.DataFrame":
+    import pyarrow.parquet as pq
+
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ClearwayError(f"{path} is missing, though snapshot.json lists it: run scripts/ingest.py again") from None
-    found = sha256_bytes(content)
+        raise _table_missing(path) from None
+    _check_hash(path, sha256_bytes(content), expected)
+    frame: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas()
+    return frame
+
+
+def _table_missing(path: Path) -> ClearwayError:
+    return ClearwayError(f"{path} is missing, though snapshot.json lists it: run scripts/ingest.py again")
+
+
+def _check_hash(path: Path, found: str, expected: TableSnapshot) -> None:
     if found != expected.sha256:
         hashes = f"sha256 {found[:12]}…, snapshot.json says {expected.sha256[:12]}…"
         raise ClearwayError(f"{path} was changed after ingest ({hashes}): run scripts/ingest.py again")
-    frame: pd.DataFrame = pa.parquet.read_table(io.BytesIO(content)).to_pandas()
-    return frame
 
 
 def _day(time: datetime | None) -> str:

@@ -9,10 +9,14 @@ import io
 import lzma
 import os
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
 import pandas as pd
@@ -25,7 +29,11 @@ from fsspec.utils import infer_compression
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import PackageSource, ParquetSource, Source, SqlSource
 
+if TYPE_CHECKING:
+    import polars as pl
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 _LAYOUT = {"sep", "delimiter", "quotechar", "encoding"}
 """Arguments of :func:`pandas.read_csv` under which rows can still be counted field by field before parsing."""
@@ -81,6 +89,50 @@ def read_source(source: Source, root: Path, *, key: str, named_by: str | None = 
     return frame
 
 
+@contextmanager
+def scan_parquet_file(
+    source: ParquetSource, root: Path, *, key: str, named_by: str | None = None
+) -> "Iterator[pl.LazyFrame | pd.DataFrame]":
+    """A Parquet file to be read in pieces; one behind a URL is copied beside the system's temporary files first.
+
+    Declared timestamps are UTC, as :func:`read_source` makes them. A file whose timestamps must be read from text is
+    small enough for people, and goes through it.
+
+    Raises
+    ------
+    ClearwayError
+        The file is missing, empty, cut off or no Parquet.
+    """
+    import polars as pl
+
+    place = _Place(source, key, named_by)
+    with tempfile.TemporaryDirectory() as folder:
+        file = root / source.path
+        with _opened(source.path, root, place) as stream:
+            if "://" in source.path:
+                file = Path(folder) / "table.parquet"
+                with file.open("wb") as target:
+                    shutil.copyfileobj(stream, target, 1 << 24)
+        if not file.stat().st_size:
+            raise place.broken("is empty (0 bytes): write it again")
+        try:
+            scan = pl.scan_parquet(file, glob=False)
+            dtypes = scan.collect_schema()
+            rows = scan.select(pl.len()).collect().item()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            with file.open("rb") as stream:
+                raise _no_parquet(stream.read(4), error, place) from None
+        if not rows:
+            raise place.broken("has no rows: put the data there, or correct the path")
+        naive = {name: dtypes[name] for name in source.timestamps if name in dtypes}
+        naive = {name: dtype for name, dtype in naive.items() if getattr(dtype, "time_zone", None) is None}
+        if any(not dtype.is_temporal() and dtype != pl.Null for dtype in naive.values()):
+            yield read_source(source, root, key=key, named_by=named_by)
+            return
+        utc = [pl.col(name).cast(pl.Datetime("us")).dt.replace_time_zone("UTC") for name in naive]
+        yield scan.with_columns(utc) if utc else scan
+
+
 def describe_source(source: Source) -> str:
     """Where a table came from, for the snapshot: no password, no signed query string, no machine's own path."""
     match source:
@@ -129,13 +181,20 @@ def _installed(source: PackageSource, place: _Place) -> Path:
 
 def _fetch(path: str, root: Path, place: _Place) -> bytes:
     """All bytes of a local file or an fsspec URL."""
+    with _opened(path, root, place) as stream:
+        content = bytes(stream.read())
+    if not content:
+        raise place.broken("is empty (0 bytes): write it again")
+    return content
+
+
+@contextmanager
+def _opened(path: str, root: Path, place: _Place) -> Iterator[IO[bytes]]:
+    """A local file or an fsspec URL to read from."""
     local = "://" not in path
     try:
-        if local:
-            content = (root / path).read_bytes()
-        else:
-            with fsspec.open(path, "rb") as stream:
-                content = bytes(stream.read())
+        with (root / path).open("rb") if local else fsspec.open(path, "rb") as stream:
+            yield stream
     except FileNotFoundError:
         where = " (relative paths start at the project folder)" if local and not Path(path).is_absolute() else ""
         raise place.broken(f"is missing{where}: put the file there, or correct the path") from None
@@ -145,9 +204,6 @@ def _fetch(path: str, root: Path, place: _Place) -> bytes:
         raise place.unusable(f"the driver of this kind of URL is not installed: {error}") from None
     except Exception as error:  # an fsspec backend raises what its client library raises
         raise place.broken(f"cannot be read: {_hide(str(error)) or type(error).__name__}") from None
-    if not content:
-        raise place.broken("is empty (0 bytes): write it again")
-    return content
 
 
 def _decompress(content: bytes, path: str, place: _Place) -> bytes:
@@ -179,9 +235,13 @@ def _parse_parquet(content: bytes, place: _Place) -> pd.DataFrame:
     try:
         frame: pd.DataFrame = pa.parquet.read_table(pa.BufferReader(content)).to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
-        advice = "fetch it again" if _is_parquet(content) else "it is no Parquet file: name one, or use kind: csv"
-        raise place.broken(f"is truncated or damaged (Parquet: {error}): {advice}") from None
+        raise _no_parquet(content, error, place) from None
     return frame.reset_index(drop=isinstance(frame.index, pd.RangeIndex))
+
+
+def _no_parquet(content: bytes, error: Exception, place: _Place) -> ClearwayError:
+    advice = "fetch it again" if _is_parquet(content) else "it is no Parquet file: name one, or use kind: csv"
+    return place.broken(f"is truncated or damaged (Parquet: {error}): {advice}")
 
 
 def _parse_csv(content: bytes, read: dict[str, Any], place: _Place) -> pd.DataFrame:
@@ -219,7 +279,7 @@ def _parse_csv(content: bytes, read: dict[str, Any], place: _Place) -> pd.DataFr
 
 
 def _check_rows(content: bytes, read: dict[str, Any], encoding: str) -> None:
-    """Count the fields of every row without keeping any.
+    """Count the fields of every row, keeping the first alone.
 
     Raises
     ------
@@ -238,15 +298,14 @@ def _check_rows(content: bytes, read: dict[str, Any], encoding: str) -> None:
     if encoding.lower().replace("_", "-") not in ("utf-8", "utf-8-sig", "ascii"):
         content = text.removeprefix("\ufeff").encode()
     del text
-    # one thread, so that an error can name the row; no column is converted, so that nothing is inferred
-    with pa.csv.open_csv(
+    # one thread, so that an error can name the row; no column is converted, so that nothing is inferred; not
+    # pyarrow.csv.open_csv, whose reading ahead may abort a process that ends right after (apache/arrow#43604)
+    pa.csv.read_csv(
         pa.BufferReader(content),
         read_options=pa.csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=4 << 20),
         parse_options=pa.csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(include_columns=["f0"], column_types={"f0": pa.binary()}),
-    ) as reader:
-        for _ in reader:
-            pass
+    )
 
 
 def _query(source: SqlSource, root: Path, place: _Place) -> pd.DataFrame:
@@ -321,4 +380,5 @@ def _without(url: str, message: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """For a terminal: without line breaks, and with a mark for each run of control characters."""
+    return " ".join(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).split())

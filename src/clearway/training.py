@@ -27,7 +27,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from clearway.bundle import payload_digest
-from clearway.columns import LABEL
+from clearway.calibration import BASELINE_SCORE, SCORE, Calibration, calibrate
+from clearway.columns import LABEL, PREDICTION_TIME
+from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import ExportError, to_onnx, to_skops
@@ -35,7 +37,8 @@ from clearway.files import atomic_directory, read_json, write_json
 from clearway.metrics import measure
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
 from clearway.params import Params
-from clearway.profile import write_reference
+from clearway.profile import sample_positions, write_reference
+from clearway.schema import Column
 from clearway.workspace import Workspace
 
 
@@ -168,7 +171,8 @@ def fit(
 def train(params: Params, workspace: Workspace) -> Trained:
     """Fit challenger and baseline on ``data/features/training.parquet``; write both payloads and the report.
 
-    Writes ``build/model/``, ``build/baseline/``, ``build/reference.parquet`` and ``reports/training.json``.
+    Writes ``build/model/``, ``build/baseline/``, ``build/reference.parquet``, ``build/drift_calibration.json`` and
+    ``reports/training.json``.
 
     Raises
     ------
@@ -187,7 +191,8 @@ def train(params: Params, workspace: Workspace) -> Trained:
             f"{workspace.features / 'training.parquet'} lacks {', '.join(missing)}, which features.json names: "
             "run scripts/build_features.py again"
         )
-    schema = learn_schema(frame, tuple(definitions["categorical"]), tuple(definitions["numeric"]))
+    declared = {name: Column.model_validate(said) for name, said in described["declared"].items()}
+    schema = learn_schema(frame, tuple(definitions["categorical"]), tuple(definitions["numeric"]), declared)
     matrix = schema.encode(frame)
     infinite = [name for name, column in zip(schema.names, matrix.T, strict=True) if np.isinf(column).any()]
     if infinite:
@@ -196,14 +201,14 @@ def train(params: Params, workspace: Workspace) -> Trained:
         )
 
     report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), "positive_share": labels.mean()}
+    given: dict[str, NDArray[np.float64]] = {}
     for recipe, folder in zip(recipes(params), (workspace.model, workspace.baseline), strict=True):
         began = time.perf_counter()
         estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads)
         with threadpool_limits(limits=params.train.threads):
             scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
         _write_payload(folder, recipe, estimator, schema, definitions, params)
-        if recipe.role == "challenger":
-            write_reference(frame[list(schema.names)], scores, workspace.build / "reference.parquet", seed=params.seed)
+        given[recipe.role] = scores
         report[recipe.role] = {
             "digest": payload_digest(folder),
             "estimator": recipe.estimator,
@@ -211,6 +216,7 @@ def train(params: Params, workspace: Workspace) -> Trained:
             "training_metrics": measure(labels, scores, params.train.threshold),
             "warnings": list(warned),
         }
+    _write_past(frame, schema, labels, given, params, workspace)
     report["seconds"] = round(time.perf_counter() - started, 3)
     report["peak_memory_mb"] = round(_peak_memory_mb(), 1)
     write_json(workspace.reports / "training.json", report)
@@ -309,6 +315,46 @@ def _write_payload(
             made / PARAMS,
             {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold, "train": train},
         )
+
+
+def _write_past(
+    frame: pd.DataFrame,
+    schema: InputSchema,
+    labels: NDArray[np.float64],
+    scores: Mapping[str, NDArray[np.float64]],
+    params: Params,
+    workspace: Workspace,
+) -> None:
+    """What drift is later measured against: the reference, and how much windows of it differ by themselves."""
+    times = frame[PREDICTION_TIME] if PREDICTION_TIME in frame and frame[PREDICTION_TIME].notna().all() else None
+    features = frame[list(schema.names)]
+    write_reference(
+        features,
+        scores["challenger"],
+        workspace.build / "reference.parquet",
+        labels=labels,
+        times=times,
+        seed=params.seed,
+    )
+    calibration = Calibration(rows=len(frame), features={})  # rows that know no time are exchangeable
+    if times is not None:
+        order = np.argsort(times.to_numpy(), kind="stable")
+        sampled = np.flatnonzero(np.isin(order, sample_positions(len(frame), seed=params.seed)))
+        numeric = [schema.names[position] for position in schema.numeric_positions]
+        categorical = [schema.names[position] for position in schema.categorical_positions]
+        ordered = features.iloc[order]
+        outputs = {SCORE: scores["challenger"], BASELINE_SCORE: scores["baseline"]}
+        calibration = calibrate(
+            ordered,
+            {**dict.fromkeys(numeric, "numeric"), **dict.fromkeys(categorical, "categorical")},
+            outputs={
+                **{name: ("numeric", pd.Series(values[order])) for name, values in outputs.items()},
+                LABEL: ("categorical", pd.Series(labels[order])),
+            },
+            sampled=sampled,
+            domain=calibrate_domain(ordered, numeric, categorical, params.drift.domain, params.seed),
+        )
+    write_json(workspace.build / "drift_calibration.json", calibration.model_dump(mode="json"))
 
 
 def _peak_memory_mb() -> float:

@@ -1,43 +1,63 @@
 """Judge raw tables against ``schema.yaml``: what was expected, what was found, and which rows are bad.
 
-:func:`validate_tables` is pure. pandera runs the checks, all of them even after one has failed; this module says what
-a failure means: an error stops the line, a warning never does, and a tolerated share of bad rows is neither.
+:func:`validate_tables` is pure. :mod:`clearway.checks` compiles the schema; all of a table's counts come from one fused
+pass over it, and only what failed is looked at again. This module says what a failure means: an error stops the line,
+``quarantine`` sets the bad rows aside, a warning does neither, and a tolerated share of bad rows is none of them.
 """
 
 import difflib
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-import pandera.pandas as pandera
-from pandera.errors import SchemaErrorReason, SchemaErrors
-from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as TerminalTable
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
 
-from clearway import reporting
+from clearway.acceptance import keys_of, nothing_aside, resolve, set_aside
+from clearway.cadence import missing_steps
+from clearway.checks import (
+    NEVER,
+    Checks,
+    CompiledTable,
+    Keys,
+    RowCheck,
+    TableCheck,
+    compile_table,
+    load_checks,
+    percent,
+)
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import write_json
+from clearway.files import atomic_directory, sha256_file, write_json
+from clearway.findings import Distribution, bad_rows, counted, distribution, examples, words
+from clearway.frames import ROW, Frame, frame_of
 from clearway.params import CsvSource, Params, ParquetSource
-from clearway.schema import Bounds, Column, DataSchema, ForeignKey, Kind, Severity, TableSchema, load_schema
-from clearway.snapshot import load_snapshot, load_tables
-from clearway.sources import read_source
+from clearway.schema import Cadence, DataSchema, Severity, TableSchema, load_schema
 from clearway.workspace import Workspace
 
-Status = Literal["pass", "warn", "fail", "unknown"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-EXAMPLES = 5
-"""Bad rows shown per check."""
-WIDTH = 140
-"""Columns of the terminal table where there is no terminal, such as in a job's log."""
-_WORST_FIRST: tuple[Status, ...] = ("fail", "warn", "unknown", "pass")
+__all__ = [
+    "CheckResult",
+    "Distribution",
+    "Status",
+    "ValidationReport",
+    "validate_file",
+    "validate_snapshot",
+    "validate_table",
+    "validate_tables",
+]
+
+Status = Literal["pass", "warn", "quarantine", "fail", "unknown"]
+
+_STATUS: Mapping[Severity, Status] = {"error": "fail", "quarantine": "quarantine", "warn": "warn"}
+MANY_ROWS = 1_000_000
+"""Rows above which a terminal is told that work is going on."""
 
 
 class CheckResult(BaseModel):
@@ -50,9 +70,10 @@ class CheckResult(BaseModel):
     check: str
     severity: Severity
     status: Status
-    """``unknown`` means not judged, because what it needs is missing or of the wrong kind (which itself fails)."""
+    """``unknown`` means not judged, because what it needs is missing or of the wrong kind (which itself fails);
+    ``quarantine`` that the bad rows are set aside and the line goes on without them."""
     failures: int
-    """Bad rows, tolerated ones too."""
+    """Bad rows, tolerated ones too; of a cadence, missing steps."""
     rows: int
     """Rows of the table."""
     expected: str
@@ -60,6 +81,8 @@ class CheckResult(BaseModel):
     examples: tuple[dict[str, Any], ...] = ()
     """The first bad rows: ``row`` (position in the table, from 0) and the values that were checked."""
     detail: str
+    distribution: Distribution | None = None
+    """Of the column, where the check names one and did not pass."""
 
     @property
     def name(self) -> str:
@@ -73,27 +96,47 @@ class ValidationReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checks: tuple[CheckResult, ...]
+    quarantined: dict[str, int] = Field(default_factory=dict)
+    """Rows set aside, by table; tables without any are not named."""
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:
-        """``failed`` when any check of severity error failed; warnings do not count."""
+        """``failed`` when any check of severity error failed; warnings and rows set aside do not count."""
         return "failed" if self.having("fail") else "passed"
 
     @property
     def sentence(self) -> str:
-        """One sentence: how many checks, and how they came out."""
+        """One sentence: how many checks, how they came out, and how many rows are set aside."""
         counts = Counter(check.status for check in self.checks)
         tables = len({check.table for check in self.checks})
-        words: dict[Status, str] = {"pass": "passed", "warn": "warned", "fail": "failed", "unknown": "not judged"}
-        parts = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
-        return f"{len(self.checks)} checks on {tables} table{'s' if tables != 1 else ''}: {parts}"
+        outcomes: dict[Status, str] = {
+            "pass": "passed",
+            "warn": "warned",
+            "quarantine": "set rows aside",
+            "fail": "failed",
+            "unknown": "not judged",
+        }
+        parts = ", ".join(f"{counts[status]} {word}" for status, word in outcomes.items() if counts[status])
+        aside = sum(self.quarantined.values())
+        rows = f"; {counted(aside)} in quarantine" if aside else ""
+        return f"{len(self.checks)} checks on {tables} table{'s' if tables != 1 else ''}: {parts}{rows}"
 
     def having(self, status: Status) -> tuple[CheckResult, ...]:
         """The checks with that status."""
         return tuple(check for check in self.checks if check.status == status)
 
-    def require_passed(self) -> None:
-        """Stop the line when the verdict is failed.
+    def require_passed(self, override: str | None = None) -> str | None:
+        """Stop the line when the verdict is failed, unless a person has given a reason not to.
+
+        Parameters
+        ----------
+        override : str, optional
+            ``decision.override_veto`` of ``params.yaml``.
+
+        Returns
+        -------
+        str or None
+            What was overridden, and why; None where nothing was.
 
         Raises
         ------
@@ -101,51 +144,79 @@ class ValidationReport(BaseModel):
             Names table, column and check of the first failures.
         """
         failed = self.having("fail")
-        if failed:
-            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-            causes = "; ".join(f"{check.name}: {check.detail}" for check in failed[:3])
-            raise ClearwayError(f"data validation failed: {causes}{more}")
+        if not failed:
+            return None
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        causes = "; ".join(f"{check.name}: {check.detail}" for check in failed[:3])
+        sentence = f"data validation failed: {causes}{more}"
+        if override is None:
+            raise ClearwayError(sentence)
+        return f"{sentence}; overridden by params.yaml: decision.override_veto = {override!r}"
 
 
-def validate_tables(tables: Mapping[str, pd.DataFrame], schema: DataSchema) -> ValidationReport:
+@dataclass(frozen=True)
+class _Judged:
+    """One table: its results, and the rows that are set aside (:data:`clearway.frames.ROW` and ``reason``)."""
+
+    results: list[CheckResult]
+    aside: pl.DataFrame
+
+
+def validate_tables(
+    tables: "Mapping[str, pd.DataFrame | pl.DataFrame | pl.LazyFrame]",
+    schema: DataSchema,
+    *,
+    as_of: datetime | None = None,
+    checks: Checks | None = None,
+) -> ValidationReport:
     """Judge every table that the schema names, and name every table it does not.
 
     Parameters
     ----------
-    tables : mapping of name to DataFrame
+    tables : mapping of name to table
+        A LazyFrame is read in pieces and never held whole.
     schema : DataSchema
+    as_of : datetime, optional
+        What is now, for freshness and rules. Without it freshness is not judged.
+    checks : mapping of name to Expr, optional
+        The project's own checks (:func:`clearway.checks.load_checks`).
 
     Returns
     -------
     ValidationReport
         ``failed`` when a table is missing or any check of severity error fails.
+
+    Raises
+    ------
+    UsageError
+        A rule or a check of the schema cannot be evaluated.
     """
-    checks: list[CheckResult] = []
-    for name, expected in schema.tables.items():
-        if name in tables:
-            checks += _validate(name, tables[name], expected, tables)
-        else:
-            checks.append(_table_result(name, "in the data", "missing", f"table {name} is missing: add it to sources"))
-    for name in tables:
-        if name not in schema.tables:
-            advice = "it is in the data but not in schema.yaml: describe it there"
-            checks.append(_table_result(name, "in schema.yaml", "not there", advice))
-    return ValidationReport(checks=tuple(checks))
+    return _report(_judge_all(tables, schema, as_of, checks or {}))
 
 
-def validate_table(name: str, frame: pd.DataFrame, schema: DataSchema) -> ValidationReport:
+def validate_table(
+    name: str,
+    frame: "pd.DataFrame | pl.DataFrame | pl.LazyFrame",
+    schema: DataSchema | TableSchema,
+    *,
+    as_of: datetime | None = None,
+    checks: Checks | None = None,
+) -> ValidationReport:
     """Judge one table alone; its foreign keys are not judged.
 
     Raises
     ------
     UsageError
-        The schema has no table of that name.
+        The schema has no table of that name, or a rule or check of it cannot be evaluated.
     """
-    return ValidationReport(checks=tuple(_validate(name, frame, schema.table(name), {})))
+    expected = schema if isinstance(schema, TableSchema) else schema.table(name)
+    return _report({name: _judge_table(name, expected, frame_of(name, frame), lambda key: None, as_of, checks or {})})
 
 
 def validate_snapshot(params: Params, workspace: Workspace) -> ValidationReport:
-    """Judge ``data/raw`` and write ``reports/data_validation.json`` and ``.html``, whatever the verdict.
+    """Judge ``data/raw``; write ``reports/data_validation.json`` and ``.html``, and ``data/quarantine``.
+
+    All are written whatever the verdict.
 
     Raises
     ------
@@ -154,9 +225,16 @@ def validate_snapshot(params: Params, workspace: Workspace) -> ValidationReport:
     UsageError
         ``schema.yaml`` is missing or wrong.
     """
+    from clearway.snapshot import load_snapshot, scan_tables
+    from clearway.validation_report import write_reports
+
     schema = load_schema(workspace.root / params.data_schema)
-    report = validate_tables(load_tables(workspace, params), schema)
+    checks = load_checks(params.project.package, schema)
+    tables = scan_tables(workspace, params)
+    judged = _judge_all(tables, schema, params.time(), checks)
+    report = _report(judged)
     snapshot = load_snapshot(workspace)
+    _write_quarantine(workspace, tables, judged)
     facts = [("as of", str(snapshot.as_of or "no time in the data")), ("rows", f"{snapshot.rows:,}")]
     write_reports(report, workspace.reports, facts)
     return report
@@ -165,6 +243,8 @@ def validate_snapshot(params: Params, workspace: Workspace) -> ValidationReport:
 def validate_file(file: str, table: str | None, params: Params, workspace: Workspace) -> ValidationReport:
     """Judge one CSV or Parquet file (path or fsspec URL) as ``table``; without it, as the schema's only table.
 
+    Parquet is read in pieces. Freshness is judged only where ``params.as_of`` says what is now.
+
     Raises
     ------
     ClearwayError
@@ -172,470 +252,403 @@ def validate_file(file: str, table: str | None, params: Params, workspace: Works
     UsageError
         The table is not named, or not in the schema.
     """
+    from clearway.sources import read_source, scan_parquet_file
+
     schema = load_schema(workspace.root / params.data_schema)
     if table is None and len(schema.tables) > 1:
         raise UsageError(f"--table is missing: name one of {', '.join(schema.tables)}")
     name = table or next(iter(schema.tables))
+    expected = schema.table(name)
+    checks = load_checks(
+        params.project.package, DataSchema(tables={name: expected.model_copy(update={"foreign_keys": ()})})
+    )
+    as_of = params.as_of if isinstance(params.as_of, datetime) else None
     timestamps = tuple(column for column, kind in schema.kinds(name).items() if kind == "timestamp")
-    source: CsvSource | ParquetSource
+    key, named_by = f"sources.{name}", "--against"
     if PurePosixPath(file).suffix in (".parquet", ".pq"):
         source = ParquetSource(kind="parquet", path=file, timestamps=timestamps)
-    else:
-        declared = params.sources.get(name)
-        read = getattr(declared, "read", {})
-        source = CsvSource(kind="csv", path=file, timestamps=timestamps, read=read)
-    frame = read_source(source, workspace.root, key=f"sources.{name}", named_by="--against")
-    return validate_table(name, frame, schema)
+        with scan_parquet_file(source, workspace.root, key=key, named_by=named_by) as rows:
+            return validate_table(name, rows, schema, as_of=as_of, checks=checks)
+    read = getattr(params.sources.get(name), "read", {})
+    csv = CsvSource(kind="csv", path=file, timestamps=timestamps, read=read)
+    frame = read_source(csv, workspace.root, key=key, named_by=named_by)
+    return validate_table(name, frame, schema, as_of=as_of, checks=checks)
 
 
-def write_reports(report: ValidationReport, folder: Path, facts: Sequence[tuple[str, str]] = ()) -> None:
-    """Write ``data_validation.json`` for the line and ``data_validation.html`` for people, what failed first."""
-    checks = [check.model_dump(mode="json") for check in report.checks]
-    write_json(folder / "data_validation.json", {"verdict": report.verdict, "checks": checks})
-    status = "fail" if report.verdict == "failed" else "warn" if report.having("warn") else "pass"
-    ordered = sorted(report.checks, key=lambda check: _WORST_FIRST.index(check.status))
-    blocks = []
-    for title, wanted in (("What is wrong", ("fail", "warn")), ("All other checks", ("unknown", "pass"))):
-        rows = [check for check in ordered if check.status in wanted]
-        if rows:
-            blocks.append(
-                reporting.Table(
-                    title=title,
-                    columns=("status", "table", "column", "check", "expected", "found", "bad rows", "examples"),
-                    rows=[_page_row(check) for check in rows],
-                    status=[check.status for check in rows],
-                )
-            )
-    page = reporting.Page("Data validation", report.verdict, status, f"{report.sentence}.", facts, blocks)
-    reporting.write_page(folder / "data_validation.html", page)
+def _judge_all(
+    tables: Mapping[str, Any], schema: DataSchema, as_of: datetime | None, checks: Checks
+) -> dict[str, _Judged]:
+    """Every table of the schema, then the tables that it does not name."""
+    frames = {name: frame_of(name, tables[name]) for name in schema.tables if name in tables}
+    keys = keys_of(schema, lambda table, column: frames.get(table))
+    judged = {}
+    for name, expected in schema.tables.items():
+        if name in frames:
+            judged[name] = _judge_table(name, expected, frames[name], keys, as_of, checks)
+        else:
+            judged[name] = _no_table(name, "in the data", "missing", f"table {name} is missing: add it to sources")
+    for name in tables:
+        if name not in schema.tables:
+            advice = "it is in the data but not in schema.yaml: describe it there"
+            judged[name] = _no_table(name, "in schema.yaml", "not there", advice)
+    return judged
 
 
-def print_report(report: ValidationReport, console: Console | None = None) -> None:
-    """Show what failed and what warned, and the count of all the rest."""
-    console = console or (Console() if sys.stdout.isatty() else Console(width=WIDTH))
-    table = TerminalTable(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "check", "expected", "found"):
-        table.add_column(column, overflow="fold")
-    colours = {"fail": "red", "warn": "yellow"}
-    for check in (*report.having("fail"), *report.having("warn")):
-        cells = map(escape, (check.name, check.expected, check.found))
-        table.add_row(f"[{colours[check.status]}]{check.status}[/]", *cells)
-    if table.row_count:
-        console.print(table)
-    console.print(f"data validation {report.verdict}: {report.sentence}", highlight=False)
+def _report(judged: Mapping[str, _Judged]) -> ValidationReport:
+    return ValidationReport(
+        checks=tuple(result for table in judged.values() for result in table.results),
+        quarantined={name: len(table.aside) for name, table in judged.items() if len(table.aside)},
+    )
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """One check to run: what pandera evaluates, and what to make of the rows that fail it."""
-
-    column: str | None
-    check: str
-    expected: str
-    passes: Callable[[Any], Any]
-    """From a column without its missing values (or the whole table) to one bool per row, or to one bool."""
-    found: Callable[[pd.DataFrame, "pd.Series[bool]", int], str]
-    """From the table, its bad rows and their number to words."""
-    severity: Severity = "error"
-    error_share: float | None = None
-    tolerated: float = 0.0
-    """Share of the table's rows that may fail."""
-    nulls: bool = False
-    """Whether missing values are handed to ``passes``."""
-    shows: tuple[str, ...] = ()
-    """Columns shown in examples."""
-    needs_kind: bool = True
-    """Whether a value of the wrong kind makes this check meaningless."""
-    blocked: str = ""
-    """Why the check cannot be run at all."""
-
-    @property
-    def id(self) -> str:
-        return f"{self.column or ''}\n{self.check}"
-
-
-def _validate(
-    name: str, frame: pd.DataFrame, expected: TableSchema, tables: Mapping[str, pd.DataFrame]
-) -> list[CheckResult]:
-    """All results of one table, in the order of its schema."""
-    frame = frame.reset_index(drop=True)
-    rules = _rules(expected, frame.columns, tables)
-    outputs, errors = _run(_pandera_schema(expected, rules), frame)
-    missing = [column for column in expected.columns if column not in frame.columns]
-    extra = [str(column) for column in frame.columns if column not in expected.columns]
-    results = [_missing(name, column, expected, extra, len(frame)) for column in missing]
-    if expected.extra_columns == "error":
-        results += [_extra(name, column, expected, len(frame)) for column in extra]
-    wrong = {rule.column for rule in rules if rule.check == "kind" and rule.id in outputs}
-    for rule in rules:
-        cause = rule.blocked or errors.get(rule.id, "")
-        if rule.needs_kind and rule.column in wrong:
-            cause = f"column {rule.column} is of the wrong kind"
-        judged = _judge(name, rule, frame, outputs.get(rule.id, True)) if not cause else None
-        results.append(judged or _unknown(name, rule, len(frame), cause))
+def _judge_table(
+    name: str, expected: TableSchema, frame: Frame, keys: Keys, as_of: datetime | None, checks: Checks
+) -> _Judged:
+    """All results of one table, in the order of its schema, and its rows that are set aside."""
+    compiled = compile_table(name, expected, frame, keys, as_of, checks)
+    with _telling(name, compiled.frame):
+        counts = _count(name, compiled)
+        rows = int(counts["rows"])
+        wrong = frozenset(
+            str(check.column)
+            for i, check in enumerate(compiled.row_checks)
+            if check.check == "kind" and counts.get(f"bad {i}")
+        )
+        row_checks, failures = [], []
+        for i, check in enumerate(compiled.row_checks):
+            narrower, bad = counts.get(f"narrower {i}"), counts.get(f"bad {i}") or 0
+            if check.narrower is not None and narrower:
+                check, bad = replace(check, bad=check.narrower), narrower
+            elif check.repeats and not wrong & set(check.needs):
+                check, bad = resolve(check, compiled.frame)
+            row_checks.append(check)
+            failures.append(int(bad))
+        quarantining = [check for check in row_checks if check.severity == "quarantine" and not check.blocked]
+        aside_by = [
+            (check, bad)
+            for check, bad in zip(row_checks, failures, strict=True)
+            if bad and check.severity == "quarantine" and not wrong & set(check.needs)
+        ]
+        aside = set_aside(compiled.frame, [check for check, _ in aside_by], wrong)
+        if len(aside):
+            counts |= _count_kept(compiled, aside[ROW])
+        extremes = _extremes(compiled.frame, row_checks, failures)
+        results = _absent(name, expected, frame, rows)
+        for i, whole in enumerate(compiled.table_checks):
+            if whole.of_kept and rows and len(aside) == rows:
+                whole = replace(whole, blocked="no row is left: all are set aside")
+            results.append(_judge_whole(name, compiled.frame, whole, counts[f"whole {i}"], rows, wrong, expected))
+        if quarantining:
+            causes = Counter({f"{check.column or ''} {check.check}".strip(): bad for check, bad in aside_by})
+            results.append(_judge_aside(name, len(aside), rows, expected.max_quarantine, causes))
+        for i, (check, bad) in enumerate(zip(row_checks, failures, strict=True)):
+            there = int(counts[f"there {i}"]) if check.of_values else rows
+            cause = check.blocked or _of_wrong_kind(check.needs, wrong)
+            if cause:
+                results.append(_unknown(name, check, rows, cause))
+            else:
+                results.append(_judge_rows(name, compiled.frame, check, bad, rows, there, extremes.get(i), expected))
+        for cadence in compiled.cadences:
+            results.append(_judge_cadence(name, compiled.frame, cadence, rows, wrong))
     order = [None, *expected.columns]
-    return sorted(results, key=lambda result: order.index(result.column) if result.column in order else len(order))
+    results.sort(key=lambda result: order.index(result.column) if result.column in order else len(order))
+    return _Judged(results, aside)
 
 
-def _pandera_schema(expected: TableSchema, rules: Sequence[_Rule]) -> pandera.DataFrameSchema:
-    """The pandera schema of one table. Missing values are a check of ours, so that a share of them can be tolerated."""
-    by_column: dict[str | None, list[pandera.Check]] = {}
-    for rule in (rule for rule in rules if not rule.blocked):
-        # one failure case is enough: bad rows are counted from the check's output
-        check = pandera.Check(rule.passes, name=rule.id, ignore_na=not rule.nulls, n_failure_cases=1)
-        by_column.setdefault(rule.column, []).append(check)
-    columns = {name: pandera.Column(checks=by_column.get(name, []), nullable=True) for name in expected.columns}
-    return pandera.DataFrameSchema(columns, checks=by_column.get(None, []), strict=expected.extra_columns == "error")
+def _count(name: str, compiled: CompiledTable) -> dict[str, Any]:
+    """The one pass over all rows: how many are bad for each check, and the number that each other check judges.
 
-
-def _run(schema: pandera.DataFrameSchema, frame: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
-    """Run all checks: the output of each that failed, and the error of each that could not run, by rule id."""
-    outputs: dict[str, Any] = {}
-    errors: dict[str, str] = {}
+    Raises
+    ------
+    ClearwayError
+        An expression fails on these rows.
+    """
+    frame, wanted = compiled.frame, {"rows": pl.len()}
+    for i, check in enumerate(compiled.row_checks):
+        if check.bad is not NEVER and not check.repeats:
+            wanted[f"bad {i}"] = check.bad.sum()
+        if check.narrower is not None:
+            wanted[f"narrower {i}"] = check.narrower.sum()
+        if check.of_values:
+            wanted[f"there {i}"] = pl.col(str(check.subject)).count()
+    wanted |= {f"whole {i}": whole.value for i, whole in enumerate(compiled.table_checks)}
     try:
-        schema.validate(frame, lazy=True, inplace=True)  # nothing is coerced, so nothing is changed
-    except SchemaErrors as found:
-        for error in found.schema_errors:
-            if error.reason_code == SchemaErrorReason.DATAFRAME_CHECK:
-                outputs[error.check.name] = error.check_output
-            elif error.reason_code == SchemaErrorReason.CHECK_ERROR:
-                errors[error.check.name] = f"the check could not run: {' '.join(str(error).split())[:160]}"
-    return outputs, errors
+        return frame.collect(frame.lazy.select(**wanted)).row(0, named=True)
+    except Exception as error:  # a rule or a check of a project may raise anything on these rows
+        cause = " ".join(str(error).split("\n\n")[0].split())[:200]
+        culprit = _culprit(compiled)
+        raise ClearwayError(f"table {name} cannot be checked{culprit}: {cause}") from None
 
 
-def _judge(table: str, rule: _Rule, frame: pd.DataFrame, output: Any) -> CheckResult:
-    """From what a check said about each row to its status."""
-    rows = len(frame)
-    bad = pd.Series(False, index=frame.index)
-    if isinstance(output, pd.Series):
-        bad[output.index[~output.astype(bool)]] = True
-        failures, ok = int(bad.sum()), False
-    else:
-        ok = bool(output)
-        failures = 0 if ok else rows
-    share = failures / rows if rows else 1.0
-    ok = ok or (failures > 0 and share <= rule.tolerated)
-    severity = rule.severity
-    expected = rule.expected
-    if not ok and rule.error_share is not None and share > rule.error_share:
+def _culprit(compiled: CompiledTable) -> str:
+    """Which check it is that cannot be evaluated, after the pass of all has failed."""
+    for check in compiled.row_checks:
+        try:
+            compiled.frame.collect(compiled.frame.lazy.select(check.bad.sum()))
+        except Exception:  # what it raises has been said
+            return f", because {check.check} fails"
+    return ""
+
+
+def _count_kept(compiled: CompiledTable, aside: pl.Series) -> dict[str, Any]:
+    """What is judged of the rows that go on only."""
+    wanted = {f"whole {i}": whole.value for i, whole in enumerate(compiled.table_checks) if whole.of_kept}
+    if not wanted:
+        return {}
+    kept = compiled.frame.numbered().filter(~pl.col(ROW).is_in(aside.implode()))
+    return compiled.frame.collect(kept.select(**wanted)).row(0, named=True)
+
+
+def _extremes(frame: Frame, checks: Sequence[RowCheck], failures: Sequence[int]) -> dict[int, tuple[Any, Any]]:
+    """Smallest and largest bad value of every range that some rows leave, by position of its check."""
+    broken = [i for i, check in enumerate(checks) if check.says == "range" and failures[i]]
+    wanted: dict[str, pl.Expr] = {}
+    for i in broken:
+        value = pl.when(checks[i].bad).then(pl.col(str(checks[i].subject)))
+        wanted |= {f"min {i}": value.min(), f"max {i}": value.max()}
+    found = frame.collect(frame.lazy.select(**wanted)).row(0, named=True) if broken else {}
+    return {i: (found[f"min {i}"], found[f"max {i}"]) for i in broken}
+
+
+def _judge_rows(
+    table: str,
+    frame: Frame,
+    check: RowCheck,
+    failures: int,
+    rows: int,
+    of: int,
+    extremes: tuple[Any, Any] | None,
+    expected: TableSchema,
+) -> CheckResult:
+    """From the number of bad rows to a status; what is set aside is never tolerated."""
+    share = failures / of if of else 0.0
+    severity, wanted = check.severity, check.expected
+    ok = not failures or (severity != "quarantine" and share <= check.tolerated + 1e-12)
+    if not ok and check.error_share is not None and share > check.error_share:
         severity = "error"
-        expected += f" (more than {_percent(rule.error_share)} bad rows is an error)"
-    status: Status = "pass" if ok else "warn" if severity == "warn" else "fail"
-    found = rule.found(frame, bad, failures) if failures or not ok else "as expected"
+        wanted += f" (more than {percent(check.error_share)} bad rows is an error)"
+    columns = [*check.shows, *([check.subject] if check.subject else [])]
+    seen = bad_rows(frame, check.bad, columns, failures) if failures else None
+    picture = None
+    if not ok and check.column is not None and check.subject is not None:
+        by_value = check.bad if check.says in ("values", "kind") else None
+        picture = distribution(frame, check.subject, expected.columns.get(check.column), by_value)
+    found = "as expected" if seen is None else words(check, frame, seen, failures, of, extremes)
     return CheckResult(
         table=table,
-        column=rule.column,
-        check=rule.check,
+        column=check.column,
+        check=check.check,
         severity=severity,
-        status=status,
+        status="pass" if ok else _STATUS[severity],
         failures=failures,
+        rows=rows,
+        expected=wanted,
+        found=found,
+        examples=() if seen is None else examples(seen, check.shows),
+        detail=f"expected {wanted}, found {found}",
+        distribution=picture,
+    )
+
+
+def _judge_whole(
+    table: str,
+    frame: Frame,
+    check: TableCheck,
+    value: Any,
+    rows: int,
+    wrong: frozenset[str],
+    expected: TableSchema,
+) -> CheckResult:
+    """From one number about a column or the table to a status."""
+    cause = check.blocked or _of_wrong_kind(check.needs, wrong)
+    ok, found = (None, cause) if cause else check.judge(value)
+    if ok is None:
+        return _unknown(table, check, rows, found)
+    status: Status = "pass" if ok else _STATUS[check.severity]
+    picture = None
+    if not ok and check.column is not None:
+        picture = distribution(frame, check.column, expected.columns.get(check.column), None)
+    return _result(table, check, rows, check.expected, found, status=status, distribution=picture)
+
+
+def _judge_aside(table: str, aside: int, rows: int, most: float, causes: Counter[str]) -> CheckResult:
+    """Whether few enough rows are set aside, and some are left; ``causes`` counts them by check."""
+    ok = aside <= most * rows + 1e-9 and (aside < rows or not rows)
+    expected = f"at most {percent(most)} of rows set aside"
+    found = "none"
+    if aside:
+        named = ", ".join(f"{check} in {counted(bad)}" for check, bad in causes.most_common(3))
+        found = f"{counted(aside)} ({percent(aside / rows)}): {named}{', …' if len(causes) > 3 else ''}"
+    return CheckResult(
+        table=table,
+        column=None,
+        check="quarantine",
+        severity="error",
+        status="pass" if ok else "fail",
+        failures=aside,
         rows=rows,
         expected=expected,
         found=found,
-        examples=_examples(frame, bad, rule.shows),
         detail=f"expected {expected}, found {found}",
     )
 
 
-def _rules(expected: TableSchema, present: "pd.Index[str]", tables: Mapping[str, pd.DataFrame]) -> list[_Rule]:
-    """The checks of one table, leaving out those of columns that are not there."""
-    rules = [_row_count(expected)]
-    for name, column in expected.columns.items():
-        if name in present:
-            rules += _column_rules(name, column)
-    for key in expected.unique:
-        if all(name in present for name in key):
-            rules.append(_unique_key(key))
-    for foreign in expected.foreign_keys:
-        if foreign.column in present:
-            rules.append(_foreign_key(foreign, tables.get(foreign.table, pd.DataFrame()).get(foreign.key)))
-    return rules
-
-
-def _row_count(expected: TableSchema) -> _Rule:
-    low, high = expected.rows.min, expected.rows.max
-    return _Rule(
-        column=None,
-        check="rows",
-        expected=f"at least {low:,} rows" if high is None else f"{low:,} to {high:,} rows",
-        passes=lambda frame: low <= len(frame) and (high is None or len(frame) <= high),
-        found=lambda frame, bad, failures: f"{len(frame):,}",
-        nulls=True,
-    )
-
-
-def _unique_key(key: tuple[str, ...]) -> _Rule:
-    return _Rule(
-        column=None,
-        check=f"unique ({', '.join(key)})",
-        expected="each combination once",
-        passes=lambda frame: ~frame.duplicated(list(key), keep=False),
-        found=lambda frame, bad, failures: f"{_counted(failures)} that share theirs",
-        nulls=True,
-        shows=key,
-        needs_kind=False,
-    )
-
-
-def _foreign_key(key: ForeignKey, keys: "pd.Series[Any] | None") -> _Rule:
-    known = pd.Index([] if keys is None else keys.dropna().unique())
-    most = f"all but {_percent(key.max_missing)} of rows" if key.max_missing else "every value"
-    return _Rule(
-        column=key.column,
-        check=f"in {key.references}",
-        expected=most,
-        passes=lambda values: values.isin(known),
-        found=lambda frame, bad, failures: _unlisted(frame[key.column], bad, failures),
-        severity=key.severity,
-        error_share=key.error_share,
-        tolerated=key.max_missing,
-        shows=(key.column,),
-        blocked=f"{key.references} is not at hand" if keys is None else "",
-    )
-
-
-def _column_rules(name: str, column: Column) -> list[_Rule]:
-    """The checks of one column: kind first, then missing values, then the values that are there."""
-
-    def rule(check: str, expected: str, passes: Any, found: Any, **more: Any) -> _Rule:
-        more = {"severity": column.severity, "error_share": column.error_share, "shows": (name,), **more}
-        return _Rule(column=name, check=check, expected=expected, passes=passes, found=found, **more)
-
-    rules = [
-        rule(
-            "kind",
-            column.kind,
-            lambda values: conforms(values, column.kind),
-            lambda frame, bad, failures: _other_kind(frame[name], bad, failures),
-            severity="error",
-            error_share=None,
-            needs_kind=False,
-        )
-    ]
-    if not column.nullable or column.max_null is not None:
-        share = column.max_null or 0.0
-        rules.append(
-            rule(
-                "nulls",
-                f"at most {_percent(share)} missing" if share else "none missing",
-                lambda values: values.notna(),
-                lambda frame, bad, failures: f"{_percent(failures / len(frame))} missing ({_counted(failures)})",
-                severity="error",
-                error_share=None,
-                nulls=True,
-                tolerated=share,
-                needs_kind=False,
-            )
-        )
-    if column.min is not None or column.max is not None:
-        rules.append(
-            rule(
-                "range",
-                _range_words(column.min, column.max),
-                lambda values: _within(values, column.min, column.max),
-                lambda frame, bad, failures: _outside(frame[name], bad, failures),
-            )
-        )
-    if column.mean is not None:
-        rules.append(_mean(name, column, column.mean))
-    if column.values is not None:
-        shown = ", ".join(map(str, column.values[:12])) + (", …" if len(column.values) > 12 else "")
-        rules.append(
-            rule(
-                "values",
-                f"one of {shown}",
-                lambda values: values.isin(list(column.values or ())),
-                lambda frame, bad, failures: _unlisted(frame[name], bad, failures),
-            )
-        )
-    if column.pattern is not None:
-        pattern = re.compile(column.pattern)
-        rules.append(
-            rule(
-                "pattern",
-                f"text that matches {column.pattern}",
-                lambda values: values.isin([value for value in values.unique() if pattern.fullmatch(value)]),
-                lambda frame, bad, failures: _unlisted(frame[name], bad, failures),
-            )
-        )
-    if column.unique:
-        rules.append(
-            rule(
-                "unique",
-                "each value once",
-                lambda values: ~values.duplicated(keep=False),
-                lambda frame, bad, failures: f"{_counted(failures)} that share theirs",
-            )
-        )
-    return rules
-
-
-def _mean(name: str, column: Column, bounds: Bounds) -> _Rule:
-    """The mean of all finite values; without any it passes, since missing ones are judged apart."""
-
-    def mean(values: "pd.Series[float]") -> float:
-        return float(values[np.isfinite(values.to_numpy(dtype="float64", na_value=np.nan))].mean())
-
-    return _Rule(
-        column=name,
-        check="mean",
-        expected=f"a mean {_range_words(bounds.min, bounds.max)}",
-        passes=lambda values: values.empty or bool(_within(pd.Series([mean(values)]), bounds.min, bounds.max).all()),
-        found=lambda frame, bad, failures: f"{mean(frame[name]):.6g}",
-        severity=column.severity,
-        error_share=None,
-        shows=(name,),
-    )
-
-
-def conforms(values: "pd.Series[Any]", kind: Kind) -> "pd.Series[bool]":
-    """Which values are of a kind. A missing value is of every kind; a float column may hold whole numbers as ints.
-
-    Where numbers arrived as text, only the values that cannot be read as one are singled out, if there are any.
-    """
-    dtype, missing = values.dtype, values.isna()
-    text = pd.api.types.is_object_dtype(dtype) or isinstance(dtype, (pd.StringDtype, pd.CategoricalDtype))
-    inferred = pd.api.types.infer_dtype(values, skipna=True) if text else ""
-    number = pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
-    fits = {
-        "int": number,
-        "float": number,
-        "str": inferred == "string",
-        "bool": pd.api.types.is_bool_dtype(dtype) or inferred == "boolean",
-        "timestamp": isinstance(dtype, pd.DatetimeTZDtype),
-    }[kind]
-    if fits and kind == "int" and not pd.api.types.is_integer_dtype(dtype):
-        return missing | (values % 1 == 0)
-    if not fits and inferred == "string" and kind in ("int", "float"):
-        unreadable = pd.to_numeric(values, errors="coerce").isna() & ~missing
-        if unreadable.any():
-            return ~unreadable
-    return missing | fits
-
-
-def _within(values: "pd.Series[Any]", low: Any, high: Any) -> "pd.Series[bool]":
-    inside = pd.Series(True, index=values.index)
-    if low is not None:
-        inside &= values >= low
-    if high is not None:
-        inside &= values <= high
-    return inside
-
-
-def _examples(frame: pd.DataFrame, bad: "pd.Series[bool]", columns: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    rows = frame.index[bad][:EXAMPLES]
-    return tuple(
-        {"row": int(row), **{name: _plain(frame.at[row, name]) for name in dict.fromkeys(columns)}} for row in rows
-    )
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if pd.isna(value):
-        return None
-    if isinstance(value, pd.Timestamp):
-        return value.isoformat()
-    value = value.item() if isinstance(value, np.generic) else value
-    return (
-        value
-        if isinstance(value, (bool, int, str)) or (isinstance(value, float) and np.isfinite(value))
-        else str(value)
-    )
-
-
-def _other_kind(values: "pd.Series[Any]", bad: "pd.Series[bool]", failures: int) -> str:
-    kind = pd.api.types.infer_dtype(values, skipna=True)
-    name = {"string": "text", "integer": "int", "floating": "float", "boolean": "bool", "datetime64": "timestamp"}
-    return f"{name.get(kind, kind)} in {_counted(failures)}, such as {_some(values[bad])}"
-
-
-def _unlisted(values: "pd.Series[Any]", bad: "pd.Series[bool]", failures: int) -> str:
-    return f"{_some(values[bad])} in {_counted(failures)} ({_percent(failures / len(values))})"
-
-
-def _outside(values: "pd.Series[Any]", bad: "pd.Series[bool]", failures: int) -> str:
-    outside = values[bad]
-    low, high = _plain(outside.min()), _plain(outside.max())
-    span = f"{_number(low)}" if low == high else f"{_number(low)} to {_number(high)}"
-    return f"{span} in {_counted(failures)}"
-
-
-def _some(values: "pd.Series[Any]") -> str:
-    distinct = [repr(_plain(value)) for value in values.dropna().unique()[:4]]
-    return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "") if distinct else "missing values"
-
-
-def _range_words(low: Any, high: Any) -> str:
-    if low is None:
-        return f"at most {_number(high)}"
-    return f"at least {_number(low)}" if high is None else f"{_number(low)} to {_number(high)}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _counted(rows: int) -> str:
-    return f"{rows:,} row{'s' if rows != 1 else ''}"
-
-
-def _percent(share: float) -> str:
-    """A share as percent, with enough digits that a small one is not shown as 0%."""
-    return f"{100 * share:.3g}%"
-
-
-def _page_row(check: CheckResult) -> tuple[str, ...]:
-    examples = "; ".join(", ".join(f"{name} {value}" for name, value in example.items()) for example in check.examples)
-    head = (check.status, check.table, check.column or "", check.check)
-    return (*head, check.expected, check.found, f"{check.failures:,} of {check.rows:,}", examples)
-
-
-def _result(
-    table: str, column: str | None, check: str, rows: int, expected: str, found: str, detail: str
-) -> CheckResult:
-    """A failure that concerns the whole column or table."""
+def _judge_cadence(table: str, frame: Frame, cadence: Cadence, rows: int, wrong: frozenset[str]) -> CheckResult:
+    """Missing steps are failures; a share of them is a share of the steps."""
+    by = f" by {', '.join(cadence.by)}" if cadence.by else ""
+    hours = f" from {cadence.hours[0]} to {cadence.hours[1]} o'clock ({cadence.zone})" if cadence.hours else ""
+    most = f", but for {cadence.max_missing:,}" if cadence.max_missing else ""
+    severity: Severity = "warn" if cadence.severity == "warn" else "error"
+    expected = f"rows every {cadence.every}{hours}{by}{most}"
+    name = f"cadence ({cadence.column}{by})"
+    cause = _of_wrong_kind((cadence.column, *cadence.by), wrong)
+    if cause:
+        return _unknown(table, RowCheck(None, name, expected, NEVER, severity=severity), rows, cause)
+    steps = missing_steps(frame, cadence)
+    ok = steps.missing <= cadence.max_missing
+    if not ok and cadence.error_share is not None and steps.missing / steps.expected > cadence.error_share:
+        severity = "error"
+        expected += f" (more than {percent(cadence.error_share)} missing is an error)"
+    found = f"{steps.missing:,} of {steps.expected:,} missing" if steps.missing else "no gap"
+    if steps.examples:
+        found += ", such as " + ", ".join(str(value) for value in steps.examples[0].values())
     return CheckResult(
         table=table,
-        column=column,
-        check=check,
-        severity="error",
-        status="fail",
-        failures=rows,
+        column=None,
+        check=name,
+        severity=severity,
+        status="pass" if ok else _STATUS[severity],
+        failures=steps.missing,
         rows=rows,
         expected=expected,
         found=found,
-        detail=detail,
+        examples=steps.examples,
+        detail=f"expected {expected}, found {found}",
     )
 
 
-def _table_result(table: str, expected: str, found: str, detail: str) -> CheckResult:
-    return _result(table, None, "table", 0, expected, found, detail)
+def _absent(table: str, expected: TableSchema, frame: Frame, rows: int) -> list[CheckResult]:
+    """Columns that are missing, and columns that the schema does not know."""
+    extra = [name for name in frame.dtypes if name not in expected.columns]
+    results = []
+    for name, column in expected.columns.items():
+        if name not in frame.dtypes:
+            similar = difflib.get_close_matches(name, extra, n=1, cutoff=0.5)
+            hint = f": was it renamed to {similar[0]!r}?" if similar else ""
+            check = _Absence(name, "present")
+            wanted, detail = f"a column of kind {column.kind}", f"the column is missing{hint}"
+            results.append(_result(table, check, rows, wanted, "no such column", status="fail", detail=detail))
+    if expected.extra_columns == "error":
+        advice = f"describe it there, or set tables.{table}.extra_columns: allow"
+        detail = f"the column is not in the schema: {advice}"
+        for name in extra:
+            check = _Absence(name, "extra")
+            results.append(_result(table, check, rows, "no column of that name", "one", status="fail", detail=detail))
+    return results
 
 
-def _missing(table: str, column: str, expected: TableSchema, extra: Sequence[str], rows: int) -> CheckResult:
-    similar = difflib.get_close_matches(column, extra, n=1, cutoff=0.5)
-    hint = f": was it renamed to {similar[0]!r}?" if similar else ""
-    detail = f"the column is missing{hint}"
-    return _result(
-        table, column, "present", rows, f"a column of kind {expected.columns[column].kind}", "no such column", detail
-    )
+@dataclass(frozen=True)
+class _Absence:
+    """A check of a column, or of a whole table, that is or is not there."""
+
+    column: str | None
+    check: str
+    severity: Severity = "error"
+    expected: str = ""
 
 
-def _extra(table: str, column: str, expected: TableSchema, rows: int) -> CheckResult:
-    detail = f"the column is not in the schema: describe it there, or set tables.{table}.extra_columns: allow"
-    return _result(table, column, "extra", rows, "no column of that name", "one", detail)
+def _no_table(table: str, expected: str, found: str, detail: str) -> _Judged:
+    result = _result(table, _Absence(None, "table"), 0, expected, found, status="fail", detail=detail)
+    return _Judged([result], nothing_aside())
 
 
-def _unknown(table: str, rule: _Rule, rows: int, cause: str) -> CheckResult:
+def _result(
+    table: str,
+    check: TableCheck | _Absence,
+    rows: int,
+    expected: str,
+    found: str,
+    *,
+    status: Status,
+    detail: str = "",
+    distribution: Distribution | None = None,
+) -> CheckResult:
+    """What concerns the whole column or table, and so all of its rows."""
     return CheckResult(
         table=table,
-        column=rule.column,
-        check=rule.check,
-        severity=rule.severity,
+        column=check.column,
+        check=check.check,
+        severity=check.severity,
+        status=status,
+        failures=0 if status == "pass" else rows,
+        rows=rows,
+        expected=expected,
+        found=found,
+        detail=detail or f"expected {expected}, found {found}",
+        distribution=distribution,
+    )
+
+
+def _unknown(table: str, check: RowCheck | TableCheck, rows: int, cause: str) -> CheckResult:
+    return CheckResult(
+        table=table,
+        column=check.column,
+        check=check.check,
+        severity=check.severity,
         status="unknown",
         failures=0,
         rows=rows,
-        expected=rule.expected,
+        expected=check.expected,
         found="not judged",
         detail=f"not judged: {cause}",
     )
+
+
+def _of_wrong_kind(needs: Sequence[str], wrong: frozenset[str]) -> str:
+    found = [name for name in needs if name in wrong]
+    return f"column {found[0]} is of the wrong kind" if found else ""
+
+
+@contextmanager
+def _telling(table: str, frame: Frame) -> Iterator[None]:
+    """Say on a terminal that a large table is being checked."""
+    if not sys.stderr.isatty() or int(frame.collect(frame.lazy.select(pl.len())).item()) < MANY_ROWS:
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"checking {table}"):
+        yield
+
+
+def _write_quarantine(
+    workspace: Workspace, tables: Mapping[str, pl.DataFrame | pl.LazyFrame], judged: Mapping[str, _Judged]
+) -> None:
+    """``data/quarantine``: the rows set aside of each table that has any, where they stood and why, and a summary."""
+    counts: dict[str, Any] = {}
+    with atomic_directory(workspace.quarantine) as folder:
+        for name, table in judged.items():
+            if not len(table.aside):
+                continue
+            frame = frame_of(name, tables[name])
+            own = frame.numbered().rename(_out_of_the_way(frame.dtypes)).rename({ROW: "row"})
+            found = own.join(table.aside.lazy().rename({ROW: "row"}), on="row", how="inner", maintain_order="left")
+            found.sink_parquet(folder / f"{name}.parquet")
+            reasons = table.aside["reason"].value_counts(sort=True)
+            counts[name] = {"rows": len(table.aside), "reasons": dict(reasons.iter_rows())}
+        content = {"snapshot_sha256": sha256_file(workspace.snapshot), "tables": counts}
+        write_json(folder / "quarantine.json", content)
+
+
+def _out_of_the_way(columns: Iterable[str]) -> dict[str, str]:
+    """New names for a table's own columns ``row`` and ``reason``, which no other column has."""
+    taken = set(columns)
+    renamed: dict[str, str] = {}
+    for label in ("row", "reason"):
+        if label in taken:
+            free = f"{label}_"
+            while free in taken:
+                free += "_"
+            taken.add(free)
+            renamed[label] = free
+    return renamed

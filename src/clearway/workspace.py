@@ -27,6 +27,11 @@ class Workspace:
         return self.raw / "snapshot.json"
 
     @property
+    def quarantine(self) -> Path:
+        """Rows that the validation has set aside, one Parquet file per table, and ``quarantine.json``."""
+        return self.root / "data" / "quarantine"
+
+    @property
     def features(self) -> Path:
         """``training.parquet``, ``holdout.parquet``, ``current.parquet`` and ``features.json``."""
         return self.root / "data" / "features"
@@ -39,6 +44,11 @@ class Workspace:
     def champion(self) -> Path:
         """``champion.json`` and, unless this is a bootstrap, ``bundle/``."""
         return self.build / "champion"
+
+    @property
+    def past_decisions(self) -> Path:
+        """What was decided before, as far as the next decision may weigh it."""
+        return self.build / "past_decisions.json"
 
     @property
     def model(self) -> Path:

@@ -14,8 +14,6 @@ from flights.zones import NEW_YORK
 
 WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib")
 """As observed at the origin. ``wind_gust`` is left out: four of five are missing."""
-STRONGEST_WIND = 200.0
-"""Miles per hour, more than any airport has measured: the data's 1,048 mph is an error, taken as missing."""
 WEATHER_TTL = pd.Timedelta(hours=6)
 AIRCRAFT_TTL = pd.Timedelta(days=3)
 """An aircraft last seen longer ago than this has been elsewhere, or in the hangar, since."""
@@ -91,10 +89,7 @@ def schedule(questions: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
 
 def weather(asked: pd.DataFrame, observed: pd.DataFrame) -> pd.DataFrame:
     """The last weather observed at the origin."""
-    events = observed.assign(
-        **{KNOWN_AT: sources.weather_known(observed)},
-        wind_speed=observed["wind_speed"].where(observed["wind_speed"] <= STRONGEST_WIND),
-    )
+    events = observed.assign(**{KNOWN_AT: sources.weather_known(observed)})
     return last_known(asked, events, "origin", WEATHER, ttl=WEATHER_TTL)[list(WEATHER)]
 
 

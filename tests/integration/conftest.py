@@ -16,7 +16,7 @@ def free_port() -> int:
 
 
 def write_flat_project(folder: Path) -> Path:
-    """Write the project into ``folder``: 569 rows, 30 measurements, the diagnosis; no time, no entity."""
+    """Write the project into ``folder``: 569 rows: 30 measurements, a truth value, the diagnosis; no time, entity."""
     import pandas as pd  # here, because a deployment waits for the tests of its endpoint, which need none of these
     import yaml
     from sklearn.datasets import load_breast_cancer
@@ -25,9 +25,10 @@ def write_flat_project(folder: Path) -> Path:
     bunch = load_breast_cancer(as_frame=True)
     table = bunch.data.rename(columns=lambda name: name.replace(" ", "_"))
     table.insert(0, "diagnosis", pd.Series(bunch.target).map({0: "malignant", 1: "benign"}))
+    table["repeated"] = table.index % 3 == 0
     table.to_csv(folder / "cells.csv", index=False)
     columns = {name: {"kind": "float", "min": 0} for name in table.columns if name != "diagnosis"}
-    columns = {"diagnosis": {"kind": "str", "values": ["benign", "malignant"]}, **columns}
+    columns = {"diagnosis": {"kind": "str", "values": ["benign", "malignant"]}, **columns, "repeated": {"kind": "bool"}}
     schema = {"tables": {"cells": {"rows": {"min": 300}, "columns": columns}}}
     floors = {"accuracy": 0.85, "roc_auc": 0.85, "precision": 0.80, "recall": 0.80, "f1": 0.80}
     params = {

@@ -106,7 +106,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     frame[LABEL] = ((sugar > 11) ^ (random.random(rows) < 0.1)).astype("float64")
     workspace.features.mkdir(parents=True)
     frame.to_parquet(workspace.features / "training.parquet")
-    described = {"numeric": ["weight", "sugar"], "categorical": [], "definitions_sha256": "0" * 64}
+    described = {"numeric": ["weight", "sugar"], "categorical": [], "declared": {}, "definitions_sha256": "0" * 64}
     write_json(workspace.features / "features.json", described)
     train(load_params(workspace.params_file), workspace)
 

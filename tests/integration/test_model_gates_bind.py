@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from clearway.bundle import keep, payload_digest
+from clearway.bundle import keep, payload_digest, verify
+from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import read_json, sha256_file, write_json
 from clearway.model import load_estimator, load_model
@@ -64,7 +65,13 @@ def rows(workspace: Workspace, *, seed: int = 1, learnable: bool = True) -> None
         frame.loc[random.random(count) < 0.1, "colour"] = pd.NA
         frame.insert(0, "row_id", [f"{window}-{i}" for i in range(count)])
         frame.to_parquet(workspace.features / f"{window}.parquet")
-    described = {"numeric": NUMERIC, "categorical": CATEGORICAL, "definitions_sha256": "0" * 64, "rows": counts}
+    described = {
+        "numeric": NUMERIC,
+        "categorical": CATEGORICAL,
+        "declared": {},
+        "definitions_sha256": "0" * 64,
+        "rows": counts,
+    }
     write_json(workspace.features / "features.json", described)
 
 
@@ -123,6 +130,16 @@ def test_a_good_model_passes_and_its_bundle_answers_as_it_was_trained(tmp_path: 
     matrix = model.schema.encode(pd.DataFrame(golden["rows"]))
     assert len(golden["rows"]) == 64
     np.testing.assert_allclose(model.score(matrix), golden["scores"], atol=1e-5)
+    assert outcome.baseline_digest is not None
+    for digest in (outcome.digest, outcome.baseline_digest):
+        bundle = verify(workspace.bundles / digest, digest)
+        past, scorer = reference_of(bundle), load_model(bundle.path, digest)
+        assert past.calibration is not None
+        assert past.calibration.features == {}  # rows without a time are exchangeable
+        assert past.score_map is not None
+        assert past.score_map.rows == 800
+        np.testing.assert_allclose(past.rows["score"], scorer.score(scorer.schema.encode(past.rows)), atol=1e-5)
+        assert past.rows["label"].notna().all()
     report = read_json(workspace.reports / "model_validation.json")
     assert report["metrics"]["champion"] is None
     assert report["metrics"]["challenger"]["roc_auc"] > 0.75

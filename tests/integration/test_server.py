@@ -84,7 +84,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     frame[LABEL] = ((frame["sugar"] > 11) ^ (random.random(rows) < 0.1)).astype("float64")
     workspace.features.mkdir(parents=True)
     frame.to_parquet(workspace.features / "training.parquet")
-    described = {"numeric": ["weight", "sugar"], "categorical": ["colour"], "definitions_sha256": "0" * 64}
+    described = {
+        "numeric": ["weight", "sugar"],
+        "categorical": ["colour"],
+        "declared": {
+            "sugar": {"kind": "float", "max": 1e6},
+            "weight": {"kind": "float", "nullable": True, "max": 1e6, "severity": "warn"},
+        },
+        "definitions_sha256": "0" * 64,
+    }
     write_json(workspace.features / "features.json", described)
     train(load_params(workspace.params_file), workspace)
     golden = frame.drop(columns=LABEL).head(16)
@@ -236,6 +244,8 @@ def test_entities_are_split_by_the_table_and_logged(server: Server, bundles: Bun
         (json.dumps({**ROW, "shape": 1}), "application/json", 422, "shape"),
         (json.dumps({"weight": 1, "sugar": 2}), "application/json", 422, "feature colour is missing"),
         (json.dumps({**ROW, "sugar": "11"}), "application/json", 422, "feature sugar must be a number"),
+        (json.dumps({**ROW, "sugar": 2e6}), "application/json", 422, "feature sugar = 2000000 is above 1000000"),
+        (json.dumps({"rows": [ROW, {**ROW, "sugar": 2e6}]}), "application/json", 422, "rows[1]: feature sugar = "),
         (json.dumps({**ROW, "weight": float("nan")}), "application/json", 400, "not valid JSON"),
         (json.dumps({"rows": [ROW, {**ROW, "colour": 3}]}), "application/json", 422, "rows[1]: feature colour"),
         (json.dumps({"rows": []}), "application/json", 422, "rows"),
@@ -258,6 +268,12 @@ def test_bad_request_is_refused_by_name_and_leaves_the_server_well(
     assert (found, said in answer["error"]) == (status, True), answer
     assert headers["x-clearway-version"] == bundles.first
     assert bad_requests.predict(ROW)[0] == 200
+
+
+def test_what_the_schema_only_warns_of_is_answered_and_counted(bad_requests: Server) -> None:
+    assert bad_requests.predict({**ROW, "weight": 2e6})[0] == 200
+    assert bad_requests.predict({"rows": [ROW, {**ROW, "weight": 3e6}]})[0] == 200
+    assert bad_requests.state()["schema_warnings"] == {"weight": 2}
 
 
 @pytest.fixture(scope="module")

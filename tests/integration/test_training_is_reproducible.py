@@ -31,7 +31,12 @@ def project(root: Path) -> Workspace:
     workspace = Workspace(root)
     workspace.features.mkdir(parents=True)
     frame.to_parquet(workspace.features / "training.parquet")
-    described = {"numeric": ["size", "weight"], "categorical": ["colour"], "definitions_sha256": "0" * 64}
+    described = {
+        "numeric": ["size", "weight"],
+        "categorical": ["colour"],
+        "declared": {},
+        "definitions_sha256": "0" * 64,
+    }
     write_json(workspace.features / "features.json", described)
     return workspace
 

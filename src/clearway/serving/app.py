@@ -117,6 +117,7 @@ class Endpoint:
             "error": self._follower.error,
             "pid": os.getpid(),
             "unseen_categories": active.unseen if active else 0,
+            "schema_warnings": active.warned if active else {},
             "log": {"written": self._log.written, "dropped": self._log.dropped},
         }
         return _json(content, version=self._stable())

@@ -1,19 +1,27 @@
 """What a request may hold, compiled from a model's input schema: each row is checked and encoded in one pass."""
 
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearway.encoding import CategoricalFeature, InputSchema
+from clearway.encoding import CategoricalFeature, Feature, InputSchema, NumericFeature, as_encoded
 from clearway.errors import ClearwayError
+from clearway.schema import Column
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 MISSING = float("nan")
 MAX_NAME = 256
+MAX_SHOWN = 80
+"""Characters of a refused value in the answer."""
+MAX_LISTED = 12
+"""Allowed values named in the answer."""
 
 ENVELOPE = ("id", "entity", "asked_at")
 """Optional fields of a row beside its features."""
@@ -40,11 +48,11 @@ class RowEncoder:
     """Checks a row against an :class:`~clearway.encoding.InputSchema` and writes its float32 vector.
 
     It yields exactly what ``InputSchema.encode`` yields for the same row, without pandas. Refused, each naming the
-    feature: an absent key, null where the feature is not nullable, a value of another type (true and false are not
-    numbers, strings are not numbers), a number beyond float32, a field that no live version knows.
+    feature: an absent key, what :func:`compile_check` refuses, a field that no live version knows.
 
     A category that training never saw is accepted, encoded as missing and counted in ``unseen``: new destinations
     and new machines are what production is made of, and refusing them would be an outage that the model does not need.
+    A value that ``schema.yaml`` only warns of is accepted and counted in ``warned``.
 
     Parameters
     ----------
@@ -60,13 +68,17 @@ class RowEncoder:
             raise ClearwayError(f"a feature cannot be called {clash.pop()!r}: a request uses that name for itself")
         self.width = len(schema.features)
         self.unseen = 0
+        self.warned: Counter[str] = Counter()
+        """Values accepted although the schema warns of them, by feature."""
         self._known = {*schema.names, *also_known, *ENVELOPE}
-        self._plan: list[tuple[int, str, bool, dict[str, float] | None]] = []
+        self._may_be_null = {feature.name for feature in schema.features if _nullable(feature)}
+        self._numbers: list[_Number] = []
+        self._categories: list[_Category] = []
         for position, feature in enumerate(schema.features):
-            codes = None
-            if isinstance(feature, CategoricalFeature):
-                codes = {category: float(code) for code, category in enumerate(feature.categories)}
-            self._plan.append((position, feature.name, feature.nullable, codes))
+            if isinstance(feature, NumericFeature):
+                self._numbers.append(self._compile_number(position, feature))
+            else:
+                self._categories.append(self._compile_category(position, feature))
 
     def encode_into(self, row: Mapping[str, Any], vector: NDArray[np.float32]) -> None:
         """Write the encoding of ``row`` into ``vector``, shape (features,), overwriting all of it.
@@ -76,38 +88,231 @@ class RowEncoder:
         RequestError
             The row is refused; 422, naming the field.
         """
-        found = 0
-        for position, name, nullable, codes in self._plan:
-            try:
+        # The values of nearly all requests are settled here, without a call; admit judges all others in full.
+        try:
+            for position, name, nullable, low, high, whole, admit in self._numbers:
                 value = row[name]
-            except KeyError:
-                raise RequestError(422, f"feature {name} is missing: send null if it is not known") from None
-            found += 1
-            if value is None:
-                if not nullable:
-                    raise RequestError(422, f"feature {name} may not be null")
-                vector[position] = MISSING
-            elif codes is None:
                 kind = type(value)
-                if kind is int:
-                    value = float(value)
-                elif kind is not float:
-                    raise RequestError(422, f"feature {name} must be a number or null, not {_json_kind(value)}")
-                if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # also false for NaN
-                    raise RequestError(422, f"feature {name} = {value!r} is not a finite number that fits float32")
-                vector[position] = value
-            elif type(value) is str:
-                code = codes.get(value)
-                if code is None:
-                    self.unseen += 1
-                    code = MISSING
-                vector[position] = code
-            else:
-                raise RequestError(422, f"feature {name} must be a string or null, not {_json_kind(value)}")
-        if len(row) > found:
+                if kind is float:
+                    good = low <= value <= high and (not whole or value.is_integer())  # false for NaN
+                else:
+                    good = kind is int and low <= value <= high
+                vector[position] = value if good else MISSING if value is None and nullable else admit(value)
+            for position, name, nullable, codes, admit in self._categories:
+                value = row[name]
+                code = codes.get(value) if type(value) is str else MISSING if value is None and nullable else None
+                vector[position] = admit(value) if code is None else code
+        except KeyError:
+            hint = "send null if it is not known" if name in self._may_be_null else "it may not be null"
+            raise RequestError(422, f"feature {name} is missing: {hint}") from None
+        if len(row) > self.width:
             for name in row:
                 if name not in self._known:
                     raise RequestError(422, f"unknown field {name[:MAX_NAME]!r}: it is no feature of this model")
+
+    def _compile_number(self, position: int, feature: NumericFeature) -> "_Number":
+        check = compile_check(feature)
+        low, high, whole = -FLOAT32_MAX, FLOAT32_MAX, False
+        if feature.declared is not None:
+            column = as_encoded(feature.declared)
+            low, high = max(low, _end(column.min, low)), min(high, _end(column.max, high))
+            whole = column.kind == "int"
+            if whole:
+                low, high = max(low, -(2.0**62)), min(high, 2.0**62)
+            if column.values is not None:
+                low, high = math.inf, -math.inf  # each value is looked up
+        return _Number(
+            position, feature.name, _nullable(feature), low, high, whole, self._admit_number(feature.name, check)
+        )
+
+    def _compile_category(self, position: int, feature: CategoricalFeature) -> "_Category":
+        check = compile_check(feature)
+        trained = {category: float(code) for code, category in enumerate(feature.categories)}
+        good = {category: code for category, code in trained.items() if _is_good(check, category)}
+        admit = self._admit_category(feature.name, check, trained)
+        return _Category(position, feature.name, _nullable(feature), good, admit)
+
+    def _admit_number(self, name: str, check: Callable[[Any], bool]) -> Callable[[Any], float]:
+        def admit(value: Any) -> float:
+            if not check(value):
+                self.warned[name] += 1
+            return MISSING if value is None else float(value)
+
+        return admit
+
+    def _admit_category(
+        self, name: str, check: Callable[[Any], bool], trained: Mapping[str, float]
+    ) -> Callable[[Any], float]:
+        def admit(value: Any) -> float:
+            if not check(value):
+                self.warned[name] += 1
+            if value is None:
+                return MISSING
+            code = trained.get(str(value))  # a declared truth value: true is the category "True"
+            if code is None:
+                self.unseen += 1
+                return MISSING
+            return code
+
+        return admit
+
+
+class _Number(NamedTuple):
+    """A numeric feature as :meth:`RowEncoder.encode_into` reads it."""
+
+    position: int
+    name: str
+    nullable: bool
+    """Whether null is good."""
+    low: float
+    high: float
+    whole: bool
+    """Numbers in [low, high] are good, if they are whole where this is set."""
+    admit: Callable[[Any], float]
+    """Judges any value in full, counts it where it is unusual, and encodes it."""
+
+
+class _Category(NamedTuple):
+    """A categorical feature as :meth:`RowEncoder.encode_into` reads it."""
+
+    position: int
+    name: str
+    nullable: bool
+    codes: Mapping[str, float]
+    """Those categories that training saw and that are good."""
+    admit: Callable[[Any], float]
+
+
+class _Rule(NamedTuple):
+    """One thing that a declaration says of a value."""
+
+    holds: Callable[[Any], object]
+    tolerated: bool
+    """Whether a value that breaks it is accepted."""
+    broken: str
+    """What to say of such a value, after it."""
+
+
+def compile_check(feature: Feature) -> Callable[[Any], bool]:
+    """A plain function that judges one JSON value of a feature as the rows of training were judged.
+
+    It returns True for a good value, and False for one that is accepted although the schema warns of it (``severity:
+    warn``) or tolerates it as new (``min_known``). It raises :class:`RequestError` (422), naming feature, value and
+    what is allowed, for null where that may not be, a value of another type (true and false are no numbers, a number
+    is no text), a number beyond float32, a fraction in a whole number, and a value that the schema calls an error or
+    sets aside. A number is judged as the model sees it, rounded to float32. What needs more than one row to judge
+    (mean, unique, shares of rows) is not judged.
+    """
+    name, declared = feature.name, feature.declared
+    nullable = _nullable(feature)
+    read = _reader(feature)
+    rules = () if declared is None else _rules(declared)
+
+    def check(value: Any) -> bool:
+        if value is None:
+            if not nullable:
+                raise RequestError(422, f"feature {name} may not be null")
+            return True
+        seen = read(value)
+        good = True
+        for holds, tolerated, broken in rules:
+            if holds(seen):
+                continue
+            if not tolerated:
+                raise RequestError(422, f"feature {name} = {_shown(value)} {broken}")
+            good = False
+        return good
+
+    return check
+
+
+def _reader(feature: Feature) -> Callable[[Any], Any]:
+    """A function from a value that is not null to what the model sees of it; refuses what is of another kind."""
+    name, declared = feature.name, feature.declared
+    null = " or null" if _nullable(feature) else ""
+    truths = "true, false or null" if null else "true or false"
+    whole = declared is not None and declared.kind == "int"
+
+    def number(value: Any) -> float:
+        if type(value) not in (int, float):
+            raise RequestError(422, f"feature {name} must be a number{null}, not {_refused(value)}")
+        if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # also false for NaN
+            raise RequestError(422, f"feature {name} = {_shown(value)} is not a finite number that fits float32")
+        seen = float(np.float32(value))
+        if whole and not (seen.is_integer() and -(2.0**63) < seen < 2.0**63):
+            raise RequestError(422, f"feature {name} = {_shown(value)} must be a whole number of 64 bits{null}")
+        return seen
+
+    def truth(value: Any) -> str:
+        if type(value) is bool or value in ("True", "False"):
+            return str(value)
+        raise RequestError(422, f"feature {name} must be {truths}, not {_refused(value)}")
+
+    def text(value: Any) -> str:
+        if type(value) is not str:
+            raise RequestError(422, f"feature {name} must be a string{null}, not {_refused(value)}")
+        return value
+
+    if isinstance(feature, NumericFeature):
+        return number
+    return truth if declared is not None and declared.kind == "bool" else text
+
+
+def _rules(declared: Column) -> tuple[_Rule, ...]:
+    """What is declared of a value that is not null and of the right kind."""
+    lenient = declared.severity == "warn"
+    column = as_encoded(declared)
+    rules = []
+    if column.min is not None or column.max is not None:
+        low, high = _end(column.min, -math.inf), _end(column.max, math.inf)
+        rules.append(_Rule(lambda value: low <= value <= high, lenient, _outside(declared.min, declared.max)))
+    if column.values is not None:
+        known = frozenset(column.values)
+        listed = ", ".join(map(_shown, (declared.values or ())[:MAX_LISTED]))
+        more = f" … ({len(known)} values)" if len(known) > MAX_LISTED else ""
+        tolerated = lenient or column.min_known is not None
+        rules.append(_Rule(known.__contains__, tolerated, f"is not one of {listed}{more}"))
+    if column.pattern is not None:
+        rules.append(_Rule(re.compile(column.pattern).fullmatch, lenient, f"does not match {column.pattern}"))
+    shortest, longest = column.min_length or 0, column.max_length
+    if shortest:
+        rules.append(_Rule(lambda value: len(value) >= shortest, lenient, f"has fewer than {shortest} characters"))
+    if longest is not None:
+        rules.append(_Rule(lambda value: len(value) <= longest, lenient, f"has more than {longest} characters"))
+    return tuple(rules)
+
+
+def _nullable(feature: Feature) -> bool:
+    return feature.nullable and (feature.declared is None or feature.declared.nullable)
+
+
+def _is_good(check: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return check(value)
+    except RequestError:
+        return False
+
+
+def _end(bound: Any, otherwise: float) -> float:
+    return otherwise if bound is None else float(bound)
+
+
+def _outside(low: Any, high: Any) -> str:
+    if low is None:
+        return f"is above {high:.12g}"
+    return f"is below {low:.12g}" if high is None else f"is not between {low:.12g} and {high:.12g}"
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it, cut where it is long."""
+    shown = repr(value) if isinstance(value, (str, bool)) else f"{value:.12g}"
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+
+
+def _refused(value: Any) -> str:
+    """A value of the wrong kind: its kind, and what it is where that is one thing."""
+    shown = "" if isinstance(value, (dict, list)) else f": {_shown(value)}"
+    return _json_kind(value) + shown
 
 
 def read_envelope(row: Any) -> Envelope:

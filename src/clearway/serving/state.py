@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,11 @@ class Active:
     def unseen(self) -> int:
         """Categories that no training saw, in requests answered under this table."""
         return sum(loaded.encoder.unseen for loaded in self._loaded.values())
+
+    @property
+    def warned(self) -> dict[str, int]:
+        """Values accepted although the schema warns of them, by feature, in requests answered under this table."""
+        return dict(sum((loaded.encoder.warned for loaded in self._loaded.values()), Counter()))
 
     def route(self, key: str) -> tuple[Role, Loaded]:
         """The version that answers ``key``, and its role."""

@@ -1,9 +1,8 @@
-"""The table of cases of the decision, and the history that it leaves."""
+"""The table of cases of the decision: pure, from typed evidence to a verdict that says why."""
 
 import io
-import json
+import math
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +12,34 @@ from clearway.decision import (
     Decision,
     DecisionEvidence,
     DriftEvidence,
+    LastRetrain,
+    PastWindow,
     PerformanceEvidence,
+    TriggerResult,
     decide,
+    has_fallen,
 )
-from clearway.decision_tables import history_table, markdown, trigger_table
-from clearway.errors import ClearwayError, UsageError
-from clearway.evidence import parse_force, read_history, record_decision, write_decision
+from clearway.decision_tables import markdown, outputs, trigger_table
 from clearway.params import DecisionParams
-from clearway.workspace import Workspace
 
 THEN = datetime(2020, 1, 1, tzinfo=UTC)
-CHAMPION = ChampionFacts(digest="c" * 64, as_of=THEN, snapshot_sha256="s1", recipe_sha256="r1", labelled_rows=1_000)
-LIMITS = DecisionParams.model_validate(
-    {"schedule": {"max_age_days": 30}, "data_volume": {"min_new_rows": 500}, "performance": {"max_drop": 0.03}}
+CHAMPION = ChampionFacts(
+    digest="c" * 64,
+    as_of=THEN,
+    snapshot_sha256="s1",
+    recipe_sha256="r1",
+    labelled_rows=1_000,
+    trained_until=THEN - timedelta(days=30),
 )
+LIMITS = DecisionParams.model_validate(
+    {
+        "schedule": {"max_age_days": 30},
+        "data_volume": {"min_new_rows": 500},
+        "performance": {"max_drop": 0.03},
+        "freshness": {"max_age_days": 50},
+    }
+)
+WHY = "the sensor is known to be off"
 SAME = {"snapshot_sha256": "s1", "recipe_sha256": "r1", "as_of": THEN}
 
 
@@ -37,7 +50,9 @@ def drift(verdict: str) -> DriftEvidence:
 
 
 def performance(now: float | None, rows: int = 1_000, **changes: Any) -> PerformanceEvidence:
-    return PerformanceEvidence.model_validate({"metric": "roc_auc", "before": 0.8, "now": now, "rows": rows, **changes})
+    sure = {} if now is None else {"lower": now - 0.005, "upper": now + 0.005}
+    seen = {"metric": "roc_auc", "before": 0.8, "now": now, "rows": rows, **sure, **changes}
+    return PerformanceEvidence.model_validate(seen)
 
 
 def evidence(**changes: Any) -> DecisionEvidence:
@@ -47,6 +62,7 @@ def evidence(**changes: Any) -> DecisionEvidence:
         "snapshot_sha256": "s2",
         "recipe_sha256": "r1",
         "labelled_rows": 1_100,
+        "known_until": THEN + timedelta(days=7),
         "data": "passed",
         "champion": CHAMPION,
         "drift": drift("no_drift"),
@@ -63,6 +79,16 @@ def fired(decision: Decision) -> dict[str, bool | None]:
     return {trigger.name: trigger.fired for trigger in decision.triggers}
 
 
+def result(decision: Decision, name: str) -> TriggerResult:
+    return next(trigger for trigger in decision.triggers if trigger.name == name)
+
+
+def window(days: int, **crossed: bool | None) -> PastWindow:
+    """An earlier window with the same champion, so many days before the present one."""
+    as_of = THEN + timedelta(days=7 - days)
+    return PastWindow.model_validate({"as_of": as_of, "snapshot_sha256": f"s{days}", "crossed": crossed})
+
+
 NO_CHAMPION = {"champion": None, "performance": None, "drift": drift("bootstrap"), "bootstrap_reason": "first model"}
 
 CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
@@ -76,10 +102,19 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("one label short", {"labelled_rows": 1_499}, "skip", ()),
     ("fewer labels than the champion had", {"labelled_rows": 10}, "skip", ()),
     ("worse on today's labels", {"performance": performance(0.76)}, "retrain", ("performance",)),
+    ("worse by just the limit, but for rounding", {"performance": performance(0.77)}, "skip", ()),
+    ("worse by a hair more than the limit", {"performance": performance(0.7699)}, "retrain", ("performance",)),
+    ("worse, but perhaps by chance", {"performance": performance(0.76, upper=0.81)}, "skip", ()),
+    ("worse, chance as good as the old value", {"performance": performance(0.76, upper=0.8)}, "skip", ()),
+    ("worse, with no interval", {"performance": performance(0.5, lower=None, upper=None)}, "skip", ()),
+    ("not a number on today's labels", {"performance": performance(math.nan)}, "skip", ()),
+    ("a metric that was not a number", {"performance": performance(0.5, before=math.nan)}, "skip", ()),
     ("better on today's labels", {"performance": performance(0.9)}, "skip", ()),
     ("worse, on too few labels", {"performance": performance(0.5, rows=499)}, "skip", ()),
     ("a loss that rose", {"performance": performance(0.9, higher_is_better=False)}, "retrain", ("performance",)),
     ("a loss that fell", {"performance": performance(0.7, higher_is_better=False)}, "skip", ()),
+    ("knowledge as old as the limit", {"known_until": THEN + timedelta(days=20)}, "retrain", ("freshness",)),
+    ("a second fresher", {"known_until": THEN + timedelta(days=20, seconds=-1)}, "skip", ()),
     ("new code", {"recipe_sha256": "r2"}, "retrain", ("code",)),
     ("new code on the same data", {**SAME, "recipe_sha256": "r2"}, "retrain", ("code",)),
     ("forced", {"force_retrain": True}, "retrain", ("manual",)),
@@ -94,9 +129,10 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
             "drift": drift("drift"),
             "as_of": THEN + timedelta(days=90),
             "labelled_rows": 9_000,
+            "known_until": THEN + timedelta(days=90),
         },
         "retrain",
-        ("manual", "code", "performance", "drift", "schedule", "data_volume"),
+        ("manual", "code", "performance", "drift", "schedule", "data_volume", "freshness"),
     ),
     ("time runs backwards", {"as_of": THEN - timedelta(days=1), "drift": drift("drift")}, "stopped", ()),
     ("backwards with new code", {"as_of": THEN - timedelta(days=1), "recipe_sha256": "r2"}, "stopped", ()),
@@ -117,22 +153,33 @@ def test_case(changes: dict[str, Any], outcome: str, reasons: tuple[str, ...]) -
     assert decision.retrain is (outcome == "retrain")
     assert decision.sentence.startswith("Retrain: " if decision.retrain else "No retraining: ")
     assert decision.sentence.endswith(".")
+    assert "\n" not in decision.sentence
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision
 
 
-@pytest.mark.parametrize("name", ["drift", "schedule", "data_volume", "performance", "code"])
+@pytest.mark.parametrize("name", ["manual", "code", "performance", "drift", "schedule", "data_volume", "freshness"])
 def test_a_disabled_trigger_is_recorded_and_does_not_count(name: str) -> None:
     loud = evidence(
+        force_retrain=True,
         recipe_sha256="r2",
         performance=performance(0.5),
         drift=drift("drift"),
         as_of=THEN + timedelta(days=90),
         labelled_rows=9_000,
+        known_until=THEN + timedelta(days=90),
     )
     off = getattr(LIMITS, name).model_copy(update={"enabled": False})
     decision = decide(loud, limits(**{name: off}))
     assert fired(decision)[name] is True
     assert name not in decision.reasons
-    assert len(decision.reasons) == 4
+    assert len(decision.reasons) == 6
+
+
+def test_a_disabled_bootstrap_trains_no_first_model_and_says_so() -> None:
+    off = LIMITS.bootstrap.model_copy(update={"enabled": False})
+    decision = decide(evidence(**NO_CHAMPION), limits(bootstrap=off))
+    assert decision.outcome == "skip"
+    assert "only disabled triggers fired (bootstrap)" in decision.sentence
 
 
 def test_a_lone_disabled_trigger_is_said_to_have_fired() -> None:
@@ -143,16 +190,18 @@ def test_a_lone_disabled_trigger_is_said_to_have_fired() -> None:
 
 
 def test_unknowns_are_neither_fired_nor_silent_and_are_named() -> None:
-    decision = decide(evidence(drift=drift("unknown"), performance=performance(None), as_of=None), LIMITS)
-    states = fired(decision)
-    assert (states["drift"], states["performance"], states["schedule"]) == (None, None, None)
-    assert "performance, drift, schedule could not be measured" in decision.sentence
+    unmeasured = {"drift": drift("unknown"), "performance": performance(None), "as_of": None, "known_until": None}
+    decision = decide(evidence(**unmeasured), LIMITS)
+    assert [name for name, state in fired(decision).items() if state is None] == [
+        "performance", "drift", "schedule", "freshness",
+    ]  # fmt: skip
+    assert "performance, drift, schedule, freshness could not be measured" in decision.sentence
 
 
 def test_without_a_champion_nothing_else_pretends_to_know() -> None:
     decision = decide(evidence(**NO_CHAMPION), LIMITS)
     unknown = {name for name, state in fired(decision).items() if state is None}
-    assert unknown == {"code", "performance", "drift", "schedule", "data_volume"}
+    assert unknown == {"code", "performance", "drift", "schedule", "data_volume", "freshness"}
     assert "there is no champion yet: first model" in decision.sentence
 
 
@@ -183,65 +232,146 @@ def test_the_veto_names_what_was_wanted_and_can_be_overridden_in_the_open() -> N
     vetoed = decide(broken, LIMITS)
     assert "wanted by manual" in vetoed.sentence
     assert vetoed.veto_overridden is False
-    overridden = decide(broken, limits(override_veto=True))
-    assert (overridden.retrain, overridden.veto_overridden) == (True, True)
-    assert "override_veto" in overridden.sentence
-    assert decide(evidence(force_retrain=True), limits(override_veto=True)).veto_overridden is False
+    overridden = decide(broken, limits(override_veto=WHY))
+    assert (overridden.retrain, overridden.veto_overridden, overridden.override_reason) == (True, True, WHY)
+    assert overridden.sentence == (
+        "Retrain: a person forced it; the data failed its validation, which decision.override_veto lets through: "
+        f"{WHY}."
+    )
+    quiet = decide(evidence(data="failed"), limits(override_veto=WHY))
+    assert (quiet.outcome, quiet.veto_overridden) == ("skip", True)
+    assert WHY in quiet.sentence
+    healthy = decide(evidence(force_retrain=True), limits(override_veto=WHY))
+    assert (healthy.veto_overridden, healthy.override_reason) == (False, None)
+    assert WHY not in healthy.sentence
+
+
+def test_an_override_without_a_reason_is_none() -> None:
+    decision = decide(evidence(data="failed", force_retrain=True), limits(override_veto=" " * 9))
+    assert (decision.outcome, decision.veto_overridden) == ("vetoed", False)
+
+
+def test_the_veto_says_what_was_broken() -> None:
+    decision = decide(evidence(data="failed", data_sentence="1 of 50 checks failed: rows.size: range."), LIMITS)
+    assert "failed its validation (1 of 50 checks failed: rows.size: range), and" in decision.sentence
 
 
 def test_every_trigger_is_reported_once_with_a_sentence() -> None:
     decision = decide(evidence(), LIMITS)
     names = [trigger.name for trigger in decision.triggers]
-    assert names == ["manual", "bootstrap", "code", "performance", "drift", "schedule", "data_volume"]
+    assert names == [
+        "manual", "bootstrap", "code", "performance", "drift", "schedule", "data_volume", "freshness",
+    ]  # fmt: skip
     assert all(trigger.sentence for trigger in decision.triggers)
 
 
-def test_the_report_is_the_same_bytes_for_the_same_evidence(tmp_path: Path) -> None:
-    written = []
-    for name in ("a", "b"):
-        write_decision(decide(evidence(drift=drift("drift")), LIMITS), Workspace(tmp_path / name))
-        written.append((tmp_path / name / "reports" / "decision.json").read_bytes())
-    assert written[0] == written[1]
-    report = json.loads(written[0])
-    assert report["retrain"] is True
-    assert report["reasons"] == ["drift"]
-    assert Decision.model_validate(report).sentence == report["sentence"]
+HYSTERESIS: list[tuple[str, tuple[PastWindow, ...], str, bool | None]] = [
+    ("the first of its kind", (), "drift", False),
+    ("only the latest", (window(2, drift=False), window(1, drift=False)), "drift", False),
+    ("the latest and the one before", (window(2, drift=False), window(1, drift=True)), "drift", True),
+    ("the latest and one further back", (window(2, drift=True), window(1, drift=False)), "drift", True),
+    ("too far back", (window(3, drift=True), window(2, drift=False), window(1, drift=False)), "drift", False),
+    ("unknown is not crossed", (window(2, drift=None), window(1, drift=None)), "drift", False),
+    ("another trigger's window", (window(2, performance=True), window(1, performance=True)), "drift", False),
+    ("all but the latest", (window(2, drift=True), window(1, drift=True)), "no_drift", False),
+    ("unknown now", (window(2, drift=True), window(1, drift=True)), "unknown", None),
+]
 
 
-def test_the_history_holds_each_decision_once(tmp_path: Path) -> None:
-    workspace, at = Workspace(tmp_path), datetime(2030, 1, 1, tzinfo=UTC)
-    skip, train = decide(evidence(), LIMITS), decide(evidence(force_retrain=True), LIMITS)
-    assert read_history(workspace) == []
-    assert record_decision(skip, workspace, at=at)
-    assert not record_decision(skip, workspace, at=at + timedelta(hours=1))
-    assert record_decision(skip, workspace, at=at, run="7")  # another run asked: another decision
-    assert record_decision(train, workspace, at=at, run="7")
-    assert record_decision(skip, workspace, at=at, run="7")
-    assert [record["decision"]["outcome"] for record in read_history(workspace)] == ["skip", "skip", "retrain", "skip"]
-    assert read_history(workspace)[0]["at"] == "2030-01-01T00:00:00Z"
+@pytest.mark.parametrize(("past", "verdict", "expected"), [c[1:] for c in HYSTERESIS], ids=[c[0] for c in HYSTERESIS])
+def test_two_of_three_windows(past: tuple[PastWindow, ...], verdict: str, expected: bool | None) -> None:
+    two_of_three = LIMITS.drift.model_validate({"windows": {"required": 2, "of": 3}})
+    decision = decide(evidence(drift=drift(verdict), windows=past), limits(drift=two_of_three))
+    found = result(decision, "drift")
+    assert found.fired is expected
+    assert found.crossed is {"drift": True, "no_drift": False, "unknown": None}[verdict]
+    assert decision.reasons == (("drift",) if expected else ())
+    assert found.windows is not None
+    assert found.windows.seen == 1 + min(len(past), 2)
 
 
-def test_a_damaged_history_is_named_and_left_alone(tmp_path: Path) -> None:
-    workspace, at = Workspace(tmp_path), datetime(2030, 1, 1, tzinfo=UTC)
-    decision = decide(evidence(), LIMITS)
-    record_decision(decision, workspace, at=at)
-    damaged = workspace.decisions.read_text() + '{"at": "2030'
-    workspace.decisions.write_text(damaged)
-    with pytest.raises(ClearwayError, match=r"decisions\.jsonl line 2 is no decision"):
-        record_decision(decision, workspace, at=at)
-    assert workspace.decisions.read_text() == damaged
+def test_windows_before_the_champions_own_time_do_not_count() -> None:
+    """A run that was set back in time saw what the champion learnt from."""
+    two_of_three = LIMITS.drift.model_validate({"windows": {"required": 2, "of": 3}})
+    past = (window(8, drift=True), window(7, drift=False))
+    decision = decide(evidence(drift=drift("drift"), windows=past), limits(drift=two_of_three))
+    found = result(decision, "drift").windows
+    assert found is not None
+    assert (found.seen, found.crossed, decision.outcome) == (2, 1, "skip")
+
+
+def test_a_trigger_that_waits_for_more_windows_is_named_with_what_it_counted() -> None:
+    two_of_three = LIMITS.drift.model_validate({"windows": {"required": 2, "of": 3}})
+    seen = evidence(drift=drift("drift"), windows=(window(7, drift=None),))
+    decision = decide(seen, limits(drift=two_of_three))
+    assert decision.outcome == "skip"
+    assert "drift waits for more windows" in decision.sentence
+    assert "in 1 of the last 3 windows, 2 are needed (1 unknown, only 2 seen)" in decision.sentence
+    assert "| drift | waiting |" in markdown(decision)
+
+
+def test_without_hysteresis_earlier_windows_do_not_matter() -> None:
+    decision = decide(evidence(drift=drift("drift"), windows=(window(7, drift=False),)), LIMITS)
+    assert decision.reasons == ("drift",)
+    assert result(decision, "drift").windows is None
+
+
+def retrained(days_ago: float, snapshots_ago: int = 1) -> LastRetrain:
+    return LastRetrain(as_of=THEN + timedelta(days=7 - days_ago), snapshots_ago=snapshots_ago)
+
+
+LOUD = {
+    "performance": performance(0.5),
+    "drift": drift("drift"),
+    "labelled_rows": 9_000,
+    "known_until": THEN + timedelta(days=90),
+}
+COOL = {"performance", "drift", "data_volume", "freshness"}
+
+
+def test_after_a_training_the_triggers_cool_down_in_the_open() -> None:
+    cool = limits(cool_down_days=10)
+    decision = decide(evidence(**LOUD, last_retrain=retrained(9.5)), cool)
+    assert decision.outcome == "skip"
+    held = {trigger.name: trigger.suppressed for trigger in decision.triggers if trigger.suppressed}
+    assert set(held) == COOL
+    assert all("9.5 days old (cool-down: 10 days)" in str(why) for why in held.values())
+    assert "performance, drift, data_volume, freshness fired, but the last decision to retrain" in decision.sentence
+    assert set(decide(evidence(**LOUD, last_retrain=retrained(10)), cool).reasons) == COOL
+    assert set(decide(evidence(**LOUD), cool).reasons) == COOL
+    assert set(decide(evidence(**LOUD, last_retrain=retrained(9.5)), LIMITS).reasons) == COOL
 
 
 @pytest.mark.parametrize(
-    ("text", "forced"), [("true", True), ("True", True), ("false", False), ("", False), ("1", True)]
+    ("changes", "reason"),
+    [({"force_retrain": True}, "manual"), ({"recipe_sha256": "r2"}, "code"), (NO_CHAMPION, "bootstrap")],
 )
-def test_the_force_flag_reads_what_github_sends(text: str, forced: bool) -> None:
-    assert parse_force(text) is forced
+def test_a_person_new_code_and_the_first_model_do_not_wait(changes: dict[str, Any], reason: str) -> None:
+    loud = {**LOUD, **changes, "last_retrain": retrained(1)}
+    assert decide(evidence(**loud), limits(cool_down_days=10)).reasons == (reason,)
 
 
-def test_another_force_flag_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match="'yes please'"):
-        parse_force("yes please")
+def test_without_time_each_snapshot_counts_as_a_day_of_the_cool_down() -> None:
+    timeless = CHAMPION.model_copy(update={"as_of": None, "trained_until": None})
+    seen = {"as_of": None, "champion": timeless, "known_until": None, "drift": drift("drift")}
+    for ago, outcome in ((1, "skip"), (2, "skip"), (3, "retrain")):
+        last = LastRetrain(as_of=None, snapshots_ago=ago)
+        decision = decide(evidence(**seen, last_retrain=last), limits(cool_down_days=3))
+        assert decision.outcome == outcome
+        assert ("the data knows no time" in decision.sentence) is (outcome == "skip")
+
+
+def test_broken_data_vetoes_what_cools_down_too() -> None:
+    decision = decide(evidence(**LOUD, data="failed", last_retrain=retrained(1)), limits(cool_down_days=10))
+    assert decision.outcome == "vetoed"
+
+
+def test_a_fall_needs_both_a_size_and_an_interval() -> None:
+    assert has_fallen(performance(0.7), 0.03) is True
+    assert has_fallen(performance(0.9, before=0.8, higher_is_better=False), 0.03) is True
+    assert has_fallen(performance(0.9, lower=0.79, before=0.8, higher_is_better=False), 0.03) is False
+    for missing in ("before", "now", "lower", "upper"):
+        assert has_fallen(performance(0.7).model_copy(update={missing: None}), 0.03) is None
 
 
 def test_people_see_every_trigger() -> None:
@@ -249,9 +379,46 @@ def test_people_see_every_trigger() -> None:
 
     decision = decide(evidence(**SAME, drift=drift("drift")), LIMITS)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(trigger_table(decision), history_table([{"at": "now", "decision": decision.model_dump(mode="json")}]))
-    shown = console.export_text()
-    for text in (shown, markdown(decision)):
+    console.print(trigger_table(decision))
+    for text in (console.export_text(), markdown(decision)):
         assert "suppressed" in text
-        assert "data_volume" in text
+        assert "freshness" in text
     assert "| drift | suppressed |" in markdown(decision)
+    assert "veto" not in markdown(decision)
+    assert "**The data is broken, and its veto was overridden.**" in markdown(
+        decide(evidence(data="failed"), limits(override_veto=WHY))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("data_volume", {"labelled_rows": 1_001}, "1 more labelled row than the champion saw (limit: 500 more)"),
+        ("data_volume", {"labelled_rows": 10}, "990 fewer labelled rows than"),
+        ("schedule", {"as_of": THEN + timedelta(days=1)}, "is 1 day old (limit: 30)"),
+        ("schedule", {"as_of": THEN + timedelta(days=30, seconds=-1)}, "is 29.99 days old (limit: 30)"),
+        ("schedule", {"as_of": THEN + timedelta(days=12_345)}, "is 12,345 days old (limit reached: 30)"),
+        ("schedule", {"as_of": THEN - timedelta(days=2)}, "was trained 2 days after as_of"),
+        ("freshness", {"known_until": THEN - timedelta(days=40)}, "is 10 days newer than"),
+    ],
+)
+def test_amounts_read_as_a_person_says_them(name: str, changes: dict[str, Any], said: str) -> None:
+    assert said in result(decide(evidence(**changes), LIMITS), name).sentence
+
+
+def test_what_the_data_says_is_no_markdown() -> None:
+    noisy = "![x](//evil) **b** `c` <i>d</i> a|b\n# e"
+    seen = DriftEvidence(verdict="drift", share=0.5, feature_share=0.3, sentence=noisy)
+    shown = markdown(decide(evidence(drift=seen), LIMITS))
+    assert shown.count(r"!\[x\](//evil) \*\*b\*\* \`c\` &lt;i>d&lt;/i> a\|b # e") == 2
+
+
+def test_a_jobs_outputs_are_single_lines() -> None:
+    noisy = DriftEvidence(verdict="drift", share=0.5, feature_share=0.3, sentence="a\nretrain=false drifted.")
+    said = outputs(decide(evidence(drift=noisy), LIMITS))
+    assert said == {
+        "retrain": "true",
+        "outcome": "retrain",
+        "reasons": "drift",
+        "sentence": "Retrain: drift: a retrain=false drifted.",
+    }

@@ -19,6 +19,7 @@ from clearway.workspace import Workspace
 
 FEATURES = ("load", "recent_failures", "machine")
 AS_OF = datetime(2024, 3, 1, tzinfo=UTC)
+WEEK = (pd.Timestamp(AS_OF), pd.Timestamp(AS_OF) + pd.Timedelta(days=7, seconds=-1))
 
 PROJECT_CODE = '''
 """Machines that may fail within six hours of being asked about."""
@@ -82,6 +83,31 @@ def settings(**changes: object) -> dict[str, object]:
     return {**made, **changes}
 
 
+SCHEMA = """
+tables:
+  readings:
+    columns:
+      id: { kind: str, unique: true }
+      asked: { kind: timestamp }
+      machine: { kind: str }
+      load: { kind: float }
+      failed: { kind: int, nullable: true }
+features:
+  load: { kind: float, min: -10, max: 10 }
+  machine: { kind: str, values: [lathe, press] }
+"""
+
+FLAT_SCHEMA = """
+tables:
+  patients:
+    columns:
+      age: { kind: int, min: 0, max: 120, unique: false, mean: { min: 20, max: 90 } }
+      size: { kind: float, nullable: true }
+      colour: { kind: str, nullable: true, values: [red, blue] }
+      sick: { kind: int, nullable: true }
+"""
+
+
 class Made:
     """A project folder and what its scripts would hold in hand."""
 
@@ -111,6 +137,7 @@ class Made:
 def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a project that knows time: readings every three hours for 80 days."""
     (tmp_path / "machines_for_features_test.py").write_text(PROJECT_CODE)
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
     monkeypatch.syspath_prepend(tmp_path)
     readings(80).to_csv(tmp_path / "readings.csv", index=False)
     return tmp_path
@@ -137,6 +164,7 @@ def flat(tmp_path: Path) -> Path:
         }
     )
     patients.loc[:19, "sick"] = np.nan
+    (tmp_path / "schema.yaml").write_text(FLAT_SCHEMA)
     patients.to_csv(tmp_path / "patients.csv", index=False)
     return tmp_path
 
@@ -164,6 +192,8 @@ def test_features_json_describes_the_tables(timed):
     assert described["categorical"] == ["machine"]
     assert described["rows"] == {name: len(table) for name, table in tables.items()}
     assert described["windows"]["holdout"] == ["2024-02-20T00:00:00+00:00", "2024-03-01T00:00:00+00:00"]
+    last = {name: tables[name][LABEL_TIME].max().isoformat() for name in ("training", "holdout")}
+    assert described["answers_until"] == last
     assert len(described["definitions_sha256"]) == 64
 
 
@@ -353,3 +383,113 @@ def test_a_feature_without_any_value_to_learn_from_is_named(flat):
     with pytest.raises(ClearwayError, match=r"feature size has no value in the \d+ rows of the training window"):
         Made(flat, **FLAT).build()
     assert not (flat / "data" / "features").exists()
+
+
+def schema_saying(folder: Path, said: str, **changes: object) -> Made:
+    """The timed project with another ``features`` section, and its snapshot taken."""
+    (folder / "schema.yaml").write_text(SCHEMA.split("features:")[0] + f"features:\n  {said}\n")
+    made = Made(folder, **changes)
+    take_snapshot(made.params, made.workspace, made.project)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("load: { kind: float, max: 1 }", r"640 labelled|labelled questions .* load range: "),
+        ("load: { kind: int }", "load kind: "),
+        ("recent_failures: { kind: float }", "recent_failures nulls: "),
+        ("machine: { kind: str, values: [lathe] }", "machine values: .*press"),
+        ("load: { kind: float, max: 0, severity: quarantine }", "quarantine"),
+    ],
+)
+def test_a_feature_that_is_not_what_the_schema_declares_stops_the_line(timed, said, message):
+    made = schema_saying(timed, said)
+    with pytest.raises(ClearwayError, match=message) as caught:
+        build_features(made.params, made.workspace, made.project)
+    assert "\n" not in str(caught.value)
+    assert not made.workspace.features.exists()
+
+
+def test_with_the_veto_overridden_questions_that_a_server_would_refuse_are_said_and_not_learnt_from(timed):
+    loads = readings(80)["load"]
+    limit = round(float(loads.median()), 3)
+    decision = {"override_veto": "known sensor fault, ticket 7"}
+    made = schema_saying(timed, f"load: {{ kind: float, max: {limit} }}", decision=decision)
+    tables = made.build()
+    built = build_features(made.params, made.workspace, made.project)
+    assert built.set_aside > 0
+    assert all((table["load"] <= limit).all() for table in tables.values())
+    (warning,) = built.warnings
+    assert warning.startswith("feature load range: ")
+    assert warning.endswith("; set aside")
+    described = json.loads((made.workspace.features / "features.json").read_text())
+    assert described["declared"]["load"] == {"kind": "float", "max": limit}  # a server goes on refusing them
+
+
+def test_what_the_schema_warns_of_is_said_and_trained_on(timed):
+    made = schema_saying(timed, "load: { kind: float, max: 1, severity: warn }")
+    built = build_features(made.params, made.workspace, made.project)
+    assert built.set_aside == 0
+    (warning,) = built.warnings
+    assert warning.startswith("feature load range: ")
+
+
+def test_questions_that_a_server_would_refuse_are_set_aside_from_training_and_from_replay(timed):
+    loads = readings(80)["load"]
+    limit = float(loads.sort_values().iloc[-4])  # three of 640 are above it
+    changed = readings(80).assign(load=loads.where(loads <= limit, 50.0))
+    changed.loc[changed["asked"] == "2024-03-02T12:00:00Z", "load"] = 50.0  # is replayed
+    changed.to_csv(timed / "readings.csv", index=False)
+    made = schema_saying(timed, "load: { kind: float, max: 40, severity: quarantine }")
+    tables = made.build()
+    built = build_features(made.params, made.workspace, made.project)
+    assert built.set_aside == int((changed.loc[changed["asked"] < AS_OF, "load"] > 40).sum()) > 0
+    assert all((table["load"] <= 40).all() for table in tables.values())
+    replayed = made.replay()
+    assert (replayed["load"] <= 40).all()
+    assert len(replayed) == 7 * 8 - int((changed.loc[changed["asked"].between(*WEEK), "load"] > 40).sum())
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("laod: { kind: float }", r"schema.yaml: features.laod is no feature of the project: do you mean load\?"),
+        ("load: { kind: str }", r"features.load.kind = str, but the project's feature is of kind int or float"),
+        ("machine: { kind: bool }", r"features.machine.kind = bool, .* of kind str"),
+    ],
+)
+def test_a_declaration_that_fits_no_feature_is_named(timed, said, message):
+    made = schema_saying(timed, said)
+    with pytest.raises(UsageError, match=message):
+        build_features(made.params, made.workspace, made.project)
+
+
+def test_features_of_a_flat_table_are_declared_by_its_columns(flat):
+    made = Made(flat, **FLAT)
+    made.build()
+    described = json.loads((made.workspace.features / "features.json").read_text())
+    assert described["declared"] == {
+        "age": {"kind": "int", "min": 0, "max": 120},  # the mean is of the table, not of a value
+        "size": {"kind": "float", "nullable": True},
+        "colour": {"kind": "str", "nullable": True, "values": ["red", "blue"]},
+    }
+    (flat / "schema.yaml").write_text(FLAT_SCHEMA + "features:\n  age: { kind: int }\n")
+    with pytest.raises(UsageError, match=r"tables\.patients\.columns"):
+        build_features(made.params, made.workspace, made.project)
+
+
+def test_raw_rows_that_the_schema_sets_aside_are_asked_neither_in_training_nor_in_replay(timed):
+    made = schema_saying(timed, "load: { kind: float }")
+    rows = build_features(made.params, made.workspace, made.project).rows
+    asked = set(made.replay()[ROW_ID])
+    schema = (timed / "schema.yaml").read_text()
+    quarantined = schema.replace(
+        "machine: { kind: str }", "machine: { kind: str, values: [lathe], severity: quarantine }"
+    )
+    (timed / "schema.yaml").write_text(quarantined)
+    after = build_features(made.params, made.workspace, made.project).rows
+    assert all(0 < after[window] < rows[window] for window in rows)
+    replayed = made.replay()  # another schema: not from the cache
+    assert set(replayed["machine"]) == {"lathe"}
+    assert set(replayed[ROW_ID]) < asked

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clearway.calibration import calibrate
+from clearway.drift_reference import DriftReference
 from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
 from clearway.ledger import Entry
 from clearway.metrics import metric
@@ -26,7 +28,7 @@ from clearway.monitoring import (
     summary,
     traffic,
 )
-from clearway.params import DriftParams, PerformanceTrigger
+from clearway.params import DomainParams, DriftParams, PerformanceTrigger
 from clearway.routing import RoutingTable
 
 NOW = datetime(2020, 6, 1, tzinfo=UTC)
@@ -141,29 +143,72 @@ def sample(rows: int, shift: float = 0.0) -> pd.DataFrame:
     )
 
 
+PAST = DriftReference(sample(2_000), None, None)
+
+
+def served(rows: pd.DataFrame) -> pd.DataFrame:
+    return served_features(pd.DataFrame({"features": rows.to_dict("records"), "asked_at": pd.NaT}), SCHEMA)
+
+
 @pytest.mark.parametrize(("shift", "status"), [(0.0, "pass"), (1.0, "alarm")])
 def test_served_features_are_compared_with_the_reference(shift: float, status: str) -> None:
-    rows = sample(500, shift)[["size", "kind"]]
-    served = served_features(pd.DataFrame({"features": rows.to_dict("records")}), SCHEMA)
-    check, report = judge_features(sample(2_000), served, SCHEMA, DriftParams())
+    check, report = judge_features(PAST, served(sample(500, shift)[["size", "kind"]]), SCHEMA, DriftParams(), seed=1)
     assert check.status == status
     assert report is not None
     assert len(report.features) == 2
+    assert report.domain is not None
+    assert report.domain.status == ("drift" if shift else "no_drift")
+
+
+def test_a_client_that_sends_more_digits_than_the_reference_holds_is_no_drift() -> None:
+    # Feature tables are rounded to float32, as the model reads them; a request says 0.1.
+    tenths = sample(2_000).assign(size=sample(2_000)["size"].round(1).astype("float32").astype("float64"))
+    asked = sample(900)[["size", "kind"]].round(1)
+    check, report = judge_features(DriftReference(tenths, None, None), served(asked), SCHEMA, DriftParams(), seed=1)
+    assert check.status == "pass", check.sentence
+    assert report is not None
+    assert report.domain is not None
+    assert report.domain.status == "no_drift"
+
+
+def test_a_change_of_the_whole_that_no_feature_shows_alarms() -> None:
+    together = sample(900)
+    together["kind"] = np.where(together["size"] > together["size"].median(), "x", "y")
+    check, _ = judge_features(PAST, served(together[["size", "kind"]]), SCHEMA, DriftParams(), seed=1)
+    assert check.status == "alarm"
+    assert "together they changed" in check.sentence
+
+
+def test_what_windows_of_the_reference_itself_show_is_no_alarm() -> None:
+    level = np.repeat(np.random.default_rng(5).normal(size=40), 50)
+    wandering = sample(2_000).assign(size=level + sample(2_000)["size"] / 4)
+    wandering["score"] = wandering["size"]
+    calibration = calibrate(wandering, {"size": "numeric"}, outputs={"score": ("numeric", wandering["score"])})
+    week = sample(50).assign(size=0.7 + sample(50)["size"] / 4, asked_at=pd.NaT)
+    week["score"] = week["size"]
+    no_domain = DriftParams(domain=DomainParams(enabled=False), feature_count=1)
+    for known, status in ((None, "alarm"), (calibration, "pass")):
+        past = DriftReference(wandering, known, None)
+        assert judge_features(past, served(week[["size", "kind"]]), SCHEMA, no_domain, seed=1)[0].status == status
+        assert judge_scores(past, week, no_domain, seed=1).status == status
 
 
 def test_a_log_without_features_is_unknown() -> None:
-    served = served_features(log(5, features=None), SCHEMA)
-    check, report = judge_features(sample(2_000), served, SCHEMA, DriftParams())
+    check, report = judge_features(PAST, served_features(log(5, features=None), SCHEMA), SCHEMA, DriftParams(), seed=1)
     assert (check.status, report) == ("unknown", None)
-    few, _ = judge_features(sample(2_000), served_features(log(5), SCHEMA), SCHEMA, DriftParams())
+    empty, _ = judge_features(PAST, served_features(log(5).iloc[:0], SCHEMA), SCHEMA, DriftParams(), seed=1)
+    assert empty.status == "unknown"
+    few, _ = judge_features(PAST, served_features(log(5), SCHEMA), SCHEMA, DriftParams(), seed=1)
     assert few.status == "unknown"
 
 
 def test_scores_are_compared_with_those_of_training() -> None:
-    reference = sample(2_000)
-    assert judge_scores(reference, sample(500)["score"], DriftParams()).status == "pass"
-    assert judge_scores(reference, sample(500)["score"] / 4, DriftParams()).status == "alarm"
-    assert judge_scores(reference, sample(20)["score"], DriftParams()).status == "unknown"
+    answered = sample(500).assign(asked_at=NOW)
+    assert judge_scores(PAST, answered, DriftParams(), seed=1).status == "pass"
+    assert judge_scores(PAST, answered.assign(score=answered["score"] / 4), DriftParams(), seed=1).status == "alarm"
+    assert judge_scores(PAST, sample(20).assign(asked_at=NOW), DriftParams(), seed=1).status == "unknown"
+    seasonal = judge_scores(PAST, answered, DriftParams(season=("hour",)), seed=1)
+    assert (seasonal.status, "needs the time of every row" in seasonal.sentence) == ("unknown", True)
 
 
 def test_errors() -> None:

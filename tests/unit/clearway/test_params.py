@@ -50,6 +50,9 @@ def test_unresolved_auto_is_refused_by_the_stages(tmp_path: Path) -> None:
         ("canary: {steps: []}", "steps must rise"),
         ("train: {threshold: 1.5}", "train.threshold = 1.5"),
         ("as_of: garbage", ": as_of = 'garbage'"),
+        ('decision: {override_veto: "         "}', "decision.override_veto = "),
+        ("decision: {override_veto: true}", "decision.override_veto = True"),
+        ("decision: {drift: {windows: {required: 3, of: 2}}}", "required = 3 of 2 windows can never be"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path, addition: str, named: str) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from clearway.errors import ClearwayError, UsageError
-from clearway.profile import read_reference, write_reference
+from clearway.profile import read_reference, sample_positions, write_reference
 
 
 def rows(count: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -30,6 +30,22 @@ def test_it_keeps_features_and_scores_and_nothing_reserved(tmp_path: Path) -> No
     assert list(back.columns) == ["amount", "colour", "score"]
     assert back["score"].to_numpy() == pytest.approx(scores)
     assert back["amount"].tolist() == frame["amount"].tolist()
+
+
+def test_answers_and_times_stay_beside_their_rows(tmp_path: Path) -> None:
+    frame, scores = rows(1_000)
+    times = pd.Series(pd.date_range("2013-01-01", periods=1_000, freq="h", tz="UTC"), index=frame.index[::-1])
+    write_reference(
+        frame, scores, tmp_path / "reference.parquet", labels=frame["label"], times=times, seed=3, max_rows=100
+    )
+    back = read_reference(tmp_path / "reference.parquet")
+    assert list(back.columns) == ["amount", "colour", "score", "label", "prediction_time"]
+    chosen = back["amount"].astype(int).to_numpy()
+    assert chosen.tolist() == sample_positions(1_000, seed=3, max_rows=100).tolist()
+    assert back["label"].tolist() == frame["label"].iloc[chosen].tolist()
+    assert back["prediction_time"].tolist() == times.iloc[chosen].tolist()
+    with pytest.raises(ClearwayError, match="one label per row"):
+        write_reference(frame, scores, tmp_path / "other.parquet", labels=frame["label"].head(3))
 
 
 def test_the_same_rows_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
@@ -55,7 +71,7 @@ def test_what_cannot_be_a_reference_is_refused(tmp_path: Path) -> None:
     frame, scores = rows(5)
     with pytest.raises(UsageError, match="'score'"):
         write_reference(frame.assign(score=1.0), scores, tmp_path / "reference.parquet")
-    with pytest.raises(ClearwayError, match="5 rows and 4 scores"):
+    with pytest.raises(ClearwayError, match="one score per row, got 5 rows and 4"):
         write_reference(frame, scores[:4], tmp_path / "reference.parquet")
     assert list(tmp_path.iterdir()) == []
 

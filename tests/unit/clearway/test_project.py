@@ -28,6 +28,20 @@ def test_a_package_that_fails_while_imported_is_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_package_that_imports_its_project_late_fails_in_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "def __getattr__(name):\n    if name == 'PROJECT':\n        import no_such_library\n    raise AttributeError\n"
+    )
+    (tmp_path / "fails_when_asked.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = {"sources": {"pets": {"kind": "csv", "path": "pets.csv"}}, "environments": {"production": {"port": 0}}}
+    params = Params.model_validate({"project": {"name": "late", "package": "fails_when_asked"}, **values})
+    with pytest.raises(UsageError, match=r"'fails_when_asked' cannot be imported: ModuleNotFoundError"):
+        load_project(params, {})
+
+
 @pytest.mark.parametrize(
     ("data", "named"),
     [

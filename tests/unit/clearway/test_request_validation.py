@@ -6,13 +6,23 @@ from typing import Any
 import numpy as np
 import orjson
 import pandas as pd
+import pandera.pandas as pandera
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
 from clearway.errors import ClearwayError
-from clearway.serving.requests import FLOAT32_MAX, RequestError, RowEncoder, read_envelope, strip_envelope
+from clearway.features import check_features
+from clearway.schema import Column
+from clearway.serving.requests import (
+    FLOAT32_MAX,
+    RequestError,
+    RowEncoder,
+    compile_check,
+    read_envelope,
+    strip_envelope,
+)
 
 SCHEMA = InputSchema(
     features=(
@@ -83,16 +93,18 @@ def test_nothing_of_the_row_before_remains() -> None:
     assert vector[1] == 0
 
 
-@pytest.mark.parametrize("name", ["height", "count", "colour", "shape"])
-def test_absent_feature_is_refused(name: str) -> None:
-    assert f"feature {name} is missing" in refusal({key: value for key, value in GOOD.items() if key != name})
+@pytest.mark.parametrize(("name", "nullable"), [("height", True), ("count", False), ("colour", True), ("shape", False)])
+def test_absent_feature_is_refused_and_null_is_offered_only_where_it_may_be(name: str, nullable: bool) -> None:
+    hint = "send null if it is not known" if nullable else "it may not be null"
+    said = f"feature {name} is missing: {hint}"
+    assert said == refusal({key: value for key, value in GOOD.items() if key != name})
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"height": "1.5"}, "feature height must be a number or null, not a string"),
-        ({"height": True}, "feature height must be a number or null, not a boolean"),
+        ({"height": "1.5"}, "feature height must be a number or null, not a string: '1.5'"),
+        ({"height": True}, "feature height must be a number or null, not a boolean: True"),
         ({"height": [1]}, "feature height must be a number or null, not an array"),
         ({"height": {}}, "feature height must be a number or null, not an object"),
         ({"height": math.nan}, "feature height = nan"),
@@ -102,7 +114,7 @@ def test_absent_feature_is_refused(name: str) -> None:
         ({"count": 10**300}, "feature count = 1e+300"),
         ({"count": None}, "feature count may not be null"),
         ({"shape": None}, "feature shape may not be null"),
-        ({"colour": 1}, "feature colour must be a string or null, not a number"),
+        ({"colour": 1}, "feature colour must be a string or null, not a number: 1"),
         ({"colour": False}, "feature colour must be a string or null, not a boolean"),
         ({"weight": 1}, "unknown field 'weight'"),
         ({"id": 7}, "id must be a string or null, not a number"),
@@ -153,3 +165,232 @@ def test_feature_of_another_live_version_is_ignored_not_refused() -> None:
 def test_feature_named_like_the_envelope_is_refused_when_compiled() -> None:
     with pytest.raises(ClearwayError, match="'id'"):
         RowEncoder(InputSchema(features=(NumericFeature(name="id"),)))
+
+
+def declared(**said: Any) -> NumericFeature | CategoricalFeature:
+    """A feature called x, declared so; training saw the categories a, b and c."""
+    column = Column(**said)
+    if column.kind in ("int", "float"):
+        return NumericFeature(name="x", declared=column)
+    return CategoricalFeature(name="x", declared=column, categories=("False", "True", "a", "b", "c"))
+
+
+def declared_refusal(feature: NumericFeature | CategoricalFeature, value: Any) -> str:
+    encoder = RowEncoder(InputSchema(features=(feature,)))
+    with pytest.raises(RequestError) as caught:
+        encode({"x": value}, encoder)
+    assert caught.value.status == 422
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("severity", ["error", "quarantine"])
+@pytest.mark.parametrize(
+    ("said", "value", "answer"),
+    [
+        ({"kind": "float"}, None, "feature x may not be null"),
+        ({"kind": "float"}, "1", "feature x must be a number, not a string"),
+        ({"kind": "float", "min": -20, "max": 115}, 451.0, "feature x = 451 is not between -20 and 115"),
+        ({"kind": "float", "min": 0}, -1, "feature x = -1 is below 0"),
+        ({"kind": "float", "max": 0.1, "nullable": True}, 0.2, "feature x = 0.2 is above 0.1"),
+        ({"kind": "int", "nullable": True}, 1.5, "feature x = 1.5 must be a whole number of 64 bits or null"),
+        ({"kind": "int"}, 2**63, "feature x = 9.22337203685e+18 must be a whole number of 64 bits"),
+        ({"kind": "int", "values": [1, 2]}, 3, "feature x = 3 is not one of 1, 2"),
+        ({"kind": "str"}, None, "feature x may not be null"),
+        ({"kind": "str", "values": ["a", "b"]}, "c", "feature x = 'c' is not one of 'a', 'b'"),
+        ({"kind": "str", "values": [str(i) for i in range(99)]}, "c", "'11' … (99 values)"),
+        ({"kind": "str", "pattern": "[0-9]{2}"}, "123", "feature x = '123' does not match [0-9]{2}"),
+        ({"kind": "str", "min_length": 2}, "a", "feature x = 'a' has fewer than 2 characters"),
+        ({"kind": "str", "max_length": 2}, "b" * 500, "feature x = 'bbbb"),
+        ({"kind": "bool"}, 1, "feature x must be true or false, not a number"),
+        ({"kind": "bool", "values": [True]}, False, "feature x = False is not one of True"),
+    ],
+)
+def test_what_the_schema_refuses_is_answered_with_feature_value_and_what_is_allowed(
+    severity: str, said: dict[str, Any], value: Any, answer: str
+) -> None:
+    refused = declared_refusal(declared(severity=severity, **said), value)
+    assert answer in refused
+    assert len(refused) < 200
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ({"kind": "float", "max": 1, "severity": "warn"}, 2.0),
+        ({"kind": "int", "values": [1], "severity": "warn"}, 2),
+        ({"kind": "int", "values": [1], "min_known": 0.9}, 2),
+        ({"kind": "str", "values": ["a"], "severity": "warn"}, "b"),
+        ({"kind": "str", "values": ["a"], "min_known": 0.9}, "b"),
+        ({"kind": "str", "pattern": "a", "severity": "warn"}, "b"),
+    ],
+)
+def test_what_the_schema_warns_of_is_encoded_and_counted(said: dict[str, Any], value: Any) -> None:
+    schema = InputSchema(features=(declared(**said),))
+    encoder = RowEncoder(schema)
+    np.testing.assert_array_equal(encode({"x": value}, encoder), schema.encode(pd.DataFrame({"x": [value]}))[0])
+    assert encoder.warned == {"x": 1}
+    assert encoder.unseen == 0
+
+
+def test_a_wrong_kind_is_refused_even_where_the_schema_only_warns() -> None:
+    assert "may not be null" in declared_refusal(declared(kind="int", severity="warn"), None)
+    assert "whole number" in declared_refusal(declared(kind="int", severity="warn"), 1.5)
+    assert "must be a string" in declared_refusal(declared(kind="str", severity="warn"), 1)
+    assert "float32" in declared_refusal(declared(kind="float", severity="warn"), math.inf)
+    assert "must be true or false" in declared_refusal(declared(kind="bool", severity="warn"), "yes")
+
+
+def test_a_declared_category_that_training_never_saw_is_unseen_and_no_warning() -> None:
+    encoder = RowEncoder(InputSchema(features=(declared(kind="str", values=["a", "z"]),)))
+    assert np.isnan(encode({"x": "z"}, encoder)[0])
+    assert (encoder.unseen, encoder.warned) == (1, {})
+
+
+def test_a_truth_value_may_be_sent_as_one_or_as_training_wrote_it() -> None:
+    schema = InputSchema(features=(declared(kind="bool"),))
+    for value in (True, "True"):
+        assert encode({"x": value}, RowEncoder(schema))[0] == 1
+        assert schema.encode(pd.DataFrame({"x": pd.Series([value], dtype="object")}))[0] == 1
+
+
+def test_a_bound_that_float32_rounds_admits_the_number_that_training_saw() -> None:
+    as_trained = float(np.float32(0.1))
+    assert as_trained > 0.1
+    for value in (0.1, as_trained):
+        assert encode({"x": value}, RowEncoder(InputSchema(features=(declared(kind="float", max=0.1),)))) == as_trained
+
+
+WORDS = st.sampled_from(["", "a", "b", "ab", "N12", "é", "a\n", "12"])
+EDGES = st.sampled_from([0.0, 0.1, 1.0, 2.5, -3.0, 16777217.0, 1e18, 1e30])
+BY_SEVERITY = {"severity": st.sampled_from(["error", "quarantine", "warn"]), "nullable": st.booleans()}
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> Column:
+    said: dict[str, Any] = {name: draw(values) for name, values in BY_SEVERITY.items()}
+    said["kind"] = draw(st.sampled_from(["int", "float", "str", "bool"]))
+    listed = {"int": EDGES, "float": EDGES, "str": WORDS, "bool": st.booleans()}[said["kind"]]
+    if draw(st.booleans()):
+        listed = listed.filter(lambda value: said["kind"] != "int" or value < 2**63)
+        said["values"] = draw(st.lists(listed, min_size=1, max_size=3))
+        said["min_known"] = draw(st.sampled_from([None, 0.0]))
+    if said["kind"] in ("int", "float"):
+        low, high = sorted([draw(EDGES), draw(EDGES)])
+        said |= {"min": draw(st.sampled_from([None, low])), "max": draw(st.sampled_from([None, high]))}
+    if said["kind"] == "str":
+        said["pattern"] = draw(st.sampled_from([None, "[a-z]*", "N[0-9]+", "a|ab"]))
+        shortest, longest = sorted([draw(st.integers(0, 2)), draw(st.integers(0, 3))])
+        said |= {"min_length": shortest, "max_length": draw(st.sampled_from([None, longest]))}
+    return Column(**said)
+
+
+VALUES = st.lists(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-4, 4),
+        EDGES,
+        EDGES.map(lambda edge: float(np.nextafter(edge, 9))),
+        EDGES.map(lambda edge: float(np.nextafter(np.float32(edge), np.float32(9)))),
+        WORDS,
+        st.text(max_size=3),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def verdict(column: Column, value: Any) -> str:
+    """good, warned or refused, as the compiled check says."""
+    common = {"name": "x", "declared": column}
+    feature = (
+        NumericFeature(**common) if column.kind in ("int", "float") else CategoricalFeature(**common, categories=())
+    )
+    try:
+        return "good" if compile_check(feature)(value) else "warned"
+    except RequestError:
+        return "refused"
+
+
+def oracle(column: Column, value: Any) -> str:
+    """good, warned or refused, as pandera says of a table of that one value, in which numbers are float32."""
+    numeric, lenient = column.kind in ("int", "float"), column.severity == "warn"
+    single = np.float32 if numeric else lambda bound: bound
+    strict: list[Any] = []
+    tolerant: list[Any] = []
+    if column.kind == "int":
+        strict.append(pandera.Check(lambda numbers: (numbers % 1 == 0) & (numbers.abs() < 2.0**63)))
+    by_severity = tolerant if lenient else strict
+    if column.min is not None:
+        by_severity.append(pandera.Check.ge(single(column.min)))
+    if column.max is not None:
+        by_severity.append(pandera.Check.le(single(column.max)))
+    if column.values is not None:
+        known = pandera.Check.isin([single(listed) for listed in column.values])
+        (by_severity if column.min_known is None else tolerant).append(known)
+    if column.pattern is not None:
+        by_severity.append(pandera.Check.str_matches(rf"(?:{column.pattern})\Z"))
+    if column.kind == "str":
+        by_severity.append(pandera.Check.str_length(column.min_length, column.max_length))
+    dtype = None if value is None else {"str": str, "bool": bool}.get(column.kind, "float32")
+    series = pd.Series([value], dtype="object" if isinstance(value, str) or value is None else None)
+    series = series.astype("float32") if series.dtype.kind in "iuf" else series
+
+    def holds(checks: list[Any]) -> bool:
+        try:
+            pandera.SeriesSchema(dtype, checks, nullable=column.nullable).validate(series)
+        except pandera.errors.SchemaError:
+            return False
+        return True
+
+    if holds([*strict, *tolerant]):
+        return "good"
+    return "warned" if holds(strict) else "refused"
+
+
+@given(column=columns(), values=VALUES)
+@settings(max_examples=100, deadline=None)
+def test_a_compiled_check_judges_as_pandera_does(column: Column, values: list[Any]) -> None:
+    for value in values:
+        if column.kind == "bool" and value in ("True", "False"):
+            continue
+        assert verdict(column, value) == oracle(column, value), (column, value)
+
+
+def judged_in_training(column: Column, value: Any) -> str:
+    """good, warned or refused, as the feature table of one question is."""
+    if column.kind in ("int", "float"):
+        row = pd.Series([np.nan if value is None else float(np.float32(value))])
+    else:
+        row = pd.Series([None if value is None else str(value)], dtype="string")
+    try:
+        return "warned" if check_features(pd.DataFrame({"x": row}), {"x": column}) else "good"
+    except ClearwayError:
+        return "refused"
+
+
+@given(column=columns(), values=VALUES)
+@settings(max_examples=60, deadline=None)
+def test_a_compiled_check_judges_as_training_does(column: Column, values: list[Any]) -> None:
+    kinds = {"int": (int, float), "float": (int, float), "str": (str,), "bool": (bool,)}[column.kind]
+    for value in values:
+        if value is not None and type(value) not in kinds:
+            continue  # the project's contract refuses it before
+        asked, trained = verdict(column, value), judged_in_training(column, value)
+        if column.min_known is not None:  # training tolerates a new value in silence, a server counts it
+            asked, trained = ("accepted" if found != "refused" else found for found in (asked, trained))
+        assert asked == trained, (column, value)
+
+
+@given(column=columns(), values=VALUES)
+@settings(max_examples=150, deadline=None)
+def test_the_short_cut_of_the_encoder_never_differs_from_the_check(column: Column, values: list[Any]) -> None:
+    feature = declared(**column.model_dump())
+    check, encoder = compile_check(feature), RowEncoder(InputSchema(features=(feature,)))
+    for value in values:
+        encoder.warned.clear()
+        if verdict(column, value) == "refused":
+            declared_refusal(feature, value)
+            continue
+        encode({"x": value}, encoder)
+        assert bool(encoder.warned) == (not check(value))

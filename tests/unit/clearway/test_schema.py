@@ -81,6 +81,10 @@ def test_an_unknown_table_is_named(tmp_path: Path) -> None:
         ("towns.name", "towns.nam", "references", "towns.nam"),
         ("towns.name", "towns", "references", "towns"),
         ("[[name, born]]", "[[name, birth]]", "tables.people", "birth"),
+        ("min: 0, max: 120", "min: 0, max: .nan", "tables.people.columns.age.max", "finite"),
+        ("min: 0, max: 120", "min: 0, max: .inf", "tables.people.columns.age.max", "finite"),
+        ("[[name, born]]", "[[]]", "tables.people.unique.0", "at least 1"),
+        ("extra_columns: allow", "extra_columns: allow\n    extra_columns: error", "stands twice", "extra_columns"),
         (
             "  towns:\n    columns: { name: { kind: str } }",
             "  towns:\n    columns: {}",
@@ -132,3 +136,18 @@ def test_flat_columns_are_those_of_the_flat_table_and_of_no_package(tmp_path: Pa
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be read.*schema must name a file"):
         load_schema(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("zone: Mars/Olympus", "zone = 'Mars/Olympus': is not an IANA time zone"),
+        ("hours: [6, 24]", "hours.1 = 24"),  # no hour of a day: nothing would be expected in it
+        ("zone: ../etc", "is not an IANA time zone"),
+    ],
+)
+def test_a_cadence_that_expects_nothing_is_refused(tmp_path: Path, said: str, message: str) -> None:
+    steps = f"cadence: [{{ column: at, every: 1h, {said} }}]"
+    text = f"tables: {{ x: {{ columns: {{ at: {{ kind: timestamp }} }}, {steps} }} }}"
+    with pytest.raises(UsageError, match=message):
+        load_schema(schema_file(tmp_path, text))

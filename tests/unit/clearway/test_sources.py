@@ -221,6 +221,13 @@ def test_a_csv_of_uneven_rows_is_named_with_its_row(tmp_path: Path, content: str
     assert row in message
 
 
+def test_bytes_that_are_no_text_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    write(tmp_path / "people.csv", b"a,b\n1,2\n" + b"\0" * 40 + b"\x1b[31m")
+    message = refused(tmp_path, path="people.csv")
+    assert "truncated or has unreadable rows" in message
+    assert message.isprintable()
+
+
 def test_another_encoding_is_named_with_the_key_that_sets_it(tmp_path: Path) -> None:
     write(tmp_path / "people.csv", "name\nJosé\n".encode("latin-1"))
     message = refused(tmp_path, path="people.csv")

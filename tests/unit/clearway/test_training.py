@@ -16,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
 
 from clearway.bundle import payload_digest
+from clearway.calibration import read_calibration
 from clearway.encoding import InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import canonical_onnx, canonical_skops, to_onnx, to_skops
@@ -60,7 +61,12 @@ def project(root: Path, **train_params: Any) -> tuple[Params, Workspace]:
     workspace = Workspace(root)
     workspace.features.mkdir(parents=True, exist_ok=True)
     FRAME.to_parquet(workspace.features / "training.parquet")
-    described = {"numeric": ["size", "weight"], "categorical": ["colour"], "definitions_sha256": "0" * 64}
+    described = {
+        "numeric": ["size", "weight"],
+        "categorical": ["colour"],
+        "declared": {},
+        "definitions_sha256": "0" * 64,
+    }
     write_json(workspace.features / "features.json", described)
     return load_params(workspace.params_file), workspace
 
@@ -187,10 +193,34 @@ def test_what_training_writes(tmp_path: Path) -> None:
     assert report["challenger"]["training_metrics"]["roc_auc"] > 0.7
     assert report["peak_memory_mb"] > 10
     reference = read_reference(workspace.build / "reference.parquet")
-    assert list(reference.columns) == ["size", "weight", "colour", "score"]
+    assert list(reference.columns) == ["size", "weight", "colour", "score", "label"]
     model = load_payload(workspace.model, made.digest)
     np.testing.assert_allclose(reference["score"], model.score(model.schema.encode(reference)), atol=1e-5)
     assert b"as_of" not in (workspace.model / "params.json").read_bytes()
+
+
+def test_rows_that_know_no_time_calibrate_nothing(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    train(params, workspace)
+    calibration = read_calibration(workspace.build / "drift_calibration.json")
+    assert not calibration.measured
+    assert calibration.domain is None
+
+
+def test_rows_in_time_are_calibrated_in_time_order(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    frame = pd.concat([FRAME] * 10, ignore_index=True)
+    frame["prediction_time"] = pd.date_range("2013-01-01", periods=len(frame), freq="h", tz="UTC")
+    frame["size"] = np.sort(frame["size"])  # a trend: each window lies apart from the rest
+    frame.sample(frac=1, random_state=1).to_parquet(workspace.features / "training.parquet")
+    train(params, workspace)
+    calibration = read_calibration(workspace.build / "drift_calibration.json")
+    assert set(calibration.features) == {"size", "weight", "colour"}
+    assert set(calibration.outputs) == {"score", "baseline_score", "label"}
+    assert calibration.features["size"].at("mean", 100).factor > 20
+    assert calibration.features["weight"].at("mean", 100).factor < 5
+    assert calibration.domain is not None
+    assert "prediction_time" in read_reference(workspace.build / "reference.parquet")
 
 
 @pytest.mark.parametrize(

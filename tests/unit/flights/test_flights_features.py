@@ -335,8 +335,3 @@ def test_the_aircrafts_last_landing_and_its_age(storm, asked):
     last = landed[mine].idxmax()
     assert row["aircraft_arrival_delay"] == flights.loc[last, "arr_delay"]
     assert row["aircraft_arrival_hours"] == pytest.approx((row[PREDICTION_TIME] - landed[last]) / pd.Timedelta(hours=1))
-
-
-def test_the_impossible_wind_is_missing(storm):
-    windy = changed(storm, "weather", slice(None), wind_speed=1048.36058)
-    assert ask(PROJECT, windy, known_until=AFTER)["wind_speed"].isna().all()

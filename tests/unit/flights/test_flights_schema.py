@@ -1,27 +1,38 @@
-"""schema.yaml accepts the real flights of any as_of, reports their real defects, and catches planted ones."""
+"""schema.yaml accepts the real tables at any as_of of 2013, and says what is really wrong in them.
 
-from collections.abc import Callable
+What it says of tables that were broken on purpose is in tests/integration/flights/test_corruptions.py.
+"""
+
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from clearway.acceptance import accept
+from clearway.checks import load_checks
+from clearway.features import ask
 from clearway.params import load_params
-from clearway.schema import DataSchema, load_schema
+from clearway.schema import TableSchema, load_schema
 from clearway.sources import read_source
-from clearway.validation import ValidationReport, validate_table, validate_tables
+from clearway.validation import CheckResult, ValidationReport, validate_table, validate_tables
 from flights.project import PROJECT
 
 ROOT = Path(__file__).parents[3]
-SAMPLE = 5_000
+SCHEMA = load_schema(ROOT / "schema.yaml")
+CHECKS = load_checks("flights", SCHEMA)
+WARNINGS = {
+    "flights.dest in airports.faa",
+    "flights.tailnum in planes.tailnum",
+    "flights cancelled",
+    "flights diverted",
+    "flights registration",
+}
+SET_ASIDE = {"weather.wind_speed range", "airports.lat range", "airports zone-of-longitude"}
+"""The wind of 1048 mph, and an airport of New Hampshire in the Arctic."""
 
-Tables = dict[str, pd.DataFrame]
-
-
-@pytest.fixture(scope="module")
-def schema() -> DataSchema:
-    return load_schema(ROOT / "schema.yaml")
+Tables = Mapping[str, pd.DataFrame]
 
 
 @pytest.fixture(scope="module")
@@ -30,131 +41,49 @@ def source() -> Tables:
     return {name: read_source(entry, ROOT, key=f"sources.{name}") for name, entry in params.sources.items()}
 
 
-@pytest.fixture(scope="module")
-def sample(source: Tables) -> Tables:
-    """A part of the year's flights and weather and all of the other tables, for planting defects."""
-    parts = {
-        name: source[name].sample(SAMPLE, random_state=1).reset_index(drop=True) for name in ("flights", "weather")
-    }
-    return {**source, **parts}
-
-
-def known(source: Tables, as_of: datetime) -> Tables:
+def known(source: Tables, as_of: datetime) -> dict[str, pd.DataFrame]:
     return {name: PROJECT.known_at(name, frame, as_of) for name, frame in source.items()}
 
 
-def names(report: ValidationReport, status: str) -> set[str]:
-    return {check.name for check in report.checks if check.status == status}
+def midnight(day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC)
 
 
-REAL_DEFECTS = {
-    "flights.tailnum in planes.tailnum",
-    "flights.dest in airports.faa",
-    "flights.tailnum pattern",
-    "weather.wind_speed range",
-}
+def by_status(report: ValidationReport, status: str) -> dict[str, CheckResult]:
+    return {check.name: check for check in report.checks if check.status == status}
 
 
-@pytest.mark.parametrize("day", ["2013-07-01", "2013-10-01", "2013-12-20"])
-def test_the_real_tables_pass_and_their_defects_are_reported(source: Tables, schema: DataSchema, day: str) -> None:
-    report = validate_tables(known(source, datetime.fromisoformat(day).replace(tzinfo=UTC)), schema)
-    assert report.verdict == "passed", names(report, "fail")
-    assert names(report, "warn") == REAL_DEFECTS
-    assert names(report, "unknown") == set()
-    (storm,) = [check for check in report.checks if check.name == "weather.wind_speed range"]
+@pytest.mark.parametrize("day", ["2013-02-15", "2013-07-01", "2013-12-31"])
+def test_the_real_tables_pass_and_their_defects_are_reported(source: Tables, day: str) -> None:
+    report = validate_tables(known(source, midnight(day)), SCHEMA, as_of=midnight(day), checks=CHECKS)
+    assert report.verdict == "passed", by_status(report, "fail").keys()
+    assert not by_status(report, "unknown")
+    assert by_status(report, "warn").keys() == WARNINGS
+    assert by_status(report, "quarantine").keys() == SET_ASIDE
+    assert report.quarantined == {"weather": 1, "airports": 1}
+    storm = by_status(report, "quarantine")["weather.wind_speed range"]
     assert storm.examples[0]["wind_speed"] == pytest.approx(1048.36, abs=0.01)
-    (tails,) = [check for check in report.checks if check.name == "flights.tailnum in planes.tailnum"]
+    tails = by_status(report, "warn")["flights.tailnum in planes.tailnum"]
     assert 0.14 < tails.failures / tails.rows < 0.17
+    assert by_status(report, "warn")["flights cancelled"].failures > 1000
 
 
-@pytest.mark.parametrize("day", ["2013-01-08", "2013-02-10"])
-def test_the_first_weeks_pass_too(source: Tables, schema: DataSchema, day: str) -> None:
-    report = validate_tables(known(source, datetime.fromisoformat(day).replace(tzinfo=UTC)), schema)
-    assert report.verdict == "passed", names(report, "fail")
+def test_the_first_weeks_pass_too(source: Tables) -> None:
+    first = midnight("2013-02-01")
+    report = validate_tables(known(source, first), SCHEMA, as_of=first, checks=CHECKS)
+    assert report.verdict == "passed", by_status(report, "fail").keys()
 
 
-def change(table: str, column: str, how: Callable[[pd.Series], pd.Series]) -> Callable[[Tables], Tables]:
-    return lambda tables: {**tables, table: tables[table].assign(**{column: how(tables[table][column])})}
-
-
-def rename(table: str, old: str, new: str) -> Callable[[Tables], Tables]:
-    return lambda tables: {**tables, table: tables[table].rename(columns={old: new})}
-
-
-def first(values: pd.Series, count: int, value: object) -> pd.Series:
-    """``values`` with its first ``count`` set to ``value``."""
-    return values.where(values.index >= count, value)
-
-
-BREAKS: dict[str, tuple[Callable[[Tables], Tables], str]] = {
-    "renamed column": (rename("flights", "dep_delay", "departure_delay"), "flights.dep_delay present"),
-    "renamed column, seen from its new name": (rename("flights", "carrier", "airline"), "flights.airline extra"),
-    "80% nulls": (
-        change("flights", "arr_delay", lambda v: first(v, 4_000, None)),
-        "flights.arr_delay nulls",
-    ),
-    "80% nulls of weather": (change("weather", "temp", lambda v: first(v, 4_000, None)), "weather.temp nulls"),
-    "one null in a key": (change("flights", "carrier", lambda v: first(v, 9, None)), "flights.carrier nulls"),
-    "negative distances": (change("flights", "distance", lambda v: -v), "flights.distance range"),
-    "kilometres": (change("flights", "distance", lambda v: v * 1.609), "flights.distance mean"),
-    "an unknown airport": (change("flights", "origin", lambda v: first(v, 1, "PHL")), "flights.origin values"),
-    "many new carriers": (change("flights", "carrier", lambda v: first(v, 500, "ZZ")), "flights.carrier values"),
-    "carriers in small letters": (change("flights", "carrier", lambda v: v.str.lower()), "flights.carrier pattern"),
-    "hours of air time": (change("flights", "air_time", lambda v: v / 60), "flights.air_time range"),
-    "seconds of delay": (change("flights", "dep_delay", lambda v: v * 60), "flights.dep_delay range"),
-    "degrees Celsius": (change("weather", "temp", lambda v: (v - 32) / 1.8), "weather.temp mean"),
-    "metres per second": (change("weather", "wind_speed", lambda v: v * 0.447), "weather.wind_speed mean"),
-    "visibility in kilometres": (change("weather", "visib", lambda v: v * 1.609), "weather.visib range"),
-    "decimal commas": (
-        change("weather", "pressure", lambda v: v.map(lambda x: str(x).replace(".", ","), na_action="ignore")),
-        "weather.pressure kind",
-    ),
-    "years with a unit": (
-        change("planes", "year", lambda v: v.map(lambda x: f"{2013 - x:.0f} years", na_action="ignore")),
-        "planes.year kind",
-    ),
-    "times as text": (
-        change("flights", "time_hour", lambda v: v.dt.strftime("%Y-%m-%d %H:%M")),
-        "flights.time_hour kind",
-    ),
-    "another year": (change("weather", "time_hour", lambda v: v + pd.Timedelta(days=365)), "weather.time_hour range"),
-    "an aircraft twice": (
-        lambda tables: {**tables, "planes": pd.concat([tables["planes"], tables["planes"].head(1)])},
-        "planes.tailnum unique",
-    ),
-    "flights twice": (
-        lambda tables: {**tables, "flights": pd.concat([tables["flights"], tables["flights"].head(3)])},
-        "flights unique (time_hour, carrier, flight)",
-    ),
-    "planes of another land": (
-        change("planes", "tailnum", lambda v: "G" + v),
-        "flights.tailnum in planes.tailnum",
-    ),
-    "hardly any rows": (lambda tables: {**tables, "flights": tables["flights"].head(50)}, "flights rows"),
-    "no planes": (lambda tables: {name: frame for name, frame in tables.items() if name != "planes"}, "planes table"),
-}
-
-
-@pytest.mark.parametrize("name", BREAKS)
-def test_planted_defects_are_caught_by_name(sample: Tables, schema: DataSchema, name: str) -> None:
-    breaks, check = BREAKS[name]
-    tables = breaks(sample)
-    table = check.split()[0].split(".")[0]
-    judged = {table, "flights", "airports", "planes"} if table == "planes" else {table, "airports", "planes"}
-    part = DataSchema(tables={name: schema.tables[name] for name in schema.tables if name in judged})
-    report = validate_tables({name: frame for name, frame in tables.items() if name in judged}, part)
-    assert report.verdict == ("passed" if name == "metres per second" else "failed")
-    assert check in names(report, "warn" if name == "metres per second" else "fail")
-    assert len(report.having("fail")) <= 4, names(report, "fail")
-
-
-def test_a_few_flights_of_a_new_carrier_are_a_warning(sample: Tables, schema: DataSchema) -> None:
-    tables = change("flights", "carrier", lambda v: first(v, 5, "ZZ"))(sample)
-    report = validate_tables(tables, schema)
-    assert report.verdict == "passed"
-    assert "flights.carrier values" in names(report, "warn")
-
-
-def test_the_sample_itself_passes(sample: Tables, schema: DataSchema) -> None:
-    assert validate_tables(sample, schema).verdict == "passed"
-    assert validate_table("planes", sample["planes"], schema).verdict == "passed"
+def test_the_impossible_wind_reaches_no_feature_and_all_features_are_as_declared(source: Tables) -> None:
+    """Around the storm of February, whose first days hold the wind of 1048 mph."""
+    until = midnight("2013-02-20")
+    tables = known(source, until)
+    windy = ask(PROJECT, tables, known_until=until, since=midnight("2013-02-12"))
+    accepted = accept(tables, SCHEMA, CHECKS, as_of=until)
+    calm = ask(PROJECT, accepted, known_until=until, since=midnight("2013-02-12"))
+    declared = TableSchema(columns=SCHEMA.features, extra_columns="allow")
+    assert SCHEMA.features.keys() == {*PROJECT.numeric, *PROJECT.categorical}
+    assert windy["wind_speed"].max() > 1000
+    assert calm["wind_speed"].max() < 100
+    assert by_status(validate_table("features", windy, declared), "fail").keys() == {"features.wind_speed range"}
+    assert validate_table("features", calm, declared).verdict == "passed"
