@@ -277,8 +277,10 @@ def compare_numbers(
     usual = noise.spread_at(rows) if noise is not None else None
     if usual is not None and usual.deviation > 0:
         # Ranks hardly tell a column that has become constant from a calm week; its standard deviation does.
-        by_ratio = max(score_p(tests.spread), t_p(spread / usual.deviation, usual.windows))
-        if spread <= usual.reached:
+        # No further than the calibration tells a constant window: calm days that are one are in it.
+        ratio = min(spread, -math.log(1e-6))
+        by_ratio = max(score_p(tests.spread), t_p(ratio / usual.deviation, usual.windows))
+        if ratio <= usual.reached + 0.1:
             by_ratio = max(by_ratio, 1 / (usual.windows + 1))
         p = min(1.0, 2 * min(p, by_ratio))
     found.append(Found("spread", "mood", spread, p, inflation.factor))
