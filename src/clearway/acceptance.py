@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from clearway.checks import NEVER, Checks, CompiledTable, Keys, RowCheck, compile_table, load_checks
+from clearway.checks import Checks, CompiledTable, Keys, RowCheck, compile_table, load_checks
 from clearway.frames import ROW, Frame, canonical, frame_of
 from clearway.params import Params
 from clearway.repeats import repeated_rows
@@ -73,7 +73,7 @@ def accept(
         wrong = _wrong_kinds(compiled)
         judging = [check for check in compiled.quarantining if not wrong & set(check.needs)]
         judging = [resolve(check, compiled.frame)[0] if check.repeats else check for check in judging]
-        gone = set_aside(compiled.frame, judging, wrong)[ROW].to_numpy()
+        gone = set_aside(compiled.frame, judging)[ROW].to_numpy()
         if len(gone):
             kept = np.ones(len(frame), dtype=bool)
             kept[gone] = False
@@ -109,24 +109,18 @@ def resolve(check: RowCheck, frame: Frame) -> tuple[RowCheck, int]:
     return replace(check, bad=pl.col(ROW).is_in(rows.implode()), repeats=""), len(rows)
 
 
-def refused(checks: Sequence[RowCheck], wrong: frozenset[str]) -> pl.Expr:
-    """Whether any check refuses a row of a numbered frame. One that needs a column of the wrong kind does not."""
-    live = [check.bad for check in checks if not wrong & set(check.needs)]
-    return pl.any_horizontal(live) if live else NEVER
+def set_aside(frame: Frame, checks: Sequence[RowCheck]) -> pl.DataFrame:
+    """The rows that any of the (resolved) checks refuses: their :data:`ROW`, ascending, and the ``reason``.
 
-
-def set_aside(frame: Frame, checks: Sequence[RowCheck], wrong: frozenset[str]) -> pl.DataFrame:
-    """The rows that any of the (resolved) checks refuses: their :data:`ROW`, ascending, and the ``reason``."""
-    live = [check for check in checks if not wrong & set(check.needs)]
-    if not live:
+    A check that needs a column of the wrong kind means nothing, and must not be among them.
+    """
+    if not checks:
         return nothing_aside()
-    reasons = [
-        pl.when(check.bad).then(pl.lit(f"{check.column} {check.check}" if check.column else check.check))
-        for check in live
-    ]
+    reasons = [pl.when(check.bad).then(pl.lit(check.label)) for check in checks]
     # one code for each different reason: of millions of rows, the texts would be most of the memory
     reason = pl.concat_str(reasons, separator="; ", ignore_nulls=True).cast(pl.Categorical).alias("reason")
-    return frame.collect(frame.numbered().filter(refused(live, wrong)).select(ROW, reason))
+    refused = pl.any_horizontal([check.bad for check in checks])
+    return frame.collect(frame.numbered().filter(refused).select(ROW, reason))
 
 
 def nothing_aside() -> pl.DataFrame:

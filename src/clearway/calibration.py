@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,10 +30,9 @@ from clearway.domain import DomainCalibration
 from clearway.drift import AspectName, Kind
 from clearway.errors import ClearwayError
 from clearway.files import read_json
+from clearway.profile import SCORE
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from clearway.two_sample import Inflation
 
 Floats = NDArray[np.float64]
@@ -49,7 +49,8 @@ CONSTANT = 1e-6
 """Standard deviation, in that of all rows, at which a window counts as constant: sums of squares know no smaller."""
 CELLS = 512
 """Quantile cells of a numeric column."""
-SCORE, LABEL, BASELINE_SCORE = "score", "label", "baseline_score"
+BASELINE_SCORE = "baseline_score"
+"""What the simple model gave the rows whose ``score`` is the challenger's."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class FeatureCalibration(BaseModel):
             degrees = float(np.interp(where, sizes, self.degrees))
         return Inflation(factor, float(np.interp(where, sizes, self.windows)), degrees, reached)
 
-    def spread_at(self, rows: int) -> "UsualSpread | None":
+    def spread_at(self, rows: int) -> UsualSpread | None:
         """How much the spread of a window of ``rows`` rows usually differs; None where it was not measured.
 
         Beyond the largest size it is the largest's: a longer window's spread is no less like the whole.
@@ -182,10 +183,10 @@ class Calibration(BaseModel):
 
 
 def calibrate(
-    frame: "pd.DataFrame",
+    frame: pd.DataFrame,
     kinds: Mapping[str, Kind],
     *,
-    outputs: Mapping[str, tuple[Kind, "pd.Series"]] | None = None,
+    outputs: Mapping[str, tuple[Kind, pd.Series]] | None = None,
     sampled: NDArray[np.intp] | None = None,
     domain: DomainCalibration | None = None,
 ) -> Calibration:
@@ -307,7 +308,7 @@ class _Column:
 
 
 def _calibrate_column(
-    column: "pd.Series", kind: Kind, kept: NDArray[np.bool_], starts: Mapping[int, NDArray[np.intp]]
+    column: pd.Series, kind: Kind, kept: NDArray[np.bool_], starts: Mapping[int, NDArray[np.intp]]
 ) -> FeatureCalibration:
     measured = (_measure_numbers if kind == "numeric" else _measure_categories)(column, kept, starts)
     there = {size: found for size, found in measured.items() if len(found.squares["distribution"]) >= FEWEST_WINDOWS}
@@ -340,10 +341,8 @@ def _calibrate_column(
 
 
 def _measure_numbers(
-    column: "pd.Series", kept: NDArray[np.bool_], starts: Mapping[int, NDArray[np.intp]]
+    column: pd.Series, kept: NDArray[np.bool_], starts: Mapping[int, NDArray[np.intp]]
 ) -> dict[int, _Measured]:
-    import pandas as pd
-
     from clearway.two_sample import KOLMOGOROV_MEAN_SQUARE, rank_squares, size_for_normal
 
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
@@ -378,10 +377,8 @@ def _measure_numbers(
 
 
 def _measure_categories(
-    column: "pd.Series", kept: NDArray[np.bool_], starts: Mapping[int, NDArray[np.intp]]
+    column: pd.Series, kept: NDArray[np.bool_], starts: Mapping[int, NDArray[np.intp]]
 ) -> dict[int, _Measured]:
-    import pandas as pd
-
     from clearway.two_sample import table
 
     codes, categories = pd.factorize(column)

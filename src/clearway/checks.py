@@ -72,6 +72,11 @@ class RowCheck:
     blocked: str = ""
     """Why the check cannot be run."""
 
+    @property
+    def label(self) -> str:
+        """Why a row of the table is set aside: ``column check``."""
+        return f"{self.column} {self.check}" if self.column else self.check
+
 
 @dataclass(frozen=True)
 class TableCheck:

@@ -67,6 +67,11 @@ class Aspect(BaseModel):
         """Whether the effect reaches its limit; no effect at all is never material."""
         return self.effect > 0 and self.effect >= self.limit
 
+    @property
+    def prominence(self) -> float:
+        """The effect in units of its limit; the effect itself where the limit is 0."""
+        return self.effect / self.limit if self.limit > 0 else self.effect
+
 
 class FeatureDrift(BaseModel):
     """What was measured of one feature. A value is None where it could not be measured."""
@@ -90,7 +95,12 @@ class FeatureDrift(BaseModel):
     @property
     def leading(self) -> Aspect | None:
         """The aspect that moved most in units of its limit, one that drifted before any that did not."""
-        return max(self.aspects, key=lambda aspect: (aspect.drifted, _prominence(aspect)), default=None)
+        return max(self.aspects, key=lambda aspect: (aspect.drifted, aspect.prominence), default=None)
+
+    @property
+    def prominence(self) -> float:
+        """How far the feature moved in units of its limits, by the aspect that moved most; −1 if not measured."""
+        return max((aspect.prominence for aspect in self.aspects), default=-1.0)
 
     @property
     def effect(self) -> float | None:
@@ -201,7 +211,7 @@ def measure_drift(
         (_judge(one, [next(adjusted) for _ in one.found], params), output)
         for one, (_, _, output) in zip(compared, columns, strict=True)
     ]
-    features = sorted((f for f, output in judged if not output), key=lambda f: (-prominence(f), f.name))
+    features = sorted((f for f, output in judged if not output), key=lambda f: (-f.prominence, f.name))
     drifted = tuple(feature.name for feature in features if feature.status == "drift")
     unknown = tuple(feature.name for feature in features if feature.status == "unknown")
     verdict, sentence = _verdict(len(features), drifted, unknown, params, domain)
@@ -232,11 +242,6 @@ def no_reference(reason: str, params: DriftParams) -> DriftReport:
         feature_share=params.feature_share,
         feature_count=params.feature_count,
     )
-
-
-def prominence(feature: FeatureDrift) -> float:
-    """How far a feature moved in units of its limits, by the aspect that moved most; −1 if not measured."""
-    return max((_prominence(aspect) for aspect in feature.aspects), default=-1.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -348,7 +353,3 @@ def _verdict(
 def _reached(features: int, count: int, params: DriftParams) -> bool:
     by_count = params.feature_count is not None and features >= params.feature_count
     return features > 0 and (features / count >= params.feature_share or by_count)
-
-
-def _prominence(aspect: Aspect) -> float:
-    return aspect.effect / aspect.limit if aspect.limit > 0 else aspect.effect

@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Any
+from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
@@ -104,7 +104,7 @@ def _answers(workspace: Workspace) -> tuple[int, datetime | None]:
     return rows, max((until for until in tables.answers_until.values() if until), default=None)
 
 
-def _data_verdict(workspace: Workspace) -> tuple[Any, str]:
+def _data_verdict(workspace: Workspace) -> tuple[Literal["passed", "failed"], str]:
     path = workspace.reports / "data_validation.json"
     report = read_json(path, made_by="scripts/validate_data.py")
     verdict = report.get("verdict") if isinstance(report, dict) else None

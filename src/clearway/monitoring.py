@@ -151,7 +151,8 @@ def _compare(now: Interval, expected: Expected, limits: PerformanceTrigger, coun
     sign, name = expected.metric.sign, expected.metric.name
     said = f"{name} in service is {now.estimate:.3f}"
     if now.lower is not None and now.upper is not None:
-        said += f" ({LIVE_CONFIDENCE:.0%} interval {now.lower:.3f} to {now.upper:.3f})"
+        level = 2 * LIVE_CONFIDENCE - 1  # of both one-sided bounds together
+        said += f" ({level:.0%} interval {now.lower:.3f} to {now.upper:.3f})"
     said += f" on {count:,} labelled predictions"
     seen = PerformanceEvidence(
         metric=name,

@@ -206,7 +206,7 @@ def overlay(
     ValueError
         There is not one edge more than counts, or no bin at all.
     """
-    axis = _Axis(edges, reference)
+    axis = _Axis(edges, reference, current)
     sides = [_shares(side) for side in (reference, current)]
     top = _ceiling(max(max(side) for side in sides))
     parts = []
@@ -296,11 +296,12 @@ _LINE = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"
 class _Axis:
     """The horizontal axis of a histogram: from values to places, every bin equally wide."""
 
-    def __init__(self, edges: Sequence[float], counts: Sequence[float]) -> None:
-        if len(edges) != len(counts) + 1 or not counts:
-            raise ValueError(f"{len(counts)} bins need {len(counts) + 1} edges, not {len(edges)}")
+    def __init__(self, edges: Sequence[float], *sides: Sequence[float]) -> None:
+        for counts in sides:
+            if len(edges) != len(counts) + 1 or not counts:
+                raise ValueError(f"{len(counts)} bins need {len(counts) + 1} edges, not {len(edges)}")
         self.edges = edges
-        self.step = (_RIGHT - _LEFT) / len(counts)
+        self.step = (_RIGHT - _LEFT) / (len(edges) - 1)
 
     def x(self, value: float) -> float:
         """The place of a value; what lies beyond the axis stands at its end."""

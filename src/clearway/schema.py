@@ -5,31 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import UsageError
 from clearway.params import Params, Share, Slug, UtcTime, describe
+from clearway.strict_yaml import read_mapping
 
 Kind = Literal["int", "float", "str", "bool", "timestamp"]
 Hour = Annotated[int, Field(ge=0, le=23)]
 Severity = Literal["error", "quarantine", "warn"]
 """``error`` stops the line, ``quarantine`` sets the offending rows aside, ``warn`` only reports."""
-
-_SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_SAFE_LOADER):  # type: ignore[misc]
-    """YAML with every key once: of a key that comes twice, the loaders of PyYAML silently drop the first."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in keys:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value} stands twice", key.start_mark)
-                keys.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
 
 
 def _regular_expression(pattern: str) -> str:
@@ -326,18 +311,11 @@ def load_schema(path: Path) -> DataSchema:
     Raises
     ------
     UsageError
-        The file is missing, is not YAML, or a key or value in it is wrong; names file, key and value.
+        The file is missing, is not YAML, or a key or value in it is wrong or a key stands twice; names file, key and
+        value.
     """
-    try:
-        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (it is a safe loader)
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: it says what the raw tables look like (see docs/schema.md)") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): params.yaml: schema must name a file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must be a mapping of keys to values, found {type(content).__name__}")
+    purpose = "params.yaml: schema must name a file that says what the raw tables look like (see docs/schema.md)"
+    content = read_mapping(path, purpose)
     try:
         return DataSchema.model_validate(content)
     except ValidationError as error:

@@ -27,7 +27,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from clearway.bundle import payload_digest
-from clearway.calibration import BASELINE_SCORE, SCORE, Calibration, calibrate
+from clearway.calibration import BASELINE_SCORE, Calibration, calibrate
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
@@ -37,9 +37,13 @@ from clearway.files import atomic_directory, read_json, write_json
 from clearway.metrics import measure
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
 from clearway.params import Params
-from clearway.profile import sample_positions, write_reference
+from clearway.profile import SCORE, sample_positions, write_reference
 from clearway.schema import Column
 from clearway.workspace import Workspace
+
+DEFINED = ("definitions_sha256", "numeric", "categorical")
+DEFINED_IF_STORED = ("feature_service", "definitions")
+"""What the payload keeps of ``features.json``."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,8 @@ def train(params: Params, workspace: Workspace) -> Trained:
     started = time.perf_counter()
     described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
     frame, labels = read_rows(workspace, "training")
-    definitions = {key: described[key] for key in ("definitions_sha256", "numeric", "categorical")}
+    kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
+    definitions = {key: described[key] for key in kept}
     missing = [name for name in (*definitions["numeric"], *definitions["categorical"]) if name not in frame.columns]
     if missing:
         raise ClearwayError(

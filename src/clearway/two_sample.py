@@ -20,18 +20,16 @@ Lin, J. (1991). Divergence measures based on the Shannon entropy. IEEE Transacti
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import fdtrc, gammaincc, gammaln, kolmogorov, logsumexp, ndtr, ndtri_exp, stdtr
 
+from clearway.calibration import CONSTANT, FeatureCalibration
 from clearway.drift import AspectName, Kind, Test
 from clearway.params import DriftParams
-
-if TYPE_CHECKING:
-    from clearway.calibration import FeatureCalibration
 
 Floats = NDArray[np.float64]
 
@@ -157,7 +155,7 @@ def compare(
     reference: pd.DataFrame,
     current: pd.DataFrame,
     params: DriftParams,
-    noise: "FeatureCalibration | None" = None,
+    noise: FeatureCalibration | None = None,
 ) -> Comparison:
     """Measure every aspect of one column of two samples.
 
@@ -232,7 +230,7 @@ def count_categories(reference: pd.Series, current: pd.Series) -> Floats:
 
 
 def compare_numbers(
-    reference: NDArray[Any], current: NDArray[Any], noise: "FeatureCalibration | None" = None, rows: int = 0
+    reference: NDArray[Any], current: NDArray[Any], noise: FeatureCalibration | None = None, rows: int = 0
 ) -> list[Found]:
     """Distribution, mean and spread of two samples of finite numbers, each in ascending order.
 
@@ -278,7 +276,7 @@ def compare_numbers(
     if usual is not None and usual.deviation > 0:
         # Ranks hardly tell a column that has become constant from a calm week; its standard deviation does.
         # No further than the calibration tells a constant window: calm days that are one are in it.
-        ratio = min(spread, -math.log(1e-6))
+        ratio = min(spread, -math.log(CONSTANT))
         by_ratio = max(score_p(tests.spread), t_p(ratio / usual.deviation, usual.windows))
         if ratio <= usual.reached + 0.1:
             by_ratio = max(by_ratio, 1 / (usual.windows + 1))
@@ -287,7 +285,7 @@ def compare_numbers(
     return found
 
 
-def compare_categories(counts: Floats, noise: "FeatureCalibration | None" = None, rows: int = 0) -> list[Found]:
+def compare_categories(counts: Floats, noise: FeatureCalibration | None = None, rows: int = 0) -> list[Found]:
     """Distribution and unseen mass of two samples of categories, given as counts of shape (2, categories).
 
     ``rows`` as in :func:`compare_numbers`.
@@ -304,7 +302,7 @@ def compare_categories(counts: Floats, noise: "FeatureCalibration | None" = None
     return [*found, Found("unseen", "unseen_mass", share, p)]
 
 
-def compare_missing(gone: tuple[int, int], rows: tuple[int, int], noise: "FeatureCalibration | None" = None) -> Found:
+def compare_missing(gone: tuple[int, int], rows: tuple[int, int], noise: FeatureCalibration | None = None) -> Found:
     """The share of missing values of two samples, given as counts of reference and current."""
     inflation = _inflation(noise, "missing", rows[1])
     log_p, exact = share_log_p(gone[1], sum(gone), rows[1], sum(rows))
@@ -553,7 +551,7 @@ def equivalent_z(log_p: float) -> float:
     return float(-ndtri_exp(log_p - math.log(2))) if log_p < 0 else 0.0
 
 
-def _inflation(noise: "FeatureCalibration | None", aspect: AspectName, rows: int) -> Inflation:
+def _inflation(noise: FeatureCalibration | None, aspect: AspectName, rows: int) -> Inflation:
     return noise.at(aspect, rows) if noise is not None else INDEPENDENT
 
 

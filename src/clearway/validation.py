@@ -323,13 +323,12 @@ def _judge_table(
                 check, bad = resolve(check, compiled.frame)
             row_checks.append(check)
             failures.append(int(bad))
-        quarantining = [check for check in row_checks if check.severity == "quarantine" and not check.blocked]
         aside_by = [
             (check, bad)
             for check, bad in zip(row_checks, failures, strict=True)
             if bad and check.severity == "quarantine" and not wrong & set(check.needs)
         ]
-        aside = set_aside(compiled.frame, [check for check, _ in aside_by], wrong)
+        aside = set_aside(compiled.frame, [check for check, _ in aside_by])
         if len(aside):
             counts |= _count_kept(compiled, aside[ROW])
         extremes = _extremes(compiled.frame, row_checks, failures)
@@ -338,8 +337,8 @@ def _judge_table(
             if whole.of_kept and rows and len(aside) == rows:
                 whole = replace(whole, blocked="no row is left: all are set aside")
             results.append(_judge_whole(name, compiled.frame, whole, counts[f"whole {i}"], rows, wrong, expected))
-        if quarantining:
-            causes = Counter({f"{check.column or ''} {check.check}".strip(): bad for check, bad in aside_by})
+        if compiled.quarantining:
+            causes = Counter({check.label: bad for check, bad in aside_by})
             results.append(_judge_aside(name, len(aside), rows, expected.max_quarantine, causes))
         for i, (check, bad) in enumerate(zip(row_checks, failures, strict=True)):
             there = int(counts[f"there {i}"]) if check.of_values else rows
@@ -433,19 +432,14 @@ def _judge_rows(
     if not ok and check.column is not None and check.subject is not None:
         by_value = check.bad if check.says in ("values", "kind") else None
         picture = distribution(frame, check.subject, expected.columns.get(check.column), by_value)
-    found = "as expected" if seen is None else words(check, frame, seen, failures, of, extremes)
-    return CheckResult(
-        table=table,
-        column=check.column,
-        check=check.check,
-        severity=severity,
+    return _result(
+        table,
+        replace(check, severity=severity, expected=wanted),
+        rows,
+        "as expected" if seen is None else words(check, frame, seen, failures, of, extremes),
         status="pass" if ok else _STATUS[severity],
         failures=failures,
-        rows=rows,
-        expected=wanted,
-        found=found,
         examples=() if seen is None else examples(seen, check.shows),
-        detail=f"expected {wanted}, found {found}",
         distribution=picture,
     )
 
@@ -468,7 +462,7 @@ def _judge_whole(
     picture = None
     if not ok and check.column is not None:
         picture = distribution(frame, check.column, expected.columns.get(check.column), None)
-    return _result(table, check, rows, check.expected, found, status=status, distribution=picture)
+    return _result(table, check, rows, found, status=status, failures=0 if ok else rows, distribution=picture)
 
 
 def _judge_aside(table: str, aside: int, rows: int, most: float, causes: Counter[str]) -> CheckResult:
@@ -479,18 +473,8 @@ def _judge_aside(table: str, aside: int, rows: int, most: float, causes: Counter
     if aside:
         named = ", ".join(f"{check} in {counted(bad)}" for check, bad in causes.most_common(3))
         found = f"{counted(aside)} ({percent(aside / rows)}): {named}{', …' if len(causes) > 3 else ''}"
-    return CheckResult(
-        table=table,
-        column=None,
-        check="quarantine",
-        severity="error",
-        status="pass" if ok else "fail",
-        failures=aside,
-        rows=rows,
-        expected=expected,
-        found=found,
-        detail=f"expected {expected}, found {found}",
-    )
+    status: Status = "pass" if ok else "fail"
+    return _result(table, _Plain("quarantine", expected), rows, found, status=status, failures=aside)
 
 
 def _judge_cadence(table: str, frame: Frame, cadence: Cadence, rows: int, wrong: frozenset[str]) -> CheckResult:
@@ -500,31 +484,20 @@ def _judge_cadence(table: str, frame: Frame, cadence: Cadence, rows: int, wrong:
     most = f", but for {cadence.max_missing:,}" if cadence.max_missing else ""
     severity: Severity = "warn" if cadence.severity == "warn" else "error"
     expected = f"rows every {cadence.every}{hours}{by}{most}"
-    name = f"cadence ({cadence.column}{by})"
+    check = _Plain(f"cadence ({cadence.column}{by})", expected, severity=severity)
     cause = _of_wrong_kind((cadence.column, *cadence.by), wrong)
     if cause:
-        return _unknown(table, RowCheck(None, name, expected, NEVER, severity=severity), rows, cause)
+        return _unknown(table, check, rows, cause)
     steps = missing_steps(frame, cadence)
     ok = steps.missing <= cadence.max_missing
     if not ok and cadence.error_share is not None and steps.missing / steps.expected > cadence.error_share:
-        severity = "error"
         expected += f" (more than {percent(cadence.error_share)} missing is an error)"
+        check = replace(check, severity="error", expected=expected)
     found = f"{steps.missing:,} of {steps.expected:,} missing" if steps.missing else "no gap"
     if steps.examples:
         found += ", such as " + ", ".join(str(value) for value in steps.examples[0].values())
-    return CheckResult(
-        table=table,
-        column=None,
-        check=name,
-        severity=severity,
-        status="pass" if ok else _STATUS[severity],
-        failures=steps.missing,
-        rows=rows,
-        expected=expected,
-        found=found,
-        examples=steps.examples,
-        detail=f"expected {expected}, found {found}",
-    )
+    status: Status = "pass" if ok else _STATUS[check.severity]
+    return _result(table, check, rows, found, status=status, failures=steps.missing, examples=steps.examples)
 
 
 def _absent(table: str, expected: TableSchema, frame: Frame, rows: int) -> list[CheckResult]:
@@ -535,73 +508,63 @@ def _absent(table: str, expected: TableSchema, frame: Frame, rows: int) -> list[
         if name not in frame.dtypes:
             similar = difflib.get_close_matches(name, extra, n=1, cutoff=0.5)
             hint = f": was it renamed to {similar[0]!r}?" if similar else ""
-            check = _Absence(name, "present")
-            wanted, detail = f"a column of kind {column.kind}", f"the column is missing{hint}"
-            results.append(_result(table, check, rows, wanted, "no such column", status="fail", detail=detail))
+            check, detail = _Plain("present", f"a column of kind {column.kind}", name), f"the column is missing{hint}"
+            results.append(_result(table, check, rows, "no such column", status="fail", failures=rows, detail=detail))
     if expected.extra_columns == "error":
         advice = f"describe it there, or set tables.{table}.extra_columns: allow"
         detail = f"the column is not in the schema: {advice}"
         for name in extra:
-            check = _Absence(name, "extra")
-            results.append(_result(table, check, rows, "no column of that name", "one", status="fail", detail=detail))
+            check = _Plain("extra", "no column of that name", name)
+            results.append(_result(table, check, rows, "one", status="fail", failures=rows, detail=detail))
     return results
 
 
-@dataclass(frozen=True)
-class _Absence:
-    """A check of a column, or of a whole table, that is or is not there."""
-
-    column: str | None
-    check: str
-    severity: Severity = "error"
-    expected: str = ""
-
-
 def _no_table(table: str, expected: str, found: str, detail: str) -> _Judged:
-    result = _result(table, _Absence(None, "table"), 0, expected, found, status="fail", detail=detail)
-    return _Judged([result], nothing_aside())
+    check = _Plain("table", expected)
+    return _Judged([_result(table, check, 0, found, status="fail", failures=0, detail=detail)], nothing_aside())
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A check that is no expression over rows: that something is there, a cadence, the share set aside."""
+
+    check: str
+    expected: str
+    column: str | None = None
+    severity: Severity = "error"
 
 
 def _result(
     table: str,
-    check: TableCheck | _Absence,
+    check: RowCheck | TableCheck | _Plain,
     rows: int,
-    expected: str,
     found: str,
     *,
     status: Status,
+    failures: int,
     detail: str = "",
+    examples: tuple[dict[str, Any], ...] = (),
     distribution: Distribution | None = None,
 ) -> CheckResult:
-    """What concerns the whole column or table, and so all of its rows."""
+    """``detail`` says what was expected and found, unless there is more to say."""
     return CheckResult(
         table=table,
         column=check.column,
         check=check.check,
         severity=check.severity,
         status=status,
-        failures=0 if status == "pass" else rows,
+        failures=failures,
         rows=rows,
-        expected=expected,
+        expected=check.expected,
         found=found,
-        detail=detail or f"expected {expected}, found {found}",
+        examples=examples,
+        detail=detail or f"expected {check.expected}, found {found}",
         distribution=distribution,
     )
 
 
-def _unknown(table: str, check: RowCheck | TableCheck, rows: int, cause: str) -> CheckResult:
-    return CheckResult(
-        table=table,
-        column=check.column,
-        check=check.check,
-        severity=check.severity,
-        status="unknown",
-        failures=0,
-        rows=rows,
-        expected=check.expected,
-        found="not judged",
-        detail=f"not judged: {cause}",
-    )
+def _unknown(table: str, check: RowCheck | TableCheck | _Plain, rows: int, cause: str) -> CheckResult:
+    return _result(table, check, rows, "not judged", status="unknown", failures=0, detail=f"not judged: {cause}")
 
 
 def _of_wrong_kind(needs: Sequence[str], wrong: frozenset[str]) -> str:

@@ -61,8 +61,22 @@ def test_a_hand_written_pipeline_that_would_miss_a_new_file_is_refused(project: 
         check_source_deps(project)
 
 
-def test_this_repositorys_own_pipeline_watches_its_sources() -> None:
+@pytest.mark.parametrize(
+    ("source", "refusal"),
+    [
+        ({"kind": "csv", "path": "more.csv"}, r"stage ingest must list more\.csv among its deps"),
+        ({"kind": "csv", "path": "https://example.org/more.csv"}, r"always_changed: true, .* sources\.more change"),
+    ],
+)
+def test_this_repositorys_own_pipeline_watches_its_sources_and_would_miss_another(
+    tmp_path: Path, source: dict[str, str], refusal: str
+) -> None:
     check_source_deps(HOME)
+    params = yaml.safe_load((HOME / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**params, "sources": {**params["sources"], "more": source}}))
+    (tmp_path / "dvc.yaml").write_text((HOME / "dvc.yaml").read_text())
+    with pytest.raises(UsageError, match=refusal):
+        check_source_deps(tmp_path)
 
 
 def test_prepare_outside_git_starts_dvc_without_git(project: Path) -> None:

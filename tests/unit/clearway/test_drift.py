@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from clearway.domain import DomainDrift
-from clearway.drift import Aspect, DriftReport, FeatureDrift, holm, measure_drift, no_reference, prominence
+from clearway.drift import Aspect, DriftReport, FeatureDrift, holm, measure_drift, no_reference
 from clearway.params import DriftParams
 
 PARAMS = DriftParams()
@@ -260,8 +260,7 @@ def test_the_leading_aspect_is_the_one_that_drifted_most() -> None:
     assert first.leading.drifted
     assert first.effect == first.leading.effect
     assert first.effect_threshold == first.leading.limit
-    assert prominence(first) == max(one.effect / one.limit for one in first.aspects)
-    assert [prominence(feature) for feature in report.features] == sorted(
-        map(prominence, report.features), reverse=True
-    )
+    assert first.prominence == max(one.effect / one.limit for one in first.aspects)
+    order = [feature.prominence for feature in report.features]
+    assert order == sorted(order, reverse=True)
     assert DriftReport.model_validate_json(report.model_dump_json()) == report

@@ -105,6 +105,7 @@ def test_performance_passes_or_alarms_with_an_interval(strength: float, status: 
     assert check.upper is not None
     assert check.lower < float(check.observed or 0) < check.upper
     assert check.threshold == pytest.approx(0.87)
+    assert f"(90% interval {check.lower:.3f} to {check.upper:.3f})" in check.sentence  # two bounds of 95% each
 
 
 def test_a_fall_that_chance_explains_is_no_alarm() -> None:

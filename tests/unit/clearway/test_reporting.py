@@ -83,6 +83,7 @@ def test_categories_that_are_not_allowed_are_coloured_and_the_rest_sets_no_scale
     [
         lambda: histogram([0, 1], [1, 2], alt=""),
         lambda: overlay([0], [], [], alt=""),
+        lambda: overlay([0, 1, 2], [1, 2], [1], alt=""),
         lambda: bars(["a"], [("rows", [1, 2])], alt=""),
     ],
 )

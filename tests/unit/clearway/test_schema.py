@@ -84,7 +84,12 @@ def test_an_unknown_table_is_named(tmp_path: Path) -> None:
         ("min: 0, max: 120", "min: 0, max: .nan", "tables.people.columns.age.max", "finite"),
         ("min: 0, max: 120", "min: 0, max: .inf", "tables.people.columns.age.max", "finite"),
         ("[[name, born]]", "[[]]", "tables.people.unique.0", "at least 1"),
-        ("extra_columns: allow", "extra_columns: allow\n    extra_columns: error", "stands twice", "extra_columns"),
+        (
+            "extra_columns: allow",
+            "extra_columns: allow\n    extra_columns: error",
+            "key tables.people.extra_columns stands twice",
+            "line ",
+        ),
         (
             "  towns:\n    columns: { name: { kind: str } }",
             "  towns:\n    columns: {}",
