@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -13,11 +14,13 @@ from rich.table import Table
 HERE = Path(__file__).parent
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Parse the options that every benchmark has."""
+def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """Parse the options that every benchmark has, and ``--only`` of those with parts."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller measurement, under 50 seconds")
     parser.add_argument("--check", action="store_true", help="exit 1 naming each figure that misses its goal")
+    if parts:
+        parser.add_argument("--only", choices=parts, help="measure this part alone; its file of results is its own")
     return parser.parse_args()
 
 
@@ -33,7 +36,7 @@ class Figures:
         """Record one figure; names with a goal are those in goals.yaml."""
         self._values[name] = value
 
-    def finish(self, *, check: bool, quick: bool) -> int:
+    def finish(self, *, check: bool, quick: bool, part: str | None = None) -> int:
         """Print figures beside goals, keep them under results/, and return the exit code."""
         table = Table(title=f"{self._benchmark} on {os.cpu_count()} cores", title_justify="left", box=None)
         for column in ("figure", "measured", "goal", ""):
@@ -51,8 +54,9 @@ class Figures:
         folder = HERE / "results"
         folder.mkdir(exist_ok=True)
         record = {"quick": quick, "machine": platform.processor() or platform.machine(), "figures": self._values}
-        (folder / f"{self._benchmark}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if check and not quick:
+        name = f"{self._benchmark}_{part}" if part else self._benchmark
+        (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if check and not quick and part is None:
             missed += [f"{name} was not measured" for name in unmeasured]
         for line in missed:
             print(f"missed: {self._benchmark}: {line}")

@@ -1,4 +1,4 @@
-"""Write docs/params.md and docs/schema.md from the types that check those files."""
+"""Write docs/params.md and docs/schema.md from the types that check those files, docs/features.md from the registry."""
 
 from clearway.cli import DONE, parser, run
 

@@ -312,7 +312,29 @@ def deploy(
         change = plan_deploy(situation, digest, actor=actor, reason=reason)
     else:
         change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
+    if change is not None and change.canary is not None and situation.canary is None:
+        check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, change.canary))
     return _carry_out(params, workspace, environment, entries, change)
+
+
+def check_same_features(stable: Bundle, canary: Bundle) -> None:
+    """Whether one server can look up the features of both: what both use must be defined alike.
+
+    Raises
+    ------
+    ClearwayError
+        A feature means something else to each of them; names it.
+    """
+    from clearway.model import recorded_definitions  # imports ONNX Runtime's types
+
+    ours, theirs = recorded_definitions(stable) or {}, recorded_definitions(canary) or {}
+    changed = [name for name, defined in theirs.items() if name in ours and ours[name]["sha256"] != defined["sha256"]]
+    if changed:
+        raise ClearwayError(
+            f"{canary.digest[:SHOWN]} defines {', '.join(changed)} otherwise than the stable version "
+            f"{stable.digest[:SHOWN]}, and one server has one definition of each: give what changed a new name in the "
+            "project package, and keep the old one until no version uses it"
+        )
 
 
 def deploy_built(

@@ -5,8 +5,8 @@ same two things, so a replayed question carries the features that training would
 """
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,24 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_directory, atomic_path, canonical_json, sha256_bytes, sha256_file, write_json
 from clearway.lineage import RECIPE_MODULES
 from clearway.params import Params, SplitParams
-from clearway.project import Project, Tables, definitions_sha256
+from clearway.project import AnyProject, Project, StoredProject, Tables, definitions_sha256
 from clearway.schema import Column, DataSchema, RowCount, TableSchema, load_schema
 from clearway.snapshot import load_tables, read_tables_at
+from clearway.stored_features import (
+    definitions_of,
+    describe,
+    event_tables,
+    historical_features,
+    inputs_of,
+    write_event_tables,
+)
 from clearway.workspace import Workspace
 
 WINDOWS = ("training", "holdout", "current")
+SOURCE_MODULES = ("snapshot.py", "sources.py", "stored_features.py")
+"""What shapes replayed traffic, beside the modules of the recipe."""
+Ask = Callable[[pd.DataFrame, Tables], pd.DataFrame]
+"""From questions and the raw tables to the features of each question."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Windows:
 class FeatureTables:
     """What :func:`build_features` wrote."""
 
+    as_of: datetime | None
     rows: Mapping[str, int]
     """Rows of each window."""
     features: int
@@ -60,26 +73,50 @@ class FeatureTables:
     """Questions left out of all windows, because a feature is not what the schema declares (severity quarantine)."""
     warnings: tuple[str, ...]
     """What the schema warns of in the features of labelled questions."""
+    views: Mapping[str, "ViewHealth"]
+    """Of each feature view and on-demand view; none where the features are not stored."""
 
 
-def build_features(params: Params, workspace: Workspace, project: Project) -> FeatureTables:
+@dataclass(frozen=True)
+class ViewHealth:
+    """How fresh and how complete a feature view is; an entry of ``reports/features.json``."""
+
+    rows: int | None
+    """Rows of its table; None for an on-demand view."""
+    keys: int | None
+    age_hours: float | None
+    """From the newest row to ``as_of``; None without a row."""
+    ttl_hours: float | None
+    """How long a row holds at most; None without an end."""
+    null_share: float | None
+    """Share of missing values among its features of the questions of all windows; None where it has none."""
+
+
+def build_features(params: Params, workspace: Workspace, project: AnyProject) -> FeatureTables:
     """Turn the raw tables into ``data/features``: one Parquet file per window, and ``features.json``.
 
-    The same raw tables, params and code give the same bytes.
+    The rows of a :class:`StoredProject`'s views go to ``data/feature_tables`` first, and its features are read from
+    there through Feast. How fresh and complete its views are is written to ``reports/features.json``. The same raw
+    tables, params and code give the same bytes.
 
     Raises
     ------
     UsageError
-        The questions have times, but params.yaml has no ``as_of``, or the other way round.
+        The questions have times, but params.yaml has no ``as_of``, or the other way round; or a definition or
+        ``feature_store.yaml`` is wrong.
     ClearwayError
         A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; a
         feature is not what the schema declares; a window is empty; a numeric feature has no value in the training
         window.
     """
     as_of = params.time()
+    if as_of is None and isinstance(project, StoredProject):
+        raise UsageError("params.yaml: as_of is missing: stored features are known from some time on; set it")
     declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
     tables = accept_raw(load_tables(workspace, params), params, workspace, as_of)
-    asked = ask(project, tables, known_until=as_of)
+    events = event_tables(project, tables, known_until=as_of) if isinstance(project, StoredProject) else {}
+    write_event_tables(events, workspace.feature_tables)
+    asked = ask(project, tables, known_until=as_of, features=_features(params, workspace, project))
     waived = params.decision.override_veto is not None
     judged = _waived(declared) if waived else declared
     warnings = check_features(asked[asked[LABEL].notna()], judged, most_aside=1.0 if waived else None)
@@ -103,21 +140,99 @@ def build_features(params: Params, workspace: Workspace, project: Project) -> Fe
                 "declared": {
                     name: column.model_dump(mode="json", exclude_defaults=True) for name, column in declared.items()
                 },
-                "definitions_sha256": definitions_sha256(params),
+                **_defined(params, project),
                 "rows": rows,
                 "windows": {name: _iso(bounds) for name, bounds in windows.bounds.items()},
                 "answers_until": {name: _last_answer(frame[windows.mask(name)]) for name in ("training", "holdout")},
             },
         )
+    used = np.logical_or.reduce([windows.mask(window) for window in WINDOWS])
+    views = view_health(project, events, frame[used], as_of) if isinstance(project, StoredProject) else {}
+    write_json(
+        workspace.reports / "features.json",
+        {
+            "as_of": None if as_of is None else as_of.isoformat(),
+            "views": {name: asdict(v) for name, v in views.items()},
+        },
+    )
     features = len(project.numeric) + len(project.categorical)
-    return FeatureTables(rows, features, workspace.features, len(asked) - len(frame), warnings)
+    return FeatureTables(as_of, rows, features, workspace.features, len(asked) - len(frame), warnings, views)
 
 
-def replay_questions(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
+def view_health(
+    project: StoredProject, events: Mapping[str, pd.DataFrame], features: pd.DataFrame, as_of: datetime | None
+) -> dict[str, ViewHealth]:
+    """How fresh and how complete each view is, by name.
+
+    Parameters
+    ----------
+    events : mapping of view to DataFrame
+        Of :func:`event_tables`.
+    features : DataFrame of n rows
+        The project's features.
+    """
+    definitions = definitions_of(project)
+    described = describe(project)
+    health = {}
+    for view in (*definitions.views, *definitions.on_demand):
+        rows = events.get(view.name)
+        names = [name for name, feature in described.items() if feature.view == view.name]
+        newest = None if rows is None or rows.empty else rows[view.batch_source.timestamp_field].max()
+        health[view.name] = ViewHealth(
+            rows=None if rows is None else len(rows),
+            keys=None if rows is None else len(rows[list(view.join_keys)].drop_duplicates()),
+            age_hours=None if newest is None or as_of is None else round((as_of - newest).total_seconds() / 3600, 3),
+            ttl_hours=view.ttl.total_seconds() / 3600 if getattr(view, "ttl", None) else None,
+            null_share=round(float(features[names].isna().to_numpy().mean()), 6) if names else None,
+        )
+    return health
+
+
+def summary_of(views: Mapping[str, ViewHealth]) -> str:
+    """One line: the view that has been silent longest, and the one that misses most."""
+    aging = {name: view.age_hours for name, view in views.items() if view.ttl_hours and view.age_hours is not None}
+    silent = max(((age, name) for name, age in aging.items()), default=None)
+    missing = max(((v.null_share, n) for n, v in views.items() if v.null_share is not None), default=None)
+    parts = [
+        f"{len(views)}",
+        *([] if silent is None else [f"oldest newest row: {silent[1]}, {silent[0]:,.1f} h"]),
+        *([] if missing is None else [f"most nulls: {missing[1]}, {missing[0]:.1%}"]),
+    ]
+    return "; ".join(parts)
+
+
+def _features(params: Params, workspace: Workspace, project: AnyProject) -> Ask | None:
+    """How the features of a stored project are found from its own tables."""
+    if not isinstance(project, StoredProject):
+        return None
+
+    def found(questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+        return historical_features(params, workspace, project, questions, inputs_of(project, questions, tables))
+
+    return found
+
+
+def _defined(params: Params, project: AnyProject) -> dict[str, Any]:
+    """What ``features.json`` says of how the features are defined, and so what a bundle will say of it."""
+    if not isinstance(project, StoredProject):
+        return {"definitions_sha256": definitions_sha256(params)}
+    from clearway.feature_store.definitions import definitions_hash, service_name
+
+    described = describe(project)
+    hashed = definitions_hash(described)
+    return {
+        "feature_service": service_name(params.project.name, hashed),
+        "definitions": {name: feature.model_dump(mode="json") for name, feature in described.items()},
+        "definitions_sha256": hashed,
+    }
+
+
+def replay_questions(params: Params, workspace: Workspace, project: AnyProject) -> pd.DataFrame:
     """The questions that the world asks in the ``replay.days`` after ``as_of``, with features, in time order.
 
-    Without time in the data they are the holdout rows in a seeded order. The table is kept under ``var/replay/`` for
-    the next call; it is made anew when the snapshot, the params or the code that shape it differ.
+    With a :class:`StoredProject` they carry what a caller sends instead: join keys and request fields. Without time in
+    the data they are the holdout rows in a seeded order. The table is kept under ``var/replay/`` for the next call; it
+    is made anew when the snapshot, the params or the code that shape it differ.
 
     Raises
     ------
@@ -126,6 +241,8 @@ def replay_questions(params: Params, workspace: Workspace, project: Project) -> 
     ClearwayError
         As :func:`build_features`; or the source holds no question after ``as_of``.
     """
+    if isinstance(project, StoredProject):
+        return pd.read_parquet(_stored_traffic(params, workspace, project) / "questions.parquet")
     kept = workspace.var / "replay" / f"{_replay_key(params, workspace)}.parquet"
     if kept.exists():
         return pd.read_parquet(kept)
@@ -136,13 +253,26 @@ def replay_questions(params: Params, workspace: Workspace, project: Project) -> 
     return pd.read_parquet(kept)
 
 
+def replay_events(params: Params, workspace: Workspace, project: StoredProject) -> dict[str, pd.DataFrame]:
+    """The rows of each feature view up to the last of the :func:`replay_questions`, kept beside these.
+
+    Raises
+    ------
+    UsageError, ClearwayError
+        As :func:`replay_questions`.
+    """
+    folder = _stored_traffic(params, workspace, project) / "events"
+    return {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+
+
 def ask(
-    project: Project,
+    project: AnyProject,
     tables: Tables,
     *,
     known_until: datetime | None,
     since: datetime | None = None,
     until: datetime | None = None,
+    features: Ask | None = None,
 ) -> pd.DataFrame:
     """The project's questions with their features: reserved columns, numeric, categorical; in the project's order.
 
@@ -152,11 +282,15 @@ def ask(
         When the tables were read: no answer may be known later than this. None where the data knows no time.
     since, until : datetime, optional
         Only questions with ``prediction_time`` in [since, until).
+    features : function of questions and tables, optional
+        How features are found, if not by the project's own ``features()``, which a :class:`StoredProject` lacks: see
+        :func:`~clearway.stored_features.historical_features`.
 
     Raises
     ------
     UsageError
-        Questions have times and ``known_until`` is None, or the other way round.
+        Questions have times and ``known_until`` is None, or the other way round; or the project has no ``features()``
+        and none are given.
     ClearwayError
         The project breaks its contract, or an answer is known that must not be known yet.
     """
@@ -166,11 +300,14 @@ def ask(
         questions = questions[questions[PREDICTION_TIME] >= since]
     if until is not None:
         questions = questions[questions[PREDICTION_TIME] < until]
-    features = _safe(project.features(questions, tables), project, questions.index)
-    return pd.concat([_reserved(questions), features], axis="columns").reset_index(drop=True)
+    found = features or getattr(project, "features", None)
+    if found is None:
+        raise UsageError("the project's features are stored: ask with historical_features of clearway.stored_features")
+    safe = _safe(found(questions, tables), project, questions.index)
+    return pd.concat([_reserved(questions), safe], axis="columns").reset_index(drop=True)
 
 
-def declared_features(schema: DataSchema, params: Params, project: Project) -> dict[str, Column]:
+def declared_features(schema: DataSchema, params: Params, project: AnyProject) -> dict[str, Column]:
     """What the schema says of the project's features, by feature: one rule for training rows and for requests.
 
     A package's features are described by ``features`` in the schema, a flat table's by the table's columns. Of those
@@ -328,11 +465,45 @@ def _later(params: Params, workspace: Workspace, project: Project, as_of: dateti
     declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
     frame = accept_features(ask(project, tables, known_until=until, since=as_of, until=until), declared)
     if frame.empty:
-        raise ClearwayError(
-            f"no question to replay in [{as_of.isoformat()}, {until.isoformat()}) (params.yaml: replay.days = "
-            f"{params.replay.days}): the source ends before as_of; set an earlier as_of"
-        )
+        raise _no_questions(params, as_of, until)
     return frame.sort_values([PREDICTION_TIME, ROW_ID], kind="stable", ignore_index=True)
+
+
+def _stored_traffic(params: Params, workspace: Workspace, project: StoredProject) -> Path:
+    """The folder that holds the questions of a replay, and the rows that its online store is told as time goes on.
+
+    A question is left out for an input that the schema sets aside, not for a feature: to know its features is the
+    server's part, and one that it refuses is counted as refused.
+    """
+    kept = workspace.var / "replay" / _replay_key(params, workspace)
+    if kept.is_dir():
+        return kept
+    as_of = params.time()
+    if as_of is None:
+        raise UsageError("params.yaml: as_of is missing: features that are read by key have a time; set it")
+    until = as_of + timedelta(days=params.replay.days)
+    tables = accept_raw(read_tables_at(params, workspace, project, until), params, workspace, until)
+    questions = project.questions(tables)
+    _check_questions(questions, until)
+    questions = questions[(questions[PREDICTION_TIME] >= as_of) & (questions[PREDICTION_TIME] < until)]
+    inputs = inputs_of(project, questions, tables)
+    frame = pd.concat([_reserved(questions), inputs], axis="columns")
+    declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
+    frame = accept_features(frame, {name: column for name, column in declared.items() if name in inputs.columns})
+    if frame.empty:
+        raise _no_questions(params, as_of, until)
+    frame = frame.sort_values([PREDICTION_TIME, ROW_ID], kind="stable", ignore_index=True)
+    with atomic_directory(kept) as folder:
+        _write_parquet(frame, folder / "questions.parquet")
+        write_event_tables(event_tables(project, tables, known_until=until), folder / "events")
+    return kept
+
+
+def _no_questions(params: Params, as_of: datetime, until: datetime) -> ClearwayError:
+    return ClearwayError(
+        f"no question to replay in [{as_of.isoformat()}, {until.isoformat()}) (params.yaml: replay.days = "
+        f"{params.replay.days}): the source ends before as_of; set an earlier as_of"
+    )
 
 
 def _holdout_traffic(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
@@ -354,7 +525,7 @@ def _replay_key(params: Params, workspace: Workspace) -> str:
         "params": params.model_dump(mode="json", include=shaping),
         "definitions": definitions_sha256(params),
         "schema": sha256_file(workspace.root / params.data_schema),
-        "code": {name: sha256_file(here / name) for name in (*RECIPE_MODULES, "snapshot.py", "sources.py")},
+        "code": {name: sha256_file(here / name) for name in (*RECIPE_MODULES, *SOURCE_MODULES)},
     }
     return sha256_bytes(canonical_json(key))[:16]
 
@@ -410,7 +581,7 @@ def _reserved(questions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, columns=list(RESERVED))
 
 
-def _safe(features: pd.DataFrame, project: Project, index: pd.Index) -> pd.DataFrame:
+def _safe(features: pd.DataFrame, project: AnyProject, index: pd.Index) -> pd.DataFrame:
     """Features as training and serving read them: numbers that float32 holds exactly, categories as strings.
 
     Numbers stay float64 in the table, rounded through float32: written as JSON in a request and read back, they are

@@ -293,6 +293,7 @@ def run_line(
     why = read_json(workspace.reports / "canary.json", made_by="scripts/check_canary.py")["sentence"]
     if code != 0:
         return ended("held" if code == HELD else "rolled back", why)
+    runner.script("check skew", "check_skew.py", "--env", production)
     runner.script("promote", "deploy.py", "--env", production, "--canary", "100")
     return ended("promoted", why)
 

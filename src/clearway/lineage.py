@@ -18,11 +18,14 @@ RECIPE_MODULES = (
     "checks.py",
     "encoding.py",
     "export.py",
+    "feature_store/definitions.py",
+    "feature_store/offline.py",
     "features.py",
     "frames.py",
     "point_in_time.py",
     "project.py",
     "repeats.py",
+    "stored_features.py",
     "training.py",
 )
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.errors import ClearwayError
 from clearway.params import EnvironmentParams, Params, describe
+from clearway.project import definitions_sha256
 from clearway.project_folder import HOME
 from clearway.workspace import Workspace
 
@@ -30,6 +31,10 @@ SAME_MOMENT_SECONDS = 2.0
 """The kernel's idea of when it booted, and with it a process's creation time, moves with the clock's corrections."""
 
 
+class ServerRefusedError(ClearwayError):
+    """The server runs, and says why it does not serve what it should."""
+
+
 class Server(BaseModel):
     """``server.json``, written by the server once it listens."""
 
@@ -39,6 +44,8 @@ class Server(BaseModel):
     created: float
     host: str
     port: int
+    code: str | None = None
+    """Hash of the project's code that it runs."""
 
     @property
     def url(self) -> str:
@@ -91,8 +98,8 @@ def ensure_serving(
     Raises
     ------
     ClearwayError
-        The port is somebody else's, the server ends, refuses the revision, or does not reach it within ``timeout``
-        seconds.
+        The port is somebody else's, the server ends, refuses the revision (also when started anew, if the project's
+        code has changed since it began), or does not reach it within ``timeout`` seconds.
     """
     folder = workspace.environment(environment)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +117,14 @@ def ensure_serving(
             stop(workspace, environment)  # params.yaml gave it another address
             server = None
         started = None if server else _start(workspace, environment, settings)
-        return _await_revision(workspace, environment, revision, started, timeout)
+        try:
+            return _await_revision(workspace, environment, revision, started, timeout)
+        except ServerRefusedError:
+            if server is None or server.code == definitions_sha256(params):
+                raise
+        # It runs the project's code of another day, and may not know the features of this one.
+        stop(workspace, environment)
+        return _await_revision(workspace, environment, revision, _start(workspace, environment, settings), timeout)
     finally:
         lock.release()
 
@@ -227,7 +241,7 @@ def _await_revision(
         time.sleep(POLL_SECONDS)
     serving = "nothing" if not answer or answer.get("revision") is None else f"revision {answer['revision']}"
     why = refusal or f"no answer to the new revision within {timeout:.0f} s"
-    raise ClearwayError(
+    raise (ServerRefusedError if refusal else ClearwayError)(
         f"the server of {environment} does not serve revision {revision}, it serves {serving}: {why}; "
         f"see {log}, or go back with scripts/rollback.py --env {environment}"
     )

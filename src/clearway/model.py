@@ -1,5 +1,6 @@
 """A model as the line runs it: verified bytes, then ONNX Runtime; and the scikit-learn estimator behind it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clearway.bundle import BundleError, verify
+from clearway.bundle import Bundle, BundleError, verify
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, sha256_bytes
@@ -70,6 +71,8 @@ class Model:
     threshold: float
     """Score from which the answer is yes."""
     session: "InferenceSession" = field(repr=False)
+    definitions: Mapping[str, dict[str, Any]] | None = field(default=None, repr=False)
+    """How each feature was defined where the model was trained, by name; None where they are of a flat table."""
 
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """The probability of a positive answer for each row.
@@ -106,7 +109,18 @@ def load_model(bundle_folder: Path, digest: str) -> Model:
         The bundle does not verify; nothing of it was deserialised.
     """
     bundle = verify(bundle_folder, digest)
-    return _build({name: bundle.read(name) for name in (SCHEMA, PARAMS, NETWORK)}, digest, bundle.payload)
+    return _build({name: bundle.read(name) for name in (SCHEMA, PARAMS, FEATURES, NETWORK)}, digest, bundle.payload)
+
+
+def recorded_definitions(bundle: Bundle) -> dict[str, dict[str, Any]] | None:
+    """How each feature was defined where the model of ``bundle`` was trained, by name; None without stored features.
+
+    Raises
+    ------
+    ClearwayError
+        What the bundle records cannot be read.
+    """
+    return _definitions(bundle.read(FEATURES), bundle.payload / FEATURES)
 
 
 def load_payload(folder: Path, digest: str) -> Model:
@@ -182,7 +196,22 @@ def _build(files: Mapping[str, bytes], digest: str, source: Path) -> Model:
         params = ModelParams.model_validate_json(files[PARAMS])
     except ValidationError as error:
         raise ClearwayError(f"{source}: {SCHEMA} or {PARAMS} is not of this version ({describe(error)})") from None
-    return Model(digest, schema, params.threshold, _session(files[NETWORK], source / NETWORK))
+    definitions = _definitions(files[FEATURES], source / FEATURES)
+    return Model(digest, schema, params.threshold, _session(files[NETWORK], source / NETWORK), definitions)
+
+
+def _definitions(content: bytes, source: Path) -> dict[str, dict[str, Any]] | None:
+    """What ``features.json`` records of features defined with Feast."""
+    try:
+        recorded = json.loads(content)
+        definitions = recorded.get("definitions")
+    except (ValueError, AttributeError):
+        raise ClearwayError(f"{source} is no JSON object: train again") from None
+    if definitions is not None and not (
+        isinstance(definitions, dict) and all(isinstance(each, dict) for each in definitions.values())
+    ):
+        raise ClearwayError(f"{source}: definitions must be an object of objects: train again")
+    return definitions
 
 
 def _session(content: bytes, source: Path) -> "InferenceSession":

@@ -5,7 +5,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from clearway.errors import UsageError
+from clearway.strict_yaml import read_mapping
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -275,12 +275,30 @@ class EnvironmentParams(Section):
     """The environment in which a digest must be live before it may come here."""
 
 
+class FeatureLookupParams(Section):
+    """How a server reads features by key from the online store."""
+
+    timeout_ms: float = Field(250.0, gt=0)
+    """Longest wait for the store; then ``on_failure`` applies."""
+    max_staleness_ms: float = Field(0.0, ge=0)
+    """How long a value once read may be used again without asking the store; 0 asks it every time."""
+    on_failure: Literal["fail", "last_known"] = "fail"
+    """Without an answer of the store: refuse the request (503), or use values read before, if there are any."""
+    last_known_seconds: float = Field(300.0, gt=0)
+    """How long ago, by the wall clock, a value may have been read to count as last known."""
+    cache_entries: int = Field(100_000, ge=1)
+    """Values kept, least recently used ones dropped first; one per view and key."""
+    clock_tolerance_seconds: float = Field(5.0, ge=0)
+    """A value that became known up to this long after ``asked_at`` is used: clocks differ. A later one is null."""
+
+
 class ServingParams(Section):
     salt: str = "clearway"
     """Changes which entities see the canary."""
     max_rows: int = Field(1000, ge=1)
     max_body_bytes: int = Field(1_048_576, ge=1024)
     log_features: bool = True
+    features: FeatureLookupParams = FeatureLookupParams()
 
 
 class CanaryStep(Section):
@@ -340,6 +358,8 @@ class Params(Section):
     seed: int = Field(20130701, ge=0, lt=2**32)
     sources: dict[Slug, Source] = Field(min_length=1)
     data_schema: str = Field("schema.yaml", alias="schema")
+    feature_store: str = "feature_store.yaml"
+    """Feast's own configuration; read only where the project package defines features with Feast."""
     data: DataParams | None = None
     split: SplitParams = SplitParams()
     drift: DriftParams = DriftParams()
@@ -432,19 +452,10 @@ def load_params(path: Path) -> Params:
     Raises
     ------
     UsageError
-        The file is missing, is not YAML, or a key or value in it is wrong; names file, key and value.
+        The file is missing, is not YAML, or a key or value in it is wrong or a key stands twice; names file, key and
+        value.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: a project folder needs a params.yaml (see docs/params.md)") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): a project folder needs a params.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise UsageError(f"{path} is not valid YAML: {where}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must be a mapping of keys to values, found {type(content).__name__}")
+    content = read_mapping(path, "a project folder needs a params.yaml (see docs/params.md)")
     for key, value in _unquoted_times(content):
         raise UsageError(f'{path}: {key} = {value} must be quoted ("2013-07-01"): DVC tracks no YAML times')
     try:

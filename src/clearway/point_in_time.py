@@ -139,6 +139,60 @@ def trailing_mean(
     return pd.Series(mean, index=questions.index, name=f"trailing_mean_{value}")
 
 
+def changes(by: str, *entries: tuple[pd.DataFrame, Sequence[pd.Timedelta]], known_at: str = KNOWN_AT) -> pd.DataFrame:
+    """When a count or mean over trailing windows may have another value than just before.
+
+    An event moves such a value twice: when it becomes known, and when it leaves the window, a window's length later.
+    Between two of these times the value is constant, so the values at them say all that there is to know.
+
+    Parameters
+    ----------
+    by : str
+        The key column.
+    *entries : pairs of a DataFrame and a sequence of Timedelta
+        Events, with ``known_at`` (UTC) and the key; and the lengths of the windows over them. Without a length,
+        events are counted over all time, and never leave.
+    known_at : str
+        Name of the column that says when an event became known.
+
+    Returns
+    -------
+    DataFrame
+        The key and ``prediction_time``, each pair once, in time order: questions for :func:`trailing_count` and
+        :func:`trailing_mean`. Events without a key have no part in it.
+
+    Raises
+    ------
+    ClearwayError
+        A column is missing, a time is missing or has no time zone.
+
+    Examples
+    --------
+    >>> at = lambda hour: pd.Timestamp(f"2024-01-01T{hour:02d}:00Z")
+    >>> events = pd.DataFrame({"known_at": [at(9), at(10)], "sensor": ["a", "a"]})
+    >>> changes("sensor", (events, [pd.Timedelta(hours=1)]))["prediction_time"].dt.hour.tolist()
+    [9, 10, 11]
+    """
+    times, keys = [], []
+    for events, windows in entries:
+        missing = [name for name in (known_at, by) if name not in events.columns]
+        if missing:
+            raise ClearwayError(f"point-in-time join: the events have no column {', '.join(missing)}")
+        known = _nanoseconds(events[known_at], "event", known_at)
+        for length in (0, *(window.value for window in windows)):
+            times.append(known + length)
+            keys.append(events[by])
+    codes, names = pd.factorize(pd.concat(keys, ignore_index=True).astype("object"))
+    moments = np.concatenate(times)
+    order = np.lexsort((codes, moments))
+    order = order[codes[order] >= 0]
+    codes, moments = codes[order], moments[order]
+    first = np.ones(len(codes), dtype=bool)  # of each pair
+    first[1:] = (np.diff(codes) != 0) | (np.diff(moments) != 0)
+    asked = pd.DatetimeIndex(moments[first].view("M8[ns]")).tz_localize("UTC")
+    return pd.DataFrame({by: names[codes[first]], PREDICTION_TIME: asked})
+
+
 def refuse_future(asked: NDArray[np.int64], known: NDArray[np.int64]) -> None:
     """The guard at the end of every join.
 
@@ -183,14 +237,16 @@ class _Join:
 
     def position(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of each question, the last event of its key known at or before ``times``; −1 where there is none."""
-        order = np.argsort(times, kind="stable")
-        left = pd.DataFrame({"time": times[order], "code": self.codes[order]})
-        right = pd.DataFrame({"time": self.known, "code": self.event_codes, "position": np.arange(len(self.known))})
-        right = right[right["code"] >= 0]  # a null key matches nothing, not even another null
-        matched = pd.merge_asof(left, right, on="time", by="code")["position"].fillna(-1).to_numpy(dtype=np.int64)
-        position = np.empty(len(times), dtype=np.int64)
-        position[order] = matched
-        return position
+        count = len(self.known)
+        if count == 0:
+            return np.full(len(times), -1, dtype=np.int64)
+        # one number for key and place in time: events of a key lie together, in time order
+        places = self.event_codes * (count + 1) + np.arange(count)
+        order = np.argsort(places, kind="stable")
+        until = self.codes * (count + 1) + np.searchsorted(self.known, times, side="right")
+        last = order[np.searchsorted(places[order], until) - 1]
+        found = self.keyed & (self.event_codes[last] == self.codes) & (self.known[last] <= times)
+        return np.where(found, last, -1)
 
     def gained(self, window: pd.Timedelta | None, *values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """Of each of ``values`` (in the caller's order), the sum over the window of each question."""

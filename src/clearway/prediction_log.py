@@ -24,8 +24,10 @@ LOG_COLUMNS = (
     "latency_ms",
     "score",
     "features",
+    "inputs",
 )
-"""Fields of one record; ``features`` is left out where ``serving.log_features`` is off."""
+"""Fields of one record. ``features`` is what the model saw; ``inputs`` is what a request by key carried, from which the
+features were looked up, null where it carried them itself. Both are left out where ``serving.log_features`` is off."""
 
 FLUSH_SECONDS = 0.1
 CLOSE_SECONDS = 5.0
@@ -134,14 +136,16 @@ def read_log(
     revisions
         Keep records of exactly these ledger revisions.
     columns
-        Which of :data:`LOG_COLUMNS` to return; all by default. Leaving out ``features`` saves much of the memory.
+        Which of :data:`LOG_COLUMNS` to return; all by default. Leaving out ``features`` and ``inputs`` saves much of
+        the memory.
 
     Returns
     -------
     DataFrame
         One row per record. ``revision`` and ``status`` are int64, ``latency_ms`` and ``score`` float64 (null is NaN),
-        ``asked_at`` and ``served_at`` UTC times, ``features`` dictionaries. ``attrs["torn_lines"]`` counts lines that
-        are no JSON record: one at the end of a file that is being written or whose writer died is normal.
+        ``asked_at`` and ``served_at`` UTC times, ``features`` and ``inputs`` dictionaries or None.
+        ``attrs["torn_lines"]`` counts lines that are no JSON record: one at the end of a file that is being written
+        or whose writer died is normal.
     """
     wanted = tuple(LOG_COLUMNS if columns is None else columns)
     if unknown := set(wanted) - set(LOG_COLUMNS):

@@ -16,6 +16,8 @@ from clearway.params import DataParams, Params
 if TYPE_CHECKING:
     import pandas as pd
 
+    from clearway.feature_store.definitions import Definitions
+
 Tables = Mapping[str, "pd.DataFrame"]
 
 
@@ -38,6 +40,33 @@ class Project(Protocol):
 
     def features(self, questions: "pd.DataFrame", tables: Tables) -> "pd.DataFrame":
         """The features of each question, same index, computed from what was known at its prediction time."""
+        ...
+
+
+@runtime_checkable
+class StoredProject(Protocol):
+    """A project package whose features are defined with Feast, and read from its stores in training and in serving.
+
+    It offers what a :class:`Project` offers, but in place of ``features()`` what they are made of.
+    """
+
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+
+    def known_at(self, table: str, frame: "pd.DataFrame", as_of: datetime | None) -> "pd.DataFrame":
+        """As :meth:`Project.known_at`."""
+        ...
+
+    def questions(self, tables: Tables) -> "pd.DataFrame":
+        """As :meth:`Project.questions`; every question has a ``prediction_time``."""
+        ...
+
+    def definitions(self) -> "Definitions":
+        """Entities, feature views, on-demand views, and how the rows of each view are made."""
+        ...
+
+    def inputs(self, questions: "pd.DataFrame", tables: Tables) -> "pd.DataFrame":
+        """What a caller would send with each question, same index: join keys as text, and the request's fields."""
         ...
 
 
@@ -96,13 +125,20 @@ def load_package(name: str) -> ModuleType:
         raise _not_imported(name, error) from None
 
 
-def load_project(params: Params, columns: Mapping[str, str]) -> Project:
+AnyProject = Project | StoredProject
+_ALWAYS = ("numeric", "categorical", "known_at", "questions")
+_FEATURES = ("features",)
+_STORED = ("definitions", "inputs")
+
+
+def load_project(params: Params, columns: Mapping[str, str]) -> AnyProject:
     """The project that ``params`` names. ``columns`` (of the schema's table) is used by flat projects only.
 
     Raises
     ------
     UsageError
-        The package is missing or offers no ``PROJECT`` that fulfils :class:`Project`.
+        The package is missing, or offers no ``PROJECT`` that fulfils :class:`Project` or :class:`StoredProject`; says
+        which members it lacks.
     """
     if params.project.package is None:
         assert params.data is not None  # checked when params were loaded
@@ -112,9 +148,20 @@ def load_project(params: Params, columns: Mapping[str, str]) -> Project:
         project = getattr(package, "PROJECT", None)
     except Exception as error:  # a package may import the modules of its project only now
         raise _not_imported(package.__name__, error) from None
-    if not isinstance(project, Project):
-        raise UsageError(f"package {params.project.package!r} must define PROJECT with: {', '.join(_contract())}")
-    return project
+    if project is None:
+        raise UsageError(f"package {package.__name__!r} must define PROJECT with: {_said(*_ALWAYS)}, and {_choice()}")
+    wanted = _STORED if any(hasattr(project, name) for name in _STORED) else _FEATURES
+    missing = [name for name in (*_ALWAYS, *wanted) if not hasattr(project, name)]
+    if missing:
+        choice = f" ({_choice()})" if set(missing) & {*_FEATURES, *_STORED} else ""
+        raise UsageError(f"PROJECT of package {package.__name__!r} lacks {_said(*missing)}{choice}")
+    if wanted is _STORED and hasattr(project, "features"):
+        raise UsageError(
+            f"PROJECT of package {package.__name__!r} has features() and {_said(*_STORED)}: features are defined in "
+            "one place; remove features()"
+        )
+    checked: AnyProject = project
+    return checked
 
 
 def definitions_sha256(params: Params) -> str:
@@ -141,5 +188,9 @@ def _not_imported(package: str, error: Exception) -> UsageError:
     return UsageError(f"params.yaml: project.package = {package!r} cannot be imported: {cause}")
 
 
-def _contract() -> list[str]:
-    return ["numeric", "categorical", "known_at()", "questions()", "features()"]
+def _said(*names: str) -> str:
+    return ", ".join(name if name in ("numeric", "categorical") else f"{name}()" for name in names)
+
+
+def _choice() -> str:
+    return f"either {_said(*_FEATURES)} or {' and '.join(map(_said, _STORED))}"

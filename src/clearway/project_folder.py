@@ -16,6 +16,7 @@ HOME = Path(__file__).resolve().parents[2]
 """The repository that holds the line."""
 
 HEADER = "# Written by `make run PROJECT=…` from the line's own dvc.yaml; delete this line to keep changes of yours.\n"
+FEATURE_STORE = "feature_store.yaml"
 IGNORED = ("/.dvc/", "/data/", "/build/", "/reports/", "/var/", "/drift_result.txt")
 
 
@@ -73,6 +74,10 @@ def render_dvc(home: Path, project: Path) -> str:
             for dep in stage["deps"]
             if dep.startswith(("scripts/", "src/clearway/")) or not dep.startswith("src/") or dep == f"src/{package}"
         ]
+        if FEATURE_STORE in stage["deps"]:  # a project that stores no features has none
+            own = str(params.get("feature_store") or FEATURE_STORE)
+            place = stage["deps"].index(FEATURE_STORE)
+            stage["deps"][place : place + 1] = [own] if (project / own).exists() else []
         if name == "ingest":
             stage["deps"] += local_sources(params)
             if _remote_sources(params):

@@ -1,4 +1,4 @@
-"""The reference pages of params.yaml and schema.yaml, made from the types that check them: they cannot be wrong."""
+"""The reference pages: params.yaml and schema.yaml from the types that check them, the features from their registry."""
 
 import ast
 import inspect
@@ -6,31 +6,50 @@ import re
 import textwrap
 import types
 import typing
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from clearway.params import Params
-from clearway.schema import DataSchema
-
-PAGES: dict[str, tuple[str, str, type[BaseModel]]] = {
-    "params.md": ("params.yaml", "Every setting of the line", Params),
-    "schema.md": ("schema.yaml", "What each raw table must look like", DataSchema),
-}
-"""File under docs/: the file it describes, its first words, and the type that checks it."""
+from clearway.params import Params, load_params
+from clearway.project import StoredProject, load_project
+from clearway.project_folder import HOME
+from clearway.schema import DataSchema, flat_columns
 
 
 def render(page: str) -> str:
     """One page of ``PAGES``, Markdown."""
-    file, opening, model = PAGES[page]
+    return PAGES[page]()
+
+
+def _settings(file: str, opening: str, model: type[BaseModel]) -> str:
     lines = [
         f"# {file}\n\n{opening}. An unknown key, a wrong type or an impossible value is refused with one line that",
         "names it. Made by `make docs` from the types that check the file; a test keeps the two the same.\n",
     ]
     _section(lines, "", model, seen=set())
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _features() -> str:
+    params = load_params(HOME / "params.yaml")
+    project = load_project(params, flat_columns(params, HOME))
+    if not isinstance(project, StoredProject):
+        return f"# Features\n\nThe project {params.project.name} stores no features.\n"
+    from clearway.feature_store.catalogue import render_catalogue  # imports Feast
+
+    return render_catalogue(params.project.name, project)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "params.md": partial(_settings, "params.yaml", "Every setting of the line", Params),
+    "schema.md": partial(_settings, "schema.yaml", "What each raw table must look like", DataSchema),
+    "features.md": _features,
+}
+"""File under docs/, and what makes it."""
 
 
 def _section(lines: list[str], path: str, model: type[BaseModel], seen: set[str]) -> None:

@@ -1,11 +1,18 @@
-"""Traffic from the source's own later rows: each asked once per rollout, over HTTP, as fast as the server answers."""
+"""Traffic from the source's own later rows: each asked once per rollout, over HTTP, as fast as the server answers.
+
+Where features come from an online store, requests carry keys only, and the store is moved along with the time of the
+questions: each is answered when the store holds exactly what was known then.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -13,17 +20,22 @@ import orjson
 import pandas as pd
 import uvloop
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.columns import ENTITY, PREDICTION_TIME, RESERVED, ROW_ID
 from clearway.errors import ClearwayError, UsageError
-from clearway.features import replay_questions
+from clearway.features import replay_events, replay_questions
 from clearway.files import read_json, write_json
 from clearway.ledger import Entry, read_ledger
 from clearway.local_target import find_server
+from clearway.online_record import record_path
 from clearway.params import Params, describe
-from clearway.project import Project
+from clearway.project import Project, StoredProject
 from clearway.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clearway.feature_store.materialise import OnlineFeed
 
 REQUEST_SECONDS = 30.0
 
@@ -63,10 +75,15 @@ class Replay:
     when a rollout begins. Rows are claimed before they are sent: a replay that is killed skips rows, and never asks
     one twice.
 
+    The online store of a :class:`~clearway.project.StoredProject` is first brought to the time of the first question,
+    forwards or back, whatever another replay left in it. Then it is moved on from tick to tick: the questions of a
+    tick are sent only when every earlier one is answered and the store holds what was known at their time.
+
     Parameters
     ----------
     params, workspace, project
-        The project; its rows come from :func:`clearway.features.replay_questions`.
+        The project; its rows come from :func:`clearway.features.replay_questions`, what the store is told from
+        :func:`clearway.features.replay_events`.
     environment
         Whose server is asked.
 
@@ -76,13 +93,22 @@ class Replay:
         The source has no rows after ``as_of``.
     """
 
-    def __init__(self, params: Params, workspace: Workspace, environment: str, project: Project | None = None) -> None:
+    def __init__(
+        self,
+        params: Params,
+        workspace: Workspace,
+        environment: str,
+        project: Project | StoredProject | None = None,
+    ) -> None:
         params.environment(environment)
+        self._params = params
         self._environment = environment
         self._workspace = workspace
         self._folder = workspace.environment(environment)
         self._connections = params.replay.connections
-        questions = replay_questions(params, workspace, project or _project(params, workspace))
+        self._project = project or _project(params, workspace)
+        self._store: _MovedStore | None = None
+        questions = replay_questions(params, workspace, self._project)
         if questions.empty:
             raise ClearwayError(f"no traffic to replay: the source has no rows after as_of = {params.as_of}")
         self._traffic = Traffic(questions, cycles=params.replay.cycles)
@@ -104,9 +130,9 @@ class Replay:
         Raises
         ------
         ClearwayError
-            No server runs here, it went away, or another replay is running.
+            No server runs here, it went away, another replay is running, or the online store cannot be moved.
         UsageError
-        ``count`` is below 1.
+            ``count`` is below 1.
         """
         if count < 1:
             raise UsageError(f"requests = {count}: must be at least 1")
@@ -119,8 +145,12 @@ class Replay:
             rollout = self._rollout()
             first = self._cursor(rollout)
             end = min(first + count, len(self._traffic))
+            store = self._moved_store() if end > first else None
+            ticks = self._traffic.ticks(first, end, store.known if store else None)
+            if store is not None:
+                store.begin(_time(ticks[0]))
             self._claim(rollout, end)
-            run = _Run(self._traffic.bodies(first, end), end - first, self._connections)
+            run = _Run(self._traffic.bodies(first, end), ticks, self._connections, store)
             started = time.perf_counter()
             try:
                 uvloop.run(run.send(f"{server.url}/predict", progress))
@@ -160,18 +190,43 @@ class Replay:
     def _claim(self, rollout: int, asked: int) -> None:
         write_json(self._folder / "replay.json", Cursor(rollout=rollout, asked=asked).model_dump())
 
+    def _moved_store(self) -> "_MovedStore | None":
+        """The online store and the rows it is told; None where requests carry their features."""
+        if self._store is None and isinstance(self._project, StoredProject):
+            from clearway.feature_store.materialise import OnlineFeed
+
+            events = replay_events(self._params, self._workspace, self._project)
+            feed = OnlineFeed(self._params, self._workspace, self._project, events)
+            known = _known_times(self._project, events)
+            self._store = _MovedStore(feed, known, record_path(self._workspace))
+        return self._store
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / "replay.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ClearwayError(f"another replay is asking {self._environment}: wait for it to end") from None
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(
+                _locked(
+                    self._folder / "replay.lock",
+                    f"another replay is asking {self._environment}: wait for it to end",
+                )
+            )
+            if isinstance(self._project, StoredProject):  # its time is the same for all environments
+                folder = self._workspace.feature_store
+                stack.enter_context(
+                    _locked(
+                        folder / "replay.lock",
+                        f"another replay is moving the online store of {folder} in time: wait for it to end",
+                    )
+                )
             yield
-        finally:
-            lock.release()
+
+
+class Tick(NamedTuple):
+    """Questions that are sent together."""
+
+    time: datetime | None
+    """Of the first of them; None where the data knows no time."""
+    questions: int
 
 
 class Traffic:
@@ -201,14 +256,79 @@ class Traffic:
             yield from _bodies(self._questions.iloc[start:stop], cycle)
             first += stop - start
 
+    def ticks(self, first: int, end: int, known: NDArray[np.int64] | None) -> list[Tick]:
+        """How requests ``first`` to ``end`` (excluded) go together.
+
+        Parameters
+        ----------
+        first, end
+            Numbers of requests.
+        known : ascending, optional
+            When something became known, in microseconds since 1970. Questions between whose times nothing did are one
+            tick, since one state of the store answers them all. Without it there is one tick.
+        """
+        if first >= end:
+            return []
+        if known is None:
+            return [Tick(None, end - first)]
+        times = self._questions[PREDICTION_TIME].iloc[first:end]
+        states = np.searchsorted(known, _microseconds(times), side="right")
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(states)) + 1])
+        counts = np.diff(np.append(starts, end - first)).tolist()
+        return [Tick(times.iloc[s].to_pydatetime(), n) for s, n in zip(starts.tolist(), counts, strict=True)]
+
+
+class _MovedStore:
+    """An online store that a replay moves in time.
+
+    Parameters
+    ----------
+    feed
+        Fills it.
+    known : ascending
+        When any of its rows became known, in microseconds since 1970.
+    record
+        The file that every filling of the store writes.
+    """
+
+    def __init__(self, feed: "OnlineFeed", known: NDArray[np.int64], record: Path) -> None:
+        self.known = known
+        self._feed = feed
+        self._record = record
+        self._mark: tuple[int, int] | None = None
+        self._reached: datetime | None = None
+
+    def begin(self, time: datetime) -> None:
+        """Have the store hold what was known at ``time``; at no cost where it was left before that by this replay."""
+        if self._mark is None or self._mark != self._written() or self._reached is None or time < self._reached:
+            self._reached = None
+            self._feed.start_at(time)
+            self._mark = self._written()
+        self.advance(time)
+
+    def advance(self, time: datetime) -> None:
+        """Have it hold what was known at ``time``, which is not before the last."""
+        self._feed.advance(time)
+        self._reached = time
+
+    def _written(self) -> tuple[int, int] | None:
+        try:
+            status = self._record.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
 
 class _Run:
-    """One sending of bodies over a fixed number of connections, and what came back."""
+    """One sending of bodies, tick by tick, over a fixed number of connections, and what came back."""
 
-    def __init__(self, bodies: Iterator[bytes], count: int, connections: int) -> None:
+    def __init__(
+        self, bodies: Iterator[bytes], ticks: list[Tick], connections: int, store: _MovedStore | None = None
+    ) -> None:
         self._bodies = bodies
-        self._count = count
-        self._connections = max(1, min(connections, count))
+        self._ticks = ticks
+        self._store = store
+        self._connections = max(1, min(connections, max((tick.questions for tick in ticks), default=1)))
         self.started = self.ok = self.client_errors = self.server_errors = 0
         self.latencies: list[float] = []
         self.failure: str | None = None
@@ -226,15 +346,22 @@ class _Run:
         ) as session:
             watching = asyncio.create_task(self._watch(progress)) if progress else None
             try:
-                await asyncio.gather(*(self._worker(session, url) for _ in range(self._connections)))
+                for tick in self._ticks:
+                    if self._store is not None:
+                        self._store.advance(_time(tick))  # a few ms, and nobody waits for the loop: all is answered
+                    bodies = islice(self._bodies, tick.questions)
+                    workers = min(self._connections, tick.questions)
+                    await asyncio.gather(*(self._worker(session, url, bodies) for _ in range(workers)))
+                    if self.failure is not None:
+                        break
             finally:
                 if watching:
                     watching.cancel()
         if progress:
             progress(self.answered)
 
-    async def _worker(self, session: aiohttp.ClientSession, url: str) -> None:
-        for body in self._bodies:  # shared: each worker takes the next body when its own answer is in
+    async def _worker(self, session: aiohttp.ClientSession, url: str, bodies: Iterable[bytes]) -> None:
+        for body in bodies:  # shared: each worker takes the next body when its own answer is in
             if self.failure is not None:
                 return
             self.started += 1
@@ -289,17 +416,47 @@ def _bodies(questions: pd.DataFrame, cycle: int) -> Iterator[bytes]:
 
 
 def _plain(column: "pd.Series[Any]") -> list[Any]:
-    """A column as Python numbers or strings, with None where it is missing."""
-    if pd.api.types.is_bool_dtype(column.dtype):
-        column = column.astype("Float64")
-    if pd.api.types.is_numeric_dtype(column.dtype):
+    """A column as Python numbers, truth values or strings, with None where it is missing."""
+    if pd.api.types.is_numeric_dtype(column.dtype):  # so are truth values, to pandas
         plain = column.astype("object")
     else:
         plain = column.astype("string").astype("object")
     return [None if pd.isna(value) else value for value in plain.tolist()]
 
 
-def _project(params: Params, workspace: Workspace) -> Project:
+def _time(tick: Tick) -> datetime:
+    if tick.time is None:
+        raise ClearwayError("a question without prediction_time has no features in an online store: give it one")
+    return tick.time
+
+
+def _known_times(project: StoredProject, events: Mapping[str, pd.DataFrame]) -> NDArray[np.int64]:
+    """Every time at which a row of any view became known, ascending, in microseconds since 1970."""
+    columns = {view.name: view.batch_source.timestamp_field for view in project.definitions().views}
+    known = [_microseconds(rows[columns[name]]) for name, rows in events.items()]
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *known]))
+
+
+def _microseconds(times: "pd.Series[Any]") -> NDArray[np.int64]:
+    return np.asarray(times.astype("datetime64[us, UTC]").astype("int64"), dtype=np.int64)
+
+
+@contextmanager
+def _locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock at ``path``, or refuse at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ClearwayError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _project(params: Params, workspace: Workspace) -> Project | StoredProject:
     from clearway.project import load_project
     from clearway.schema import flat_columns
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from clearway.project import Project
+    from clearway.project import AnyProject
 
 HELD_ROWS = 2_000_000
 """Rows up to which a table is held in memory for its checks; a larger one is read in pieces."""
@@ -50,7 +50,7 @@ class Snapshot(BaseModel):
         return sum(table.rows for table in self.tables.values())
 
 
-def take_snapshot(params: Params, workspace: Workspace, project: "Project") -> Snapshot:
+def take_snapshot(params: Params, workspace: Workspace, project: "AnyProject") -> Snapshot:
     """Read every source as of ``params.as_of`` and write it to ``data/raw``, whole or not at all.
 
     Raises
@@ -143,7 +143,7 @@ def _matching_snapshot(workspace: Workspace, params: Params) -> Snapshot:
 
 
 def read_tables_at(
-    params: Params, workspace: Workspace, project: "Project", as_of: datetime | None
+    params: Params, workspace: Workspace, project: "AnyProject", as_of: datetime | None
 ) -> "dict[str, pd.DataFrame]":
     """The tables as the world knew them at ``as_of``, straight from their sources.
 
@@ -160,7 +160,7 @@ def read_tables_at(
 
 
 def _read(
-    params: Params, workspace: Workspace, project: "Project", name: str, as_of: datetime | None, *, check_range: bool
+    params: Params, workspace: Workspace, project: "AnyProject", name: str, as_of: datetime | None, *, check_range: bool
 ) -> "pa.Table":
     """One table at ``as_of``: its columns of one type each, its rows in an order that no source decides."""
     from clearway.sources import read_source

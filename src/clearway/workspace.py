@@ -37,6 +37,11 @@ class Workspace:
         return self.root / "data" / "features"
 
     @property
+    def feature_tables(self) -> Path:
+        """The rows of each feature view, one Parquet file each: the offline store."""
+        return self.root / "data" / "feature_tables"
+
+    @property
     def build(self) -> Path:
         return self.root / "build"
 
@@ -77,6 +82,11 @@ class Workspace:
     def var(self) -> Path:
         """All state: bundles, environments, MLflow."""
         return self.root / "var"
+
+    @property
+    def feature_store(self) -> Path:
+        """Feast's registry, the embedded online store, and ``online.json``: how far it is filled."""
+        return self.var / "feature_store"
 
     @property
     def bundles(self) -> Path:

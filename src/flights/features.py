@@ -1,27 +1,37 @@
-"""What is known of a flight two hours before its scheduled departure.
+"""What is known of a flight two hours before its scheduled departure: how each feature is made.
 
 No month and no day of the year: a model trained to June has never seen a July. Whether the aircraft is known is no
 feature either: in this data only cancelled flights lack a tail number, so its absence would tell the future.
+
+The functions of the first part make the rows of one feature view each, from the raw tables: what became known of an
+airport, a carrier or an aircraft, and when. Those of the second part compute what depends on the question itself, from
+lists of what is sent and what is stored; they serve one question as well as a year of them.
 """
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
 import pandas as pd
 
 from clearway.columns import PREDICTION_TIME
-from clearway.point_in_time import AGE, KNOWN_AT, last_known, trailing_count, trailing_mean
+from clearway.point_in_time import KNOWN_AT, changes, trailing_count, trailing_mean
 from clearway.project import Tables
 from flights import sources, times
 from flights.zones import NEW_YORK
 
 WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib")
 """As observed at the origin. ``wind_gust`` is left out: four of five are missing."""
-WEATHER_TTL = pd.Timedelta(hours=6)
-AIRCRAFT_TTL = pd.Timedelta(days=3)
-"""An aircraft last seen longer ago than this has been elsewhere, or in the hangar, since."""
 WINDOWS = {"2h": pd.Timedelta(hours=2), "24h": pd.Timedelta(hours=24)}
+SCHEDULE_WINDOW = pd.Timedelta(hours=1)
 OVERDUE_AFTER = pd.Timedelta(minutes=15)
 """A flight that has not left this long after its schedule is overdue."""
 GIVEN_UP_AFTER = pd.Timedelta(hours=6)
 """From then on an overdue flight is taken as cancelled: it no longer says how the airport is doing now."""
+ALWAYS = pd.Timestamp(0, tz="UTC")
+"""When that became known which has been known all along."""
 
 NUMERIC = (
     "departure_minute",
@@ -44,70 +54,119 @@ NUMERIC = (
 )
 CATEGORICAL = ("origin", "carrier", "dest")
 
+# The rows of each view
 
-def features(questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-    """The features of each question, on its index, which is that of the flights table.
 
-    Delays are in minutes, aircraft ages in years, ``*_hours`` since the aircraft was last seen in hours.
+def weather(tables: Tables) -> pd.DataFrame:
+    """Each observation of an origin's weather, when it could be read."""
+    observed = tables["weather"]
+    return observed[["origin", *WEATHER]].assign(**{KNOWN_AT: sources.weather_known(observed)})
+
+
+def origin_traffic(tables: Tables) -> pd.DataFrame:
+    """Of each origin: mean delay of the flights that left, the number overdue, the number scheduled.
+
+    Scheduled are those of the hour that ends two hours from now: flights scheduled later are asked about later, and
+    appear only then.
     """
     flights = tables["flights"]
-    keys = ["origin", "carrier", "dest", "tailnum"]
-    asked = questions[[PREDICTION_TIME]].join(flights[keys])
-    left, landed = departures(flights), landings(flights)
-    parts = [
-        schedule(questions, flights),
-        weather(asked, tables["weather"]),
-        delays(asked, left, landed),
-        overdue(asked, flights),
-        aircraft(asked, left, landed),
-        plane(asked, tables["planes"]),
-        asked[list(CATEGORICAL)].astype("string"),
-    ]
-    return pd.concat(parts, axis="columns")[[*NUMERIC, *CATEGORICAL]]
+    left, announced, (began, ended) = departures(flights), published(flights), waiting(flights)
+    moments = changes(
+        "origin", (left, list(WINDOWS.values())), (announced, [SCHEDULE_WINDOW]), (began, []), (ended, [])
+    )
+    scheduled = trailing_count(moments, announced, "origin", window=SCHEDULE_WINDOW)
+    return _rows(
+        moments,
+        **_mean_delays("origin_departure_delay", moments, left, "origin", "dep_delay"),
+        origin_overdue=_overdue(moments, began, ended, "origin"),
+        scheduled_departures=scheduled.astype("int64"),
+    )
 
 
-def schedule(questions: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
-    """The flight's own schedule, and how many departures the origin has in the hour that ends with it.
+def carrier_traffic(tables: Tables) -> pd.DataFrame:
+    """Of each carrier: mean delay of the flights that landed, and the number overdue.
 
-    Only the hour before: flights scheduled later than this one are asked about later, and appear only then.
+    A row is written whenever a flight is announced too: nothing is overdue is something that one knows.
     """
-    own = flights.loc[questions.index]
-    departure = times.scheduled_departure(own)
-    local = departure.dt.tz_convert(NEW_YORK)
-    published = flights[["origin"]].assign(**{KNOWN_AT: times.prediction_time(flights)})
-    asked = own[["origin"]].assign(**{PREDICTION_TIME: questions[PREDICTION_TIME]})
+    flights = tables["flights"]
+    landed, announced, (began, ended) = landings(flights), published(flights), waiting(flights)
+    moments = changes("carrier", (landed, list(WINDOWS.values())), (announced, []), (began, []), (ended, []))
+    return _rows(
+        moments,
+        **_mean_delays("carrier_arrival_delay", moments, landed, "carrier", "arr_delay"),
+        carrier_overdue=_overdue(moments, began, ended, "carrier"),
+    )
+
+
+def destination_traffic(tables: Tables) -> pd.DataFrame:
+    """Of each destination: mean delay of the flights that landed there."""
+    landed = landings(tables["flights"])
+    moments = changes("dest", (landed, list(WINDOWS.values())))
+    return _rows(moments, **_mean_delays("dest_arrival_delay", moments, landed, "dest", "arr_delay"))
+
+
+def aircraft_landing(tables: Tables) -> pd.DataFrame:
+    """Each landing of an aircraft: how late it was, and when."""
+    landed = landings(tables["flights"])
+    landed = landed[landed["tailnum"].notna()]
     return pd.DataFrame(
         {
-            "departure_minute": local.dt.hour * 60 + local.dt.minute,
-            "weekday": local.dt.weekday,
-            "distance": own["distance"],
-            "scheduled_minutes": _minutes(times.scheduled_arrival(own) - departure),
-            "scheduled_departures": trailing_count(asked, published, "origin", window=pd.Timedelta(hours=1)),
+            "tailnum": landed["tailnum"],
+            KNOWN_AT: landed[KNOWN_AT],
+            "aircraft_arrival_delay": landed["arr_delay"],
+            "landed_at": _seconds(landed[KNOWN_AT]),
         }
     )
 
 
-def weather(asked: pd.DataFrame, observed: pd.DataFrame) -> pd.DataFrame:
-    """The last weather observed at the origin."""
-    events = observed.assign(**{KNOWN_AT: sources.weather_known(observed)})
-    return last_known(asked, events, "origin", WEATHER, ttl=WEATHER_TTL)[list(WEATHER)]
+def aircraft_departure(tables: Tables) -> pd.DataFrame:
+    """Each departure of an aircraft: how late it was, and when."""
+    left = departures(tables["flights"])
+    left = left[left["tailnum"].notna()]
+    return pd.DataFrame(
+        {
+            "tailnum": left["tailnum"],
+            KNOWN_AT: left[KNOWN_AT],
+            "aircraft_departure_delay": left["dep_delay"],
+            "left_at": _seconds(left[KNOWN_AT]),
+        }
+    )
 
 
-def delays(asked: pd.DataFrame, left: pd.DataFrame, landed: pd.DataFrame) -> pd.DataFrame:
-    """Mean delays of the flights that had left from the origin, or landed for the carrier or at the destination."""
-    means = {}
-    for name, window in WINDOWS.items():
-        means[f"origin_departure_delay_{name}"] = trailing_mean(asked, left, "origin", "dep_delay", window=window)
-        means[f"carrier_arrival_delay_{name}"] = trailing_mean(asked, landed, "carrier", "arr_delay", window=window)
-        means[f"dest_arrival_delay_{name}"] = trailing_mean(asked, landed, "dest", "arr_delay", window=window)
-    return pd.DataFrame(means)
+def planes(tables: Tables) -> pd.DataFrame:
+    """The register of aircraft, as it has always been; many that fly are not in it."""
+    known = tables["planes"].drop_duplicates("tailnum")
+    return pd.DataFrame(
+        {
+            "tailnum": known["tailnum"],
+            KNOWN_AT: ALWAYS,
+            "plane_built": known["year"].astype("Int64"),
+            "plane_seats": known["seats"].astype("Int64"),
+        }
+    )
 
 
-def overdue(asked: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
-    """How many flights of the origin, and of the carrier, should have left by now and have not.
+def departures(flights: pd.DataFrame) -> pd.DataFrame:
+    """Each departure that happened, known when it happened."""
+    events = flights[["origin", "tailnum", "dep_delay"]].assign(**{KNOWN_AT: times.departure(flights)})
+    return events[events[KNOWN_AT].notna()]
 
-    Mean delays of flights that left say nothing of those still waiting, which are the longest delays. The number
-    waiting is the number that became overdue so far, less the number that left, or were given up, since.
+
+def landings(flights: pd.DataFrame) -> pd.DataFrame:
+    """Each landing that happened, known when it happened."""
+    events = flights[["carrier", "dest", "tailnum", "arr_delay"]].assign(**{KNOWN_AT: times.landing(flights)})
+    return events[events[KNOWN_AT].notna()]
+
+
+def published(flights: pd.DataFrame) -> pd.DataFrame:
+    """Each scheduled flight, known when the question about it is asked."""
+    return flights[["origin", "carrier"]].assign(**{KNOWN_AT: times.prediction_time(flights)})
+
+
+def waiting(flights: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each flight that should have left and had not: when it became overdue, and when it left or was given up.
+
+    Mean delays of flights that left say nothing of those still waiting, which are the longest delays.
     """
     due = times.scheduled_departure(flights)
     left = times.departure(flights)
@@ -116,55 +175,111 @@ def overdue(asked: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
     events = flights.loc[waits, ["origin", "carrier"]]
     began = events.assign(**{KNOWN_AT: due[waits] + OVERDUE_AFTER})
     ended = events.assign(**{KNOWN_AT: left.where(left < given_up, given_up)[waits]})
+    return began, ended
+
+
+def _mean_delays(name: str, moments: pd.DataFrame, events: pd.DataFrame, key: str, delay: str) -> dict[str, pd.Series]:
+    return {
+        f"{name}_{window}": trailing_mean(moments, events, key, delay, window=length)
+        for window, length in WINDOWS.items()
+    }
+
+
+def _overdue(moments: pd.DataFrame, began: pd.DataFrame, ended: pd.DataFrame, key: str) -> pd.Series:
+    """The number that became overdue so far, less the number that left, or were given up, since."""
+    waited = trailing_count(moments, began, key, window=None) - trailing_count(moments, ended, key, window=None)
+    return waited.astype("int64")
+
+
+def _rows(moments: pd.DataFrame, **fields: pd.Series) -> pd.DataFrame:
+    return moments.rename(columns={PREDICTION_TIME: KNOWN_AT}).assign(**fields)
+
+
+def _seconds(at: pd.Series) -> pd.Series:
+    """Seconds since 1970, UTC: a time as a feature value."""
+    return at.astype("datetime64[ns, UTC]").astype("int64") / 1e9
+
+
+# What is sent with a question, and what is computed from it
+
+_LOCAL = ZoneInfo(NEW_YORK)
+Lists = dict[str, list[Any]]
+
+
+def inputs(questions: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
+    """What a caller would send with each question: keys, and the flight's schedule as text."""
+    own = flights.loc[questions.index]
+    keys = {name: own[name].astype("string") for name in ("origin", "carrier", "dest", "tailnum")}
     return pd.DataFrame(
         {
-            f"{key}_overdue": trailing_count(asked, began, key, window=None)
-            - trailing_count(asked, ended, key, window=None)
-            for key in ("origin", "carrier")
+            **keys,
+            "scheduled_departure": _text(times.scheduled_departure(own)),
+            "scheduled_arrival": _text(times.scheduled_arrival(own)),
+            "distance": own["distance"].astype("float64"),
         }
     )
 
 
-def aircraft(asked: pd.DataFrame, left: pd.DataFrame, landed: pd.DataFrame) -> pd.DataFrame:
-    """How late the aircraft was when it was last known to land, and to leave, and how long ago that was."""
-    landing = last_known(asked, landed, "tailnum", ["arr_delay"], ttl=AIRCRAFT_TTL)
-    departure = last_known(asked, left, "tailnum", ["dep_delay"], ttl=AIRCRAFT_TTL)
-    return pd.DataFrame(
-        {
-            "aircraft_arrival_delay": landing["arr_delay"],
-            "aircraft_arrival_hours": _minutes(landing[AGE]) / 60,
-            "aircraft_departure_delay": departure["dep_delay"],
-            "aircraft_departure_hours": _minutes(departure[AGE]) / 60,
-        }
-    )
+def schedule(given: Lists) -> Lists:
+    """The flight's own schedule, on New York's clock; a time that cannot be read is missing."""
+    departures = given["scheduled_departure"]
+    clock = {text: _on_the_clock(text) for text in set(departures)}  # of a year's departures a third differ
+    starts = [clock[text] for text in departures]
+    ends = [_time(text) for text in given["scheduled_arrival"]]
+    return {
+        "departure_minute": [minute for _, minute, _ in starts],
+        "weekday": [weekday for _, _, weekday in starts],
+        "scheduled_minutes": [
+            (end - start).total_seconds() / 60 if start is not None and end is not None else None
+            for (start, _, _), end in zip(starts, ends, strict=True)
+        ],
+    }
 
 
-def plane(asked: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
-    """Age and seats of the aircraft; null for the many that the table of planes does not know."""
-    known = planes.drop_duplicates("tailnum").set_index("tailnum")
-    built = asked["tailnum"].map(known["year"]).astype("float64")
-    return pd.DataFrame(
-        {
-            "plane_age": asked[PREDICTION_TIME].dt.year - built,
-            "plane_seats": asked["tailnum"].map(known["seats"]).astype("float64"),
-        }
-    )
+def since_landing(given: Lists) -> Lists:
+    """How long ago the aircraft landed."""
+    return {"aircraft_arrival_hours": _hours(given["prediction_time"], given["landed_at"])}
 
 
-def departures(flights: pd.DataFrame) -> pd.DataFrame:
-    """Each departure that happened, known when it happened."""
-    events = flights[["origin", "carrier", "dest", "tailnum", "dep_delay"]].assign(
-        **{KNOWN_AT: times.departure(flights)}
-    )
-    return events[events[KNOWN_AT].notna()]
+def since_departure(given: Lists) -> Lists:
+    """How long ago the aircraft left."""
+    return {"aircraft_departure_hours": _hours(given["prediction_time"], given["left_at"])}
 
 
-def landings(flights: pd.DataFrame) -> pd.DataFrame:
-    """Each landing that happened, known when it happened."""
-    events = flights[["origin", "carrier", "dest", "tailnum", "arr_delay"]].assign(**{KNOWN_AT: times.landing(flights)})
-    return events[events[KNOWN_AT].notna()]
+def plane_age(given: Lists) -> Lists:
+    """How many years ago the aircraft was built."""
+    years = {now: datetime.fromtimestamp(now, UTC).year for now in set(given["prediction_time"])}
+    return {
+        "plane_age": [
+            years[now] - built if built is not None else None
+            for now, built in zip(given["prediction_time"], given["plane_built"], strict=True)
+        ]
+    }
 
 
-def _minutes(span: pd.Series) -> pd.Series:
-    minutes: pd.Series = span.dt.total_seconds() / 60
-    return minutes
+def _hours(now: Iterable[float], then: Iterable[float | None]) -> list[float | None]:
+    return [(to - at) / 60 / 60 if at is not None else None for to, at in zip(now, then, strict=True)]
+
+
+def _on_the_clock(text: str | None) -> tuple[datetime | None, int | None, int | None]:
+    """A time, its minute of the day and its day of the week in New York."""
+    at = _time(text)
+    if at is None:
+        return None, None, None
+    local = at.astimezone(_LOCAL)
+    return at, local.hour * 60 + local.minute, local.weekday()
+
+
+def _time(text: str | None) -> datetime | None:
+    """The time that an ISO 8601 text says; None without a text, a time zone or a date that exists."""
+    try:
+        at = datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        return None
+    return at if at is not None and at.tzinfo is not None else None
+
+
+def _text(at: pd.Series) -> pd.Series:
+    """ISO 8601, UTC, whole seconds; null where there is no time."""
+    written = np.datetime_as_string(at.dt.tz_convert(None).to_numpy(), unit="s", timezone="UTC")
+    return pd.Series(written, index=at.index).where(at.notna()).astype("string")

@@ -1,6 +1,7 @@
 """The flights as the line sees them: their questions, their features, and what was known when."""
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,15 @@ from clearway.project import Tables
 from flights import features, sources, times
 from flights.zones import NEW_YORK, ZONES
 
+if TYPE_CHECKING:
+    from clearway.feature_store.definitions import Definitions
+
 LATE_MINUTES = 15
 """A flight that arrives more than this many minutes after its schedule is late."""
 
 
 class Flights:
-    """Fulfils :class:`clearway.project.Project`."""
+    """Fulfils :class:`clearway.project.StoredProject`."""
 
     numeric = features.NUMERIC
     categorical = features.CATEGORICAL
@@ -50,8 +54,13 @@ class Flights:
         )
         return questions.sort_values([PREDICTION_TIME, ROW_ID], kind="stable")
 
-    def features(self, questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-        return features.features(questions, tables)
+    def definitions(self) -> "Definitions":
+        from flights.definitions import DEFINITIONS  # imports Feast, which ingest has no use for
+
+        return DEFINITIONS
+
+    def inputs(self, questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+        return features.inputs(questions, tables["flights"])
 
 
 def row_ids(flights: pd.DataFrame) -> pd.Series:

@@ -5,12 +5,12 @@ import contextlib
 import math
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -21,23 +21,35 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from clearway.errors import ClearwayError
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.routing import Role
+from clearway.serving.metrics import CONTENT_TYPE, Traffic, render
 from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
 from clearway.serving.state import Active, Follower, Loaded
+
+if TYPE_CHECKING:
+    from clearway.feature_store.online import FeatureReader
 
 VERSION_HEADER = "x-clearway-version"
 
 
 @dataclass(slots=True)
 class Question:
-    """One row of a request, checked, with the version that will answer it."""
+    """One row of a request, with the version that will answer it."""
 
     envelope: Envelope
     id: str
     role: Role
+    loaded: Loaded
     row: dict[str, Any]
+    """Its features; of a row by key, once they are looked up."""
+    asked_at: str | None
+    inputs: dict[str, Any] | None = None
+    """What a row by key carries: join keys and request fields."""
+    outcomes: dict[str, str] | None = None
+    """Of a row by key: what became of each view that does not give a present value."""
 
 
 @dataclass(slots=True)
@@ -58,6 +70,14 @@ class ModelError(Exception):
         self.digest = digest
 
 
+class LookupFailed(Exception):  # noqa: N818  # the name says what happened
+    """Features could not be looked up: the HTTP status (5xx), and one line naming the view and the cause."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Endpoint:
     """Answers the requests of one environment from whatever the follower has active.
 
@@ -73,6 +93,7 @@ class Endpoint:
         self._follower = follower
         self._log = log
         self._row = np.empty((0, 0), dtype=np.float32)
+        self._traffic = Traffic()
         self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
 
     def close(self) -> None:
@@ -82,6 +103,11 @@ class Endpoint:
     async def predict(self, request: Request) -> Response:
         """``POST /predict``: one row, or ``{"rows": [...]}``."""
         started = perf_counter()
+        response = await self._predict(request, started)
+        self._traffic.add(response.status_code, perf_counter() - started)
+        return response
+
+    async def _predict(self, request: Request, started: float) -> Response:
         active = self._follower.active
         if active is None:
             return _json({"error": self._follower.error or "no version is loaded yet"}, status=503)
@@ -89,6 +115,8 @@ class Endpoint:
             body = await self._body(request)
             return await self._answer(body, request.headers.get(VERSION_HEADER), active, started)
         except RequestError as error:
+            return _json({"error": str(error)}, error.status, active.table.stable)
+        except LookupFailed as error:
             return _json({"error": str(error)}, error.status, active.table.stable)
         except ModelError as error:
             return _json({"error": str(error), "version": error.digest}, 500, error.digest)
@@ -100,9 +128,26 @@ class Endpoint:
         return _json({"live": True}, version=self._stable())
 
     async def ready(self, request: Request) -> Response:
-        """``GET /v2/health/ready``: 200 once a routing table is served, 503 before."""
-        ready = self._follower.active is not None
-        return _json({"ready": ready}, 200 if ready else 503, self._stable())
+        """``GET /v2/health/ready``: 200 once a routing table is served, 503 before, and 503 without a feature store.
+
+        Where last known values may stand in for the store's, the server is ready without it, and says ``degraded``.
+        """
+        active = self._follower.active
+        if active is None:
+            return _json({"ready": False}, 503)
+        content: dict[str, Any] = {"ready": True}
+        if active.reader is not None and not active.reader.store.health.up:
+            if active.reader.settings.on_failure == "fail":
+                reason = f"the feature store does not answer: {active.reader.store.health.error}"
+                return _json({"ready": False, "error": reason}, 503, self._stable())
+            content["features"] = "degraded"
+        return _json(content, version=self._stable())
+
+    async def metrics(self, request: Request) -> Response:
+        """``GET /metrics``: counts in the text format of Prometheus."""
+        active = self._follower.active
+        content = render(self._traffic, active.reader if active else None)
+        return Response(content, headers={"content-type": CONTENT_TYPE})
 
     async def describe(self, request: Request) -> Response:
         """``GET /``: what is served, and why a newer routing table is not."""
@@ -119,6 +164,7 @@ class Endpoint:
             "unseen_categories": active.unseen if active else 0,
             "schema_warnings": active.warned if active else {},
             "log": {"written": self._log.written, "dropped": self._log.dropped},
+            "features": active.reader.status() if active and active.reader else None,
         }
         return _json(content, version=self._stable())
 
@@ -157,10 +203,12 @@ class Endpoint:
     async def _answer(self, body: Any, wanted: str | None, active: Active, started: float) -> Response:
         if type(body) is dict and "rows" in body and "rows" not in active.names:
             return await self._answer_many(body, wanted, active, started)
-        envelope = read_envelope(body)
-        question, loaded = _assign(envelope, body, wanted, active)
+        question = _assign(body, wanted, active)
+        loaded = question.loaded
+        if question.inputs is not None:
+            await self._look_up([question], active, started, tester=wanted is not None)
         vector = self._scratch(loaded.encoder.width, question.role)
-        loaded.encoder.encode_into(body, vector[0])
+        _encode_into(vector[0], question, active.reader)
         group = Group(loaded, [0], [question], vector)
         answers, failure = await self._score(group, active, started, tester=wanted is not None)
         if failure is not None:
@@ -179,24 +227,28 @@ class Endpoint:
             raise RequestError(
                 413, f"rows has {len(rows)} rows, more than serving.max_rows = {self._settings.max_rows}"
             )
-        groups: dict[Role, Group] = {}
+        tester = wanted is not None
+        questions = []
         for place, row in enumerate(rows):
-            try:
-                question, loaded = _assign(read_envelope(row), row, wanted, active)
-                group = groups.get(question.role)
-                if group is None:
-                    matrix = np.empty((len(rows), loaded.encoder.width), dtype=np.float32)
-                    group = groups[question.role] = Group(loaded, [], [], matrix)
-                loaded.encoder.encode_into(row, group.matrix[len(group.places)])
-            except RequestError as error:
-                raise RequestError(error.status, f"rows[{place}]: {error}") from None
+            with _naming(place):
+                questions.append(_assign(row, wanted, active))
+        if any(question.inputs is not None for question in questions):
+            await self._look_up(questions, active, started, tester=tester)
+        groups: dict[Role, Group] = {}
+        for place, question in enumerate(questions):
+            group = groups.get(question.role)
+            if group is None:
+                matrix = np.empty((len(rows), question.loaded.encoder.width), dtype=np.float32)
+                group = groups[question.role] = Group(question.loaded, [], [], matrix)
+            with _naming(place):
+                _encode_into(group.matrix[len(group.places)], question, active.reader)
             group.places.append(place)
             group.questions.append(question)
         predictions: list[Any] = [None] * len(rows)
         failures = []
         for group in groups.values():
             group.matrix = group.matrix[: len(group.places)]
-            answers, failure = await self._score(group, active, started, tester=wanted is not None)
+            answers, failure = await self._score(group, active, started, tester=tester)
             if failure is not None:
                 failures.append(failure)
                 continue
@@ -225,34 +277,79 @@ class Endpoint:
         except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
             failure = ModelError(digest, f"{type(error).__name__}: {error}")
             scores = [None] * len(group.questions)
-        elapsed = (perf_counter() - started) * 1000.0
-        now = datetime.now(UTC)
         status = 200 if failure is None else 500
+        self._write(group.questions, scores, status, active, started, tester=tester)
         answers = []
         for question, score in zip(group.questions, scores, strict=True):
-            envelope = question.envelope
+            if score is not None:
+                label = int(score >= model.threshold)
+                answer = {"id": question.id, "version": digest, "role": question.role, "score": score, "label": label}
+                if question.outcomes is not None:
+                    answer["features"] = question.outcomes
+                answers.append(answer)
+        return answers, failure
+
+    def _write(
+        self,
+        questions: Sequence[Question],
+        scores: Sequence[float | None],
+        status: int,
+        active: Active,
+        started: float,
+        *,
+        tester: bool,
+    ) -> None:
+        """Log what became of each question; features only of those that got as far as having them."""
+        elapsed = (perf_counter() - started) * 1000.0
+        now = datetime.now(UTC)
+        for question, score in zip(questions, scores, strict=True):
+            by_key = question.inputs is not None
             record = {
                 "id": question.id,
                 "revision": active.table.revision,
-                "version": digest,
+                "version": question.loaded.digest,
                 # a tester chose the version, so that its requests are no sample of either side
                 "role": "tester" if tester else question.role,
-                "entity": envelope.entity,
-                "asked_at": envelope.asked_at,
+                "entity": question.envelope.entity,
+                "asked_at": question.asked_at,
                 "served_at": now,
                 "status": status,
                 "latency_ms": elapsed,
                 "score": score,
             }
             if self._settings.log_features:
-                record["features"] = strip_envelope(question.row)
+                if by_key:
+                    record["inputs"] = question.inputs
+                if not by_key or question.outcomes is not None:
+                    record["features"] = strip_envelope(question.row)
             self._log.append(record)
-            if score is not None:
-                label = int(score >= model.threshold)
-                answers.append(
-                    {"id": question.id, "version": digest, "role": question.role, "score": score, "label": label}
-                )
-        return answers, failure
+
+    async def _look_up(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
+        """Read the features of those questions that are by key, all at once.
+
+        Raises
+        ------
+        LookupFailed
+            The feature store does not answer, or a function of the project fails; all questions are logged as failed.
+        """
+        assert active.reader is not None  # else no row is by key
+        by_key = [question for question in questions if question.inputs is not None]
+        at = []
+        for question in by_key:
+            time = datetime.now(UTC) if question.asked_at is None else datetime.fromisoformat(question.asked_at)
+            question.asked_at = question.asked_at or time.isoformat()
+            at.append(time.timestamp())
+        try:
+            lookups = await active.reader.read([question.inputs or {} for question in by_key], at)
+        except ClearwayError as error:
+            from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
+
+            status = 503 if isinstance(error, StoreUnavailable) else 500
+            self._write(questions, [None] * len(questions), status, active, started, tester=tester)
+            raise LookupFailed(status, str(error)) from None
+        for question, lookup in zip(by_key, lookups, strict=True):
+            question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
+            question.outcomes = {view: outcome for view, outcome in lookup.outcomes.items() if outcome != "present"}
 
     def _scratch(self, width: int, role: Role) -> NDArray[np.float32]:
         """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
@@ -276,6 +373,8 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             with contextlib.suppress(asyncio.CancelledError):
                 await following
             endpoint.close()
+            if follower.active is not None and follower.active.reader is not None:
+                follower.active.reader.close()
             await asyncio.to_thread(log.close)
 
     endpoint = Endpoint(settings, environment, follower, log)
@@ -284,6 +383,7 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             Route("/predict", endpoint.predict, methods=["POST"]),
             Route("/v2/health/live", endpoint.live, methods=["GET"]),
             Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
+            Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
         ],
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
@@ -291,11 +391,46 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
     )
 
 
-def _assign(envelope: Envelope, row: dict[str, Any], wanted: str | None, active: Active) -> tuple[Question, Loaded]:
+def _assign(row: Any, wanted: str | None, active: Active) -> Question:
     """Route by entity, else by id, else at random; or to the version that a tester named."""
+    envelope = read_envelope(row)
     identity = envelope.id or uuid.uuid4().hex
     role, loaded = active.chosen(wanted) if wanted is not None else active.route(envelope.entity or identity)
-    return Question(envelope, identity, role, row), loaded
+    inputs = None if active.keyed is None else active.keyed.read(row)
+    if inputs is not None and loaded.version.model.definitions is None:
+        raise RequestError(
+            422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
+        )
+    return Question(envelope, identity, role, loaded, row, envelope.asked_at, inputs)
+
+
+def _encode_into(vector: NDArray[np.float32], question: Question, reader: "FeatureReader | None") -> None:
+    """Encode a question's features; of what was looked up and is refused, say where it comes from.
+
+    Raises
+    ------
+    RequestError
+        A feature is refused.
+    """
+    try:
+        question.loaded.encoder.encode_into(question.row, vector)
+    except RequestError as error:
+        name = question.loaded.encoder.refused(question.row) if question.outcomes is not None else None
+        view = reader.source(name) if name is not None and reader is not None else None
+        if name is None or view is None or question.outcomes is None:
+            raise
+        outcome = question.outcomes.get(view, "present")
+        value = "null" if question.row[name] is None else "this value"
+        raise RequestError(error.status, f"{error}: view {view} had {value} for it (outcome: {outcome})") from None
+
+
+@contextlib.contextmanager
+def _naming(place: int) -> Iterator[None]:
+    """Say which row is refused."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(error.status, f"rows[{place}]: {error}") from None
 
 
 def _json(

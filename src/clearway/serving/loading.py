@@ -1,14 +1,30 @@
 """From a digest to a version that answers: verified, loaded, and tried on rows whose scores are known."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clearway.errors import ClearwayError
 from clearway.files import read_json
 from clearway.model import Model, load_model
+from clearway.params import Params, describe
+from clearway.project import StoredProject, load_project
 from clearway.serving.requests import RequestError, RowEncoder
+from clearway.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from clearway.feature_store.definitions import Definitions, FeatureDefinition
+    from clearway.feature_store.online import FeatureReader
+
+SWITCH_SECONDS = 0.0005
+"""How long one thread may keep the interpreter while another wants it, once one of them reads features. At Python's own
+5 ms, a read that gives it up for every row waits behind a busy event loop for as long as its timeout."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +82,77 @@ def _warm_up(model: Model, digest: str, path: Path, tolerance: float) -> None:
         raise ClearwayError(
             f"bundle {digest[:12]} fails its warm-up: a golden score differs by {difference:.2g} (limit {tolerance:g})"
         )
+
+
+@dataclass(frozen=True)
+class OwnFeatures:
+    """How this server's own code defines features."""
+
+    definitions: "Definitions"
+    described: "Mapping[str, FeatureDefinition]"
+    """By name of the feature."""
+
+
+def own_features(params: Params) -> OwnFeatures:
+    """What the project package that ``params`` names defines with Feast; imports Feast, which takes seconds.
+
+    Raises
+    ------
+    ClearwayError
+        It defines nothing with Feast, or cannot be imported.
+    """
+    project = load_project(params, {})
+    if not isinstance(project, StoredProject):
+        raise ClearwayError(
+            f"package {params.project.package!r} defines no features with Feast, but the bundle was trained from such: "
+            "serve it with the code that it was trained with"
+        )
+    from clearway.feature_store.definitions import describe_features
+
+    definitions = project.definitions()
+    return OwnFeatures(definitions, describe_features(definitions, project.numeric, project.categorical))
+
+
+def check_definitions(version: Version, own: OwnFeatures) -> None:
+    """Check that the features of a version are defined here as they were where it was trained.
+
+    Raises
+    ------
+    ClearwayError
+        They are not; names the bundle, each feature, and what differs.
+    """
+    from pydantic import ValidationError
+
+    from clearway.feature_store.definitions import FeatureDefinition, differences
+
+    recorded = {}
+    for name, definition in (version.model.definitions or {}).items():
+        try:
+            recorded[name] = FeatureDefinition.model_validate(definition)
+        except ValidationError as error:
+            raise ClearwayError(
+                f"bundle {version.digest[:12]}: features.json: definitions.{name}: {describe(error)}"
+            ) from None
+    if lacking := [name for name in version.model.schema.names if name not in recorded]:
+        raise ClearwayError(f"bundle {version.digest[:12]}: features.json records no definition of {lacking[0]!r}")
+    if found := differences(recorded, own.described):
+        raise ClearwayError(
+            f"bundle {version.digest[:12]} was trained from other feature definitions than this server runs: "
+            f"{'; '.join(found)}: start the server with the code that the bundle was trained with"
+        )
+
+
+def open_reader(params: Params, workspace: Workspace, own: OwnFeatures, names: "Collection[str]") -> "FeatureReader":
+    """A reader of the features ``names`` from the online store; to be closed. The store need not answer yet.
+
+    Raises
+    ------
+    ClearwayError
+        The store's configuration or a definition is wrong.
+    """
+    from clearway.feature_store.online import FeatureReader
+    from clearway.feature_store.store import open_store
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    ordered = [name for name in own.described if name in names]
+    return FeatureReader(open_store(params, workspace), own.definitions, ordered, params.serving.features)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class RowEncoder:
     def __init__(self, schema: InputSchema, also_known: Iterable[str] = ()) -> None:
         if clash := set(schema.names) & set(ENVELOPE):
             raise ClearwayError(f"a feature cannot be called {clash.pop()!r}: a request uses that name for itself")
+        self.names = schema.names
         self.width = len(schema.features)
         self.unseen = 0
         self.warned: Counter[str] = Counter()
@@ -74,6 +75,7 @@ class RowEncoder:
         self._may_be_null = {feature.name for feature in schema.features if _nullable(feature)}
         self._numbers: list[_Number] = []
         self._categories: list[_Category] = []
+        self._checks = {feature.name: compile_check(feature) for feature in schema.features}
         for position, feature in enumerate(schema.features):
             if isinstance(feature, NumericFeature):
                 self._numbers.append(self._compile_number(position, feature))
@@ -110,8 +112,17 @@ class RowEncoder:
                 if name not in self._known:
                     raise RequestError(422, f"unknown field {name[:MAX_NAME]!r}: it is no feature of this model")
 
+    def refused(self, row: Mapping[str, Any]) -> str | None:
+        """The name of the first feature of ``row``, which has all, whose value is refused."""
+        for name, check in self._checks.items():
+            try:
+                check(row[name])
+            except RequestError:
+                return name
+        return None
+
     def _compile_number(self, position: int, feature: NumericFeature) -> "_Number":
-        check = compile_check(feature)
+        check = self._checks[feature.name]
         low, high, whole = -FLOAT32_MAX, FLOAT32_MAX, False
         if feature.declared is not None:
             column = as_encoded(feature.declared)
@@ -126,7 +137,7 @@ class RowEncoder:
         )
 
     def _compile_category(self, position: int, feature: CategoricalFeature) -> "_Category":
-        check = compile_check(feature)
+        check = self._checks[feature.name]
         trained = {category: float(code) for code, category in enumerate(feature.categories)}
         good = {category: code for category, code in trained.items() if _is_good(check, category)}
         admit = self._admit_category(feature.name, check, trained)
@@ -224,6 +235,124 @@ def compile_check(feature: Feature) -> Callable[[Any], bool]:
         return good
 
     return check
+
+
+class KeyedRows:
+    """Tells rows that carry features from rows by key, which carry what features are read by, and checks the latter.
+
+    Parameters
+    ----------
+    keys
+        Names of the join keys: strings or null.
+    fields
+        The request's fields: name → what it must be, beside null: ``str``, ``float``, ``int`` or ``bool``.
+    looked_up
+        The features that a row by key leaves out.
+    features
+        All features.
+    """
+
+    def __init__(
+        self, keys: Collection[str], fields: Mapping[str, str], looked_up: Collection[str], features: Collection[str]
+    ) -> None:
+        if clash := {*keys, *fields} & {*ENVELOPE, "rows"}:
+            raise ClearwayError(f"an input cannot be called {min(clash)!r}: a request uses that name for itself")
+        kinds = {**fields, **dict.fromkeys(keys, "key")}
+        self._inputs = [(name, name in keys, _INPUTS[kind]) for name, kind in kinds.items()]
+        self._looked_up = frozenset(looked_up)
+        self._features = tuple(features)
+        self._no_features = frozenset(kinds).difference(features)
+        self._known = {*kinds, *ENVELOPE}
+
+    def read(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The join keys and request fields of a row by key; None for a row that carries its features.
+
+        Raises
+        ------
+        RequestError
+            The row carries a part of each, or lacks a key or a field, or has one of the wrong type, or a field that
+            nobody knows; 422, naming it.
+        """
+        if not self._looked_up or not self._looked_up.isdisjoint(row):
+            if not self._no_features.isdisjoint(row):
+                raise self._mixed(row)
+            return None
+        inputs = {}
+        for name, is_key, read in self._inputs:
+            value = row.get(name, _ABSENT)
+            if value is _ABSENT:
+                what = "join key" if is_key else "request field"
+                raise RequestError(422, f"{what} {name} is missing: send null if it is not known, or send all features")
+            inputs[name] = None if value is None else read(name, value)
+        if len(row) > len(inputs):
+            for name in row:
+                if name not in self._known:
+                    raise RequestError(422, f"unknown field {name[:MAX_NAME]!r}: it is no join key or request field")
+        return inputs
+
+    def _mixed(self, row: Mapping[str, Any]) -> RequestError:
+        sent, extra = self._looked_up.intersection(row), self._no_features.intersection(row)
+        lacking = [name for name in self._features if name not in row]
+        add = f" and add {_listed(lacking)}" if lacking else ""
+        by_key = f"leave out {_listed(sent)} (the feature store has them), or " if sent else ""
+        return RequestError(
+            422,
+            "a row carries either all features or what they are read by, not some of each: "
+            f"{by_key}leave out {_listed(extra)}{add}",
+        )
+
+
+_ABSENT = object()
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:MAX_LISTED]) + (
+        f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    )
+
+
+def _read_key(name: str, value: Any) -> str:
+    if type(value) is not str:
+        raise RequestError(422, f"join key {name} must be a string or null, not {_refused(value)}")
+    if len(value) > MAX_NAME:
+        raise RequestError(422, f"join key {name} must have at most {MAX_NAME} characters, has {len(value)}")
+    return value
+
+
+def _read_text(name: str, value: Any) -> str:
+    if type(value) is not str:
+        raise RequestError(422, f"request field {name} must be a string or null, not {_refused(value)}")
+    return value
+
+
+def _read_number(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise RequestError(422, f"request field {name} must be a number or null, not {_refused(value)}")
+    return float(value)
+
+
+def _read_whole(name: str, value: Any) -> int:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise RequestError(422, f"request field {name} must be a whole number or null, not {_refused(value)}")
+    if value != int(value) or not -(2**63) <= value < 2**63:
+        raise RequestError(422, f"request field {name} = {_shown(value)} must be a whole number of 64 bits or null")
+    return int(value)
+
+
+def _read_truth(name: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise RequestError(422, f"request field {name} must be true, false or null, not {_refused(value)}")
+    return value
+
+
+_INPUTS: Mapping[str, Callable[[str, Any], Any]] = {
+    "key": _read_key,
+    "str": _read_text,
+    "float": _read_number,
+    "int": _read_whole,
+    "bool": _read_truth,
+}
 
 
 def _reader(feature: Feature) -> Callable[[Any], Any]:

@@ -39,11 +39,13 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     import uvicorn
 
     from clearway.prediction_log import PredictionLog
+    from clearway.project import definitions_sha256
     from clearway.serving.app import build_app
     from clearway.serving.state import Follower
 
     folder = workspace.environment(environment)
     record = folder / "server.json"
+    code = definitions_sha256(params)
     app = build_app(
         params.serving,
         environment,
@@ -57,7 +59,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
             if self.started:
                 host, port = listener.getsockname()[:2]
                 created = psutil.Process().create_time()
-                write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port})
+                write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
 
     config = uvicorn.Config(
         app,

@@ -8,17 +8,30 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, quarantined, read_ledger
 from clearway.params import Params
 from clearway.routing import Role, RoutingTable, read_routing
-from clearway.serving.loading import Version, load_version
-from clearway.serving.requests import RequestError, RowEncoder
+from clearway.serving.loading import (
+    OwnFeatures,
+    Version,
+    check_definitions,
+    load_version,
+    open_reader,
+    own_features,
+)
+from clearway.serving.requests import KeyedRows, RequestError, RowEncoder
 from clearway.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clearway.feature_store.online import FeatureReader
 
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 3.0
+GRACE_SECONDS = 60.0
+"""How long requests that began before a swap may still read features as before it."""
 
 logger = logging.getLogger("clearway.serving")
 
@@ -71,8 +84,13 @@ class Loaded:
 class Active:
     """One routing table with all its versions loaded. Never changed, only replaced as a whole."""
 
-    def __init__(self, table: RoutingTable, versions: dict[str, Version]) -> None:
+    def __init__(
+        self, table: RoutingTable, versions: dict[str, Version], reader: "FeatureReader | None" = None
+    ) -> None:
         self.table = table
+        self.reader = reader
+        """Reads features by key; None where no version was trained from the feature store."""
+        self.keyed = None if reader is None else _keyed_rows(reader, versions)
         self.names = frozenset(name for version in versions.values() for name in version.model.schema.names)
         self._loaded = {
             digest: Loaded(version, RowEncoder(version.model.schema, also_known=self.names))
@@ -114,6 +132,13 @@ class Active:
         return ("stable" if digest == self.table.stable else "canary"), self._loaded[digest]
 
 
+def _keyed_rows(reader: "FeatureReader", versions: dict[str, Version]) -> KeyedRows:
+    stored = [version.model.schema.names for version in versions.values() if version.model.definitions is not None]
+    names = dict.fromkeys(name for names in stored for name in names)
+    fields = {name: kind.value for name, kind in reader.inputs.items() if name not in reader.join_keys}
+    return KeyedRows(reader.join_keys, fields, reader.looked_up.intersection(names), names)
+
+
 class Follower:
     """Watches ``routing.json`` and replaces :attr:`active` when a new table is vouched for and loads.
 
@@ -124,6 +149,9 @@ class Follower:
     def __init__(self, params: Params, workspace: Workspace, environment: str) -> None:
         self.active: Active | None = None
         self.error: str | None = None
+        self._params = params
+        self._workspace = workspace
+        self._own: OwnFeatures | None = None
         self._bundles = workspace.bundles
         self._folder = workspace.environment(environment)
         self._path = self._folder / "routing.json"
@@ -151,7 +179,9 @@ class Follower:
             logger.exception("routing.json cannot be followed")
             self._refuse(f"{self._path} cannot be followed: {type(error).__name__}: {error}")
         else:
-            self.active, self.error = replacement, None
+            replaced, self.active, self.error = self.active, replacement, None
+            if replaced is not None and replaced.reader is not None and replaced.reader is not replacement.reader:
+                asyncio.get_running_loop().call_later(GRACE_SECONDS, replaced.reader.close)
             table = replacement.table
             canary = f", canary {table.canary[:12]} at {table.canary_weight}%" if table.canary else ""
             logger.warning("revision %d: stable %s%s", table.revision, table.stable[:12], canary)
@@ -173,10 +203,37 @@ class Follower:
             )
         digests = [digest for digest in (table.stable, table.canary) if digest is not None]
         present = self.active.versions if self.active else {}
-        return Active(
-            table,
-            {digest: present.get(digest) or load_version(self._bundles, digest, self._tolerance) for digest in digests},
-        )
+        versions = {digest: present.get(digest) or self._load_version(digest) for digest in digests}
+        reader = self._reader(versions)
+        try:
+            return Active(table, versions, reader)
+        except Exception:
+            if reader is not None and (self.active is None or reader is not self.active.reader):
+                reader.close()
+            raise
+
+    def _load_version(self, digest: str) -> Version:
+        version = load_version(self._bundles, digest, self._tolerance)
+        if version.model.definitions is not None:
+            check_definitions(version, self._own_features())
+        return version
+
+    def _own_features(self) -> OwnFeatures:
+        """Of the project's code, once: a process keeps the code that it has imported."""
+        if self._own is None:
+            self._own = own_features(self._params)
+        return self._own
+
+    def _reader(self, versions: dict[str, Version]) -> "FeatureReader | None":
+        """A reader of all features that the versions look up; the present one, with what it has read, if it will do."""
+        stored = [version.model.schema.names for version in versions.values() if version.model.definitions is not None]
+        if not stored:
+            return None
+        names = {name for names in stored for name in names}
+        present = self.active.reader if self.active else None
+        if present is not None and names <= present.names:
+            return present
+        return open_reader(self._params, self._workspace, self._own_features(), names)
 
     def _fingerprint(self) -> tuple[int, int, int] | None:
         with contextlib.suppress(OSError):

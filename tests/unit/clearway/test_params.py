@@ -83,6 +83,13 @@ def test_sections_that_contradict_each_other_are_refused(tmp_path: Path, text: s
         load_params(write(tmp_path, text))
 
 
+def test_a_setting_that_stands_twice_is_named_with_both_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, FLAT + "gates: {latency_ms: 100}\nseed: 1\ngates: {latency_ms: 5000}\n")
+    with pytest.raises(UsageError, match="line 8: key gates stands twice, first in line 6: keep one") as raised:
+        load_params(path)
+    assert str(raised.value).startswith(str(path))
+
+
 @pytest.mark.parametrize("text", ["project: [", "- a list", ""])
 def test_what_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"params\.yaml"):

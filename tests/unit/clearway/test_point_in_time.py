@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from clearway.columns import PREDICTION_TIME
 from clearway.errors import ClearwayError
-from clearway.point_in_time import AGE, KNOWN_AT, last_known, refuse_future, trailing_count, trailing_mean
+from clearway.point_in_time import (
+    AGE,
+    KNOWN_AT,
+    changes,
+    last_known,
+    refuse_future,
+    trailing_count,
+    trailing_mean,
+)
 
 START = pd.Timestamp("2024-01-01T00:00:00Z")
 HOUR = pd.Timedelta(hours=1)
@@ -154,3 +162,41 @@ def test_the_guard_names_the_first_event_from_the_future():
         refuse_future(asked, asked + np.array([0, HOUR.value]))
     with pytest.raises(ClearwayError, match="no known time"):
         refuse_future(asked, np.array([asked[0], np.iinfo(np.int64).min]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked_rows, event_rows, st.lists(st.integers(1, 4), max_size=2, unique=True))
+def test_values_at_the_changes_are_the_values_at_any_time(asked, happened, windows):
+    """A table of the values at each change, joined to a question, says what the window before the question says."""
+    questions, events = questions_of(asked), events_of(happened)
+    lengths = [hours * HOUR for hours in windows]
+    moments = changes("key", (events, lengths))
+    assert not moments.duplicated().any()
+    assert moments[PREDICTION_TIME].is_monotonic_increasing
+    for window in lengths or [None]:
+        counts = trailing_count(moments, events, "key", window=window)
+        means = trailing_mean(moments, events, "key", "value", window=window)
+        table = moments.rename(columns={PREDICTION_TIME: KNOWN_AT}).assign(count=counts, mean=means)
+        joined = last_known(questions, table, "key", ["count", "mean"])
+        expected = trailing_count(questions, events, "key", window=window)
+        assert joined["count"].fillna(0).tolist() == expected.fillna(0).tolist()
+        pd.testing.assert_series_equal(
+            joined["mean"].astype("float64"),
+            trailing_mean(questions, events, "key", "value", window=window),
+            check_names=False,
+        )
+
+
+def test_changes_of_several_tables_are_one_list():
+    came, left = events_of([(1, "a", None, 1), (4, None, None, 1)]), events_of([(1, "a", None, 2), (2, "b", None, 3)])
+    moments = changes("key", (came, [2 * HOUR]), (left, []))
+    hours = ((moments[PREDICTION_TIME] - START) / HOUR).tolist()
+    assert list(zip(hours, moments["key"], strict=True)) == [(1, "a"), (2, "b"), (3, "a")]
+
+
+def test_changes_name_what_is_missing():
+    events = events_of([(1, "a", None, 1)])
+    with pytest.raises(ClearwayError, match="the events have no column tail"):
+        changes("tail", (events, []))
+    with pytest.raises(ClearwayError, match="1 of 1 events have no known_at"):
+        changes("key", (events.assign(**{KNOWN_AT: pd.Series([pd.NaT], dtype="datetime64[ns, UTC]")}), []))

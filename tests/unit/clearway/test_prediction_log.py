@@ -56,6 +56,15 @@ def test_every_record_comes_back_with_its_types(tmp_path: Path) -> None:
     assert found.attrs["torn_lines"] == 0
 
 
+def test_what_a_request_by_key_carried_comes_back_and_is_null_for_a_full_row(tmp_path: Path) -> None:
+    log = PredictionLog(tmp_path)
+    log.append(record(1, inputs={"origin": "JFK", "distance": 187.0}))
+    log.append(record(2, inputs=None))
+    log.append(record(3))  # as logged before requests by key
+    log.close()
+    assert read_log(tmp_path)["inputs"].tolist() == [{"origin": "JFK", "distance": 187.0}, None, None]
+
+
 def test_file_is_named_by_day_and_process(tmp_path: Path) -> None:
     log = PredictionLog(tmp_path)
     log.append(record(1))

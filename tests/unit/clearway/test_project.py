@@ -1,12 +1,14 @@
 """What params.yaml names must exist: a package that can be imported, columns that the schema lists."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from clearway.errors import UsageError
 from clearway.params import Params
-from clearway.project import load_package, load_project
+from clearway.project import Project, StoredProject, load_package, load_project
 
 
 @pytest.mark.parametrize("name", ["", ".relative", "../folder", "no_such_package_anywhere"])
@@ -61,3 +63,62 @@ def test_a_column_that_the_schema_does_not_list_is_named(data: dict[str, object]
     )
     with pytest.raises(UsageError, match=named):
         load_project(params, {"cat": "bool", "owner": "str", "age": "int"})
+
+
+class Asks:
+    """What every package offers."""
+
+    numeric = ("load",)
+    categorical = ()
+
+    def known_at(self, table: str, frame: object, as_of: object) -> object:
+        return frame
+
+    def questions(self, tables: object) -> object:
+        return tables
+
+
+def stored(**members: object) -> object:
+    return type("Stored", (Asks,), members)()
+
+
+@pytest.mark.parametrize(
+    ("offered", "said"),
+    [
+        (
+            None,
+            r"must define PROJECT with: numeric, categorical, known_at\(\), questions\(\), and either features\(\) or",
+        ),
+        (Asks(), r"lacks features\(\) \(either features\(\) or definitions\(\) and inputs\(\)\)"),
+        (stored(inputs=len), r"lacks definitions\(\) \(either"),
+        (stored(definitions=len), r"lacks inputs\(\) \(either"),
+        (object(), r"lacks numeric, categorical, known_at\(\), questions\(\), features\(\)"),
+        (
+            stored(inputs=len, definitions=len, features=len),
+            r"has features\(\) and definitions\(\), inputs\(\): .*remove",
+        ),
+    ],
+)
+def test_a_package_that_breaks_the_contract_is_told_which_members_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, offered: object, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        load_offered(monkeypatch, offered)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("members", [{"features": len}, {"definitions": len, "inputs": len}])
+def test_both_kinds_of_projects_are_loaded(monkeypatch: pytest.MonkeyPatch, members: dict[str, object]) -> None:
+    project = stored(**members)
+    assert load_offered(monkeypatch, project) is project
+    assert isinstance(project, StoredProject) == ("inputs" in members)
+    assert isinstance(project, Project) == ("features" in members)
+
+
+def load_offered(monkeypatch: pytest.MonkeyPatch, project: object) -> object:
+    module = ModuleType("offered_by_a_test")
+    if project is not None:
+        module.PROJECT = project  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    values = {"sources": {"pets": {"kind": "csv", "path": "pets.csv"}}, "environments": {"production": {"port": 0}}}
+    return load_project(Params.model_validate({"project": {"name": "x", "package": module.__name__}, **values}), {})

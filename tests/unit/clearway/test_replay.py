@@ -61,6 +61,44 @@ def test_rows_without_time_come_round_again_under_new_ids() -> None:
     assert bodies[4]["count"] == 2
 
 
+def microseconds(*times: str) -> np.ndarray:
+    return pd.DatetimeIndex(times, tz="UTC").as_unit("us").asi8
+
+
+class TestTicks:
+    """The questions are asked at 00:00, 01:00, … of 1 July."""
+
+    def ticks(self, *known: str, first: int = 0, end: int = 6) -> list[tuple[int, int]]:
+        """The hour and the number of questions of each tick."""
+        found = Traffic(questions(6, timed=True), cycles=1).ticks(first, end, microseconds(*known))
+        assert sum(tick.questions for tick in found) == end - first
+        assert all(tick.time is not None and tick.time.tzinfo is not None for tick in found)
+        return [(tick.time.hour, tick.questions) for tick in found if tick.time is not None]
+
+    def test_questions_between_which_nothing_became_known_go_together(self) -> None:
+        assert self.ticks("2013-06-30T12:00", "2013-07-01T02:30", "2013-07-01T09:00") == [(0, 3), (3, 3)]
+        assert self.ticks("2013-06-30T12:00") == [(0, 6)]
+
+    def test_what_becomes_known_when_a_question_is_asked_belongs_to_it(self) -> None:
+        assert self.ticks("2013-07-01T02:00:00") == [(0, 2), (2, 4)]
+        assert self.ticks("2013-07-01T02:00:00.000001") == [(0, 3), (3, 3)]
+
+    def test_a_part_of_the_traffic_has_its_own_ticks(self) -> None:
+        assert self.ticks("2013-07-01T02:30", "2013-07-01T04:00", first=1, end=5) == [(1, 2), (3, 1), (4, 1)]
+        assert self.ticks("2013-07-01T02:30", first=3, end=3) == []
+
+    def test_without_an_online_store_all_is_one_tick(self) -> None:
+        traffic = Traffic(questions(6, timed=False), cycles=3)
+        assert traffic.ticks(2, 15, None) == [(None, 13)]
+
+
+def test_truth_values_are_sent_as_such() -> None:
+    asked = questions(2, timed=True).assign(direct=[True, False], checked=pd.array([pd.NA, True], "boolean"))
+    first, second = (json.loads(body) for body in Traffic(asked, cycles=1).bodies(0, 2))
+    assert (first["direct"], second["direct"]) == (True, False)
+    assert (first["checked"], second["checked"]) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("canaries", "began"),
     [

@@ -199,6 +199,18 @@ def test_what_training_writes(tmp_path: Path) -> None:
     assert b"as_of" not in (workspace.model / "params.json").read_bytes()
 
 
+def test_the_payload_says_how_its_features_were_defined(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path / "stored")
+    described = read_json(workspace.features / "features.json")
+    said = {"feature_service": "toy_0123456789ab", "definitions": {"size": {"sha256": "1" * 64}}}
+    flat = train(params, workspace).digest
+    write_json(workspace.features / "features.json", {**described, **said})
+    assert train(params, workspace).digest != flat
+    recorded = read_json(workspace.model / "features.json")
+    kept = {key: described[key] for key in ("numeric", "categorical", "definitions_sha256")}
+    assert recorded == {**kept, **said}
+
+
 def test_rows_that_know_no_time_calibrate_nothing(tmp_path: Path) -> None:
     params, workspace = project(tmp_path)
     train(params, workspace)

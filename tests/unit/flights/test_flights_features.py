@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,13 @@ import pytest
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
 from clearway.errors import ClearwayError
 from clearway.features import ask
-from clearway.project import Project
+from clearway.params import load_params
+from clearway.point_in_time import KNOWN_AT
+from clearway.project import StoredProject
+from clearway.stored_features import definitions_of, describe, event_tables, historical_features, inputs_of, seconds
+from clearway.workspace import Workspace
 from flights import PROJECT, times
+from flights import features as made
 from flights.project import row_ids
 from flights.zones import ZONES
 
@@ -56,9 +62,28 @@ def storm(source) -> dict[str, pd.DataFrame]:
     return {**source, "flights": flights[flights["month"] == 2].reset_index(drop=True)}
 
 
+def joined(questions: pd.DataFrame, tables) -> pd.DataFrame:
+    """The features of each question: the last row of each view's key, joined with pandas alone."""
+    definitions = definitions_of(PROJECT)
+    found = inputs_of(PROJECT, questions, tables).assign(prediction_time=seconds(questions[PREDICTION_TIME]))
+    asked = found.assign(at=questions[PREDICTION_TIME].astype("datetime64[us, UTC]")).sort_values("at", kind="stable")
+    events = event_tables(PROJECT, tables)
+    for view in definitions.views:
+        key, names = view.join_keys[0], [field.name for field in view.features]
+        last = pd.merge_asof(
+            asked[["at", key]], events[view.name], left_on="at", right_on=KNOWN_AT, by=key, tolerance=view.ttl or None
+        )
+        found[names] = last.set_index(asked.index)[names].loc[found.index]
+    lists = {name: [None if pd.isna(value) else value for value in column.tolist()] for name, column in found.items()}
+    for view in definitions.on_demand:
+        computed = view.feature_transformation.udf(lists)
+        found[list(computed)] = pd.DataFrame(computed, index=found.index)
+    return found[FEATURES]
+
+
 @pytest.fixture(scope="module")
 def asked(storm) -> pd.DataFrame:
-    return ask(PROJECT, storm, known_until=AFTER)
+    return ask(PROJECT, storm, known_until=AFTER, features=joined)
 
 
 def changed(tables, table, rows, **values):
@@ -76,7 +101,8 @@ def one(frame: pd.DataFrame, **wanted: object) -> pd.Series:
 
 
 def test_the_package_keeps_the_contract():
-    assert isinstance(PROJECT, Project)
+    assert isinstance(PROJECT, StoredProject)
+    assert set(describe(PROJECT)) == set(FEATURES)
     assert len(set(FEATURES)) == len(FEATURES)
     assert not {"month", "day", "year", "tailnum"} & set(FEATURES)
 
@@ -106,7 +132,7 @@ def test_all_flights_of_the_year_have_their_own_row_id_and_a_zone(year):
 def test_a_repeated_flight_is_refused(storm):
     twice = {**storm, "flights": pd.concat([storm["flights"], storm["flights"].tail(1)], ignore_index=True)}
     with pytest.raises(ClearwayError, match="repeats 1 row_ids"):
-        ask(PROJECT, twice, known_until=AFTER)
+        ask(PROJECT, twice, known_until=AFTER, features=joined)
 
 
 def test_zones_agree_with_the_table_of_airports(source):
@@ -228,7 +254,7 @@ def late(frame: pd.DataFrame) -> pd.DataFrame:
 def unrounded(tables) -> pd.DataFrame:
     """Questions and features as the project gives them, without the guards of the line around it."""
     questions = PROJECT.questions(tables)
-    return questions.join(PROJECT.features(questions, tables))
+    return questions.join(joined(questions, tables))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +306,7 @@ def test_a_planted_future_value_moves_no_earlier_feature(storm, plain, what):
 def test_features_from_a_snapshot_are_those_from_the_whole_year(storm, asked):
     """What ingest hides at noon is exactly what no question asked until noon may use."""
     tables = {name: PROJECT.known_at(name, table, NOON.to_pydatetime()) for name, table in storm.items()}
-    snapshot = ask(PROJECT, tables, known_until=NOON.to_pydatetime())
+    snapshot = ask(PROJECT, tables, known_until=NOON.to_pydatetime(), features=joined)
     assert snapshot[PREDICTION_TIME].max() <= NOON
     pd.testing.assert_frame_equal(early(snapshot), early(asked))
 
@@ -291,7 +317,7 @@ def test_an_unknown_aircraft_looks_like_any_that_was_never_seen(storm, asked):
     assert unknown.sum() > 10
     assert flights.loc[unknown, "dep_delay"].isna().all()  # only cancelled flights: the leak to keep out
     never_seen = changed(storm, "flights", unknown, tailnum=[f"N{i}ZZ" for i in range(unknown.sum())])
-    renamed = ask(PROJECT, never_seen, known_until=AFTER)
+    renamed = ask(PROJECT, never_seen, known_until=AFTER, features=joined)
     pd.testing.assert_frame_equal(renamed[FEATURES], asked[FEATURES])
     assert asked[ENTITY].isna().sum() == unknown.sum()
 
@@ -335,3 +361,79 @@ def test_the_aircrafts_last_landing_and_its_age(storm, asked):
     last = landed[mine].idxmax()
     assert row["aircraft_arrival_delay"] == flights.loc[last, "arr_delay"]
     assert row["aircraft_arrival_hours"] == pytest.approx((row[PREDICTION_TIME] - landed[last]) / pd.Timedelta(hours=1))
+
+
+def test_feast_finds_what_a_plain_join_finds(storm):
+    root = Path(__file__).parents[3]
+    questions = PROJECT.questions(storm)
+    inputs = inputs_of(PROJECT, questions, storm)
+    params, workspace = load_params(root / "params.yaml"), Workspace(root)
+    found = historical_features(params, workspace, PROJECT, questions, inputs, event_tables(PROJECT, storm))
+    plain = joined(questions, storm)
+    assert found.index.equals(questions.index)
+    pd.testing.assert_frame_equal(
+        found.astype(dict.fromkeys(PROJECT.numeric, "float64")),
+        plain.astype(dict.fromkeys(PROJECT.numeric, "float64")),
+        check_exact=True,
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_rows_of_each_view_hold_until_the_next_one(storm, seed):
+    """At any time, not only when a question is asked, the last row is what a plain reading of the flights gives."""
+    flights = storm["flights"]
+    left, landed, due = times.departure(flights), times.landing(flights), times.scheduled_departure(flights)
+    events = event_tables(PROJECT, storm)
+    random = np.random.default_rng(seed)
+    for now in NOON + pd.to_timedelta(random.integers(-24 * 60, 48 * 60, 8), "min"):
+        waiting = (due + made.OVERDUE_AFTER <= now) & ~(left <= now) & (due + made.GIVEN_UP_AFTER > now)
+        for view, key, known, delay, prefix in (
+            ("origin_traffic", "origin", left, "dep_delay", "origin_departure_delay"),
+            ("carrier_traffic", "carrier", landed, "arr_delay", "carrier_arrival_delay"),
+            ("destination_traffic", "dest", landed, "arr_delay", "dest_arrival_delay"),
+        ):
+            rows = events[view]
+            for name, row in rows[rows[KNOWN_AT] <= now].groupby(key).last().sample(2, random_state=seed).iterrows():
+                own = flights[key] == name
+                for window in ("2h", "24h"):
+                    recent = own & (known <= now) & (known > now - made.WINDOWS[window])
+                    mean = flights.loc[recent, delay].mean()
+                    said = rows[(rows[key] == name) & (rows[KNOWN_AT] <= now)][f"{prefix}_{window}"].iloc[-1]
+                    assert mean == pytest.approx(said, nan_ok=True)
+                if f"{key}_overdue" in row:
+                    assert row[f"{key}_overdue"] == (waiting & own).sum()
+
+
+def test_counts_are_known_of_every_question(asked):
+    """Of a carrier's very first flight too: that nothing is overdue is known, it is not missing."""
+    assert asked[["origin_overdue", "carrier_overdue", "scheduled_departures"]].notna().all(axis=None)
+
+
+def test_what_becomes_known_later_is_not_in_the_tables(storm):
+    tables = {name: PROJECT.known_at(name, table, NOON.to_pydatetime()) for name, table in storm.items()}
+    now = event_tables(PROJECT, tables, known_until=NOON.to_pydatetime())
+    later = event_tables(PROJECT, storm)
+    for view, rows in now.items():
+        assert len(rows)
+        assert (rows[KNOWN_AT] <= NOON).all()
+        pd.testing.assert_frame_equal(rows, later[view][later[view][KNOWN_AT] <= NOON].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("text", [None, "soon", "2013-07-01T10:00:00", "2013-02-30T10:00:00Z"])
+def test_a_schedule_that_cannot_be_read_is_missing(text):
+    fine = "2013-07-01T14:30:00Z"
+    computed = made.schedule({"scheduled_departure": [text, fine], "scheduled_arrival": [fine, "2013-07-01T17:00Z"]})
+    assert computed == {
+        "departure_minute": [None, 630],
+        "weekday": [None, 0],
+        "scheduled_minutes": [None, 150.0],
+    }
+
+
+def test_what_is_computed_from_a_missing_value_is_missing():
+    assert made.since_landing({"prediction_time": [7200.0, 7200.0], "landed_at": [None, 1800.0]}) == {
+        "aircraft_arrival_hours": [None, 1.5]
+    }
+    assert made.plane_age({"prediction_time": [1372636800.0] * 2, "plane_built": [None, 1999]}) == {
+        "plane_age": [None, 14]
+    }

@@ -16,7 +16,9 @@ from clearway.features import ask
 from clearway.params import load_params
 from clearway.schema import TableSchema, load_schema
 from clearway.sources import read_source
+from clearway.stored_features import event_tables, historical_features, inputs_of
 from clearway.validation import CheckResult, ValidationReport, validate_table, validate_tables
+from clearway.workspace import Workspace
 from flights.project import PROJECT
 
 ROOT = Path(__file__).parents[3]
@@ -74,13 +76,18 @@ def test_the_first_weeks_pass_too(source: Tables) -> None:
     assert report.verdict == "passed", by_status(report, "fail").keys()
 
 
+def stored(questions: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    params, inputs = load_params(ROOT / "params.yaml"), inputs_of(PROJECT, questions, tables)
+    return historical_features(params, Workspace(ROOT), PROJECT, questions, inputs, event_tables(PROJECT, tables))
+
+
 def test_the_impossible_wind_reaches_no_feature_and_all_features_are_as_declared(source: Tables) -> None:
     """Around the storm of February, whose first days hold the wind of 1048 mph."""
     until = midnight("2013-02-20")
     tables = known(source, until)
-    windy = ask(PROJECT, tables, known_until=until, since=midnight("2013-02-12"))
+    windy = ask(PROJECT, tables, known_until=until, since=midnight("2013-02-12"), features=stored)
     accepted = accept(tables, SCHEMA, CHECKS, as_of=until)
-    calm = ask(PROJECT, accepted, known_until=until, since=midnight("2013-02-12"))
+    calm = ask(PROJECT, accepted, known_until=until, since=midnight("2013-02-12"), features=stored)
     declared = TableSchema(columns=SCHEMA.features, extra_columns="allow")
     assert SCHEMA.features.keys() == {*PROJECT.numeric, *PROJECT.categorical}
     assert windy["wind_speed"].max() > 1000

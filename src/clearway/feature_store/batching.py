@@ -1,0 +1,337 @@
+"""The online store behind one thread: what is asked at the same time is read at once, and a slow store blocks nobody.
+
+Feast's cost is per call. So while the thread reads one batch, everything asked meanwhile becomes the next: one
+``online_read`` per view with the distinct keys of all callers. The event loop only waits for futures.
+"""
+
+import asyncio
+import logging
+import queue
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from feast import FeatureStore, FeatureView
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+
+from clearway.errors import ClearwayError
+from clearway.histogram import Histogram
+
+if TYPE_CHECKING:
+    from feast.infra.provider import Provider
+
+FIRST_PROBE_SECONDS, PROBE_SECONDS = 0.05, 0.5
+"""How soon a store that went down is asked whether it answers again, and, after doubling each time, how often."""
+LATENCY_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds."""
+STALL_SECONDS = 0.02
+"""A deadline noticed this long after it passed says that this process did not run, not that the store is slow."""
+MAX_CAUSE = 300
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+Key = tuple[str, ...]
+"""The values of a view's join keys."""
+Place = tuple[int, Key]
+"""Number of a view, and a key of it."""
+
+logger = logging.getLogger("clearway.features")
+
+
+class StoreUnavailable(ClearwayError):  # noqa: N818  # it is no fault of the line
+    """The online store did not answer, and nothing may stand in for its answer. Names the view and the cause."""
+
+
+class StoredView(NamedTuple):
+    """One feature view as it is read."""
+
+    view: FeatureView
+    name: str
+    join_keys: tuple[str, ...]
+    fields: tuple[str, ...]
+    """Those that are needed."""
+    ttl: int | None
+    """Microseconds; None: a value holds until the next one."""
+
+
+class Row(NamedTuple):
+    """What the store said of one key."""
+
+    values: tuple[Any, ...] | None
+    """In the order of the view's ``fields``, null is None; None: the store has no such row."""
+    event: int
+    """When the values became known: microseconds since 1970."""
+    read: float
+    """When the store was asked: seconds of :func:`time.monotonic`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What is asked at once, by any number of callers."""
+
+    loop: asyncio.AbstractEventLoop
+    places: dict[Place, None] = field(default_factory=dict)
+    waiting: list["asyncio.Future[Mapping[Place, Row]]"] = field(default_factory=list)
+    due: float = 0.0
+    """Until when its callers wait, by the loop's clock."""
+    deadline: asyncio.TimerHandle | None = None
+    excused: bool = False
+    """It was given more time once, because this process did not run."""
+    answer: Mapping[Place, Row] | StoreUnavailable | None = None
+    """Set by the reading thread."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the store answers."""
+
+    up: bool
+    since: datetime
+    error: str | None = None
+    """One line: the view and the cause."""
+
+
+class BatchingStore:
+    """Reads views of Feast's online store in batches, in a thread of its own.
+
+    After a failure, or when an answer takes longer than the timeout, the store counts as down: callers are refused at
+    once, and the thread asks now and then whether it answers again, in time.
+
+    Parameters
+    ----------
+    store
+        Feast's store; from now on read by this thread only.
+    views
+        What can be asked.
+    timeout
+        Longest wait of a caller, in seconds.
+    """
+
+    def __init__(self, store: FeatureStore, views: Sequence[StoredView], timeout: float) -> None:
+        self.health = Health(True, datetime.now(UTC))
+        self.failures = 0
+        """Batches that failed or took too long."""
+        self.latency = Histogram(LATENCY_BOUNDS)
+        """Seconds that the store took for one batch, of those that succeeded."""
+        self._config = store.config
+        self._provider: Provider = store._get_provider()
+        self._views = tuple(views)
+        self._timeout = timeout
+        self._open: _Batch | None = None
+        self._busy = False
+        self._asked = ""
+        """The view that was asked last."""
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        fail_fast(self._provider.online_store, self._config.online_store, timeout)
+        threading.Thread(target=self._run, name="feature-store", daemon=True).start()
+
+    def ask(self, places: Iterable[Place]) -> "asyncio.Future[Mapping[Place, Row]]":
+        """Ask for the rows at ``places``; to be awaited. The answer holds at least these. On the event loop only.
+
+        Raises
+        ------
+        StoreUnavailable
+            Now or when awaited: the store is down, failed, or took longer than the timeout.
+        """
+        if not self.health.up:
+            raise self._refusal()
+        batch = self._open
+        if batch is None:
+            loop = asyncio.get_running_loop()
+            batch = self._open = _Batch(loop)
+            self._wait_for(batch)
+            if not self._busy:
+                loop.call_soon(self._submit)  # after all that is ready to run now: it may ask too
+        batch.places.update(dict.fromkeys(places))
+        waiting = batch.loop.create_future()
+        batch.waiting.append(waiting)
+        return waiting
+
+    def close(self) -> None:
+        """Let the thread end, when it has answered what was asked."""
+        self._queue.put(None)
+
+    # on the event loop
+
+    def _submit(self) -> None:
+        if self._open is not None and not self._busy:
+            batch, self._open = self._open, None
+            self._busy = True
+            self._queue.put(batch)
+
+    def _delivered(self, batch: _Batch) -> None:
+        self._busy = False
+        self._settle(batch)
+        self._submit()
+
+    def _wait_for(self, batch: _Batch) -> None:
+        batch.due = batch.loop.time() + self._timeout
+        batch.deadline = batch.loop.call_at(batch.due, self._expire, batch)
+
+    def _expire(self, batch: _Batch) -> None:
+        if batch.answer is None and not batch.excused and batch.loop.time() - batch.due > STALL_SECONDS:
+            batch.excused = True
+            self._wait_for(batch)
+            return
+        if batch.answer is None:
+            self._mark_down(f"view {self._asked}: no answer within timeout_ms = {self._timeout * 1e3:g}")
+            self.failures += 1
+            batch.answer = self._refusal()
+        self._settle(batch)
+
+    def _settle(self, batch: _Batch) -> None:
+        """Tell the callers of ``batch``; after a failure also those of the next one, which would only fail too."""
+        if batch.deadline is not None:
+            batch.deadline.cancel()
+        waiting, batch.waiting = batch.waiting, []
+        failed = isinstance(batch.answer, StoreUnavailable)
+        for future in waiting:
+            if future.done():  # its caller has left
+                continue
+            if isinstance(batch.answer, StoreUnavailable):
+                future.set_exception(StoreUnavailable(str(batch.answer)))
+            elif batch.answer is not None:
+                future.set_result(batch.answer)
+        following = self._open
+        if failed and following is not None:
+            self._open, following.answer = None, batch.answer
+            if following is not batch:
+                self._settle(following)
+
+    # in the thread
+
+    def _run(self) -> None:
+        self._probe()
+        pause = FIRST_PROBE_SECONDS
+        while True:
+            try:
+                batch = self._queue.get(timeout=pause)
+            except queue.Empty:
+                if not self.health.up:
+                    self._probe()
+                pause = min(2 * pause, PROBE_SECONDS)
+                continue
+            if batch is None:
+                return
+            answer = self._read(batch.places)
+            if batch.answer is None:
+                batch.answer = answer
+            elif not isinstance(answer, StoreUnavailable):  # too late for its callers, but perhaps it is quick again
+                self._probe()
+            pause = PROBE_SECONDS if self.health.up else FIRST_PROBE_SECONDS
+            try:
+                batch.loop.call_soon_threadsafe(self._delivered, batch)
+            except RuntimeError:  # the loop is closed: the server has stopped
+                return
+
+    def _read(self, places: Iterable[Place]) -> Mapping[Place, Row] | StoreUnavailable:
+        wanted: dict[int, list[Key]] = {}
+        for number, key in places:
+            wanted.setdefault(number, []).append(key)
+        rows: dict[Place, Row] = {}
+        started = perf_counter()
+        for number, keys in wanted.items():
+            view = self._views[number]
+            try:
+                found = self._read_view(view, keys)
+            except Exception as error:  # each store raises types of its own
+                self.failures += 1
+                self._mark_down(f"view {view.name}: {self._cause(error)}")
+                return self._refusal()
+            for key, row in zip(keys, found, strict=True):
+                rows[number, key] = row
+        self.latency.add(perf_counter() - started)
+        return rows
+
+    def _read_view(self, view: StoredView, keys: Sequence[Key]) -> list[Row]:
+        entities = [
+            EntityKey(join_keys=view.join_keys, entity_values=[Value(string_val=part) for part in key]) for key in keys
+        ]
+        # a list of its own: Feast's Redis store adds to it
+        self._asked = view.name
+        found = self._provider.online_read(self._config, view.view, entities, list(view.fields))
+        now = monotonic()
+        return [read_row(view.fields, event, values, now) for event, values in found]
+
+    def _probe(self) -> None:
+        """Ask every view for a key that nobody has."""
+        started = perf_counter()
+        for view in self._views:
+            try:
+                self._read_view(view, [("",) * len(view.join_keys)])
+            except Exception as error:
+                self._mark_down(f"view {view.name}: {self._cause(error)}")
+                return
+        took = perf_counter() - started
+        if self.health.up:
+            return
+        if took > self._timeout:
+            self._mark_down(f"it takes {took * 1e3:.0f} ms to answer, longer than timeout_ms = {self._timeout * 1e3:g}")
+            return
+        down = (datetime.now(UTC) - self.health.since).total_seconds()
+        self.health = Health(True, datetime.now(UTC), self.health.error)
+        logger.warning("the feature store answers again, after %.1f s", down)
+
+    # anywhere
+
+    def _mark_down(self, error: str) -> None:
+        if self.health.up:
+            self.health = Health(False, datetime.now(UTC), error)
+            logger.error("the feature store is down: %s", error)
+        elif self.health.error != error:
+            self.health = Health(False, self.health.since, error)
+
+    def _refusal(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the feature store does not answer: {self.health.error}")
+
+    def _cause(self, error: Exception) -> str:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        for secret in re.findall(
+            r"password=([^,\s'\"]+)", str(getattr(self._config.online_store, "connection_string", ""))
+        ):
+            text = text.replace(secret, "***")
+        return text[:MAX_CAUSE]
+
+
+def read_row(fields: Sequence[str], event: datetime | None, values: Mapping[str, Value] | None, read: float) -> Row:
+    """What Feast's ``online_read`` says of one key, in plain values."""
+    if not values or event is None:
+        return Row(None, 0, read)
+    if event.tzinfo is None:
+        event = event.replace(tzinfo=UTC)
+    known = (event - EPOCH) // MICROSECOND
+    plain = tuple([plain_value(values.get(name)) for name in fields])
+    if known == 0 and all(value is None for value in plain):  # so Feast's Redis store says that there is no row
+        return Row(None, 0, read)
+    return Row(plain, known, read)
+
+
+def plain_value(value: Value | None) -> Any:
+    """A value of Feast's as a plain one; null and NaN are None."""
+    kind = None if value is None else value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    plain = getattr(value, kind)
+    return plain if plain == plain else None
+
+
+def fail_fast(online_store: Any, settings: Any, timeout: float) -> None:
+    """Keep a Redis client from waiting longer than any caller does, and from retrying for seconds on its own."""
+    if not hasattr(online_store, "_get_client") or getattr(settings, "redis_type", None) != "redis":
+        return
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.retry import Retry
+
+    client = online_store._get_client(settings)
+    arguments = client.connection_pool.connection_kwargs
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        arguments[name] = min(timeout, arguments.get(name) or timeout)
+    # once more at once, on a new connection: the server, or something between, may have closed an idle one
+    client.set_retry(Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)))

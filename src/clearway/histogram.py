@@ -1,0 +1,30 @@
+"""Counts of values by size, kept by hand: one bisection per value, where a metrics library would take a lock."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+
+class Histogram:
+    """How many values lie at or below each of ``bounds``, which rise; written by one thread at a time."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        """Values in (bounds[i - 1], bounds[i]]; the last are above all bounds."""
+        self.total = 0.0
+        """Sum of all values."""
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Each bound, as text, with the number of values at or below it; the last is ``+Inf``."""
+        found, below = [], 0
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            below += count
+            found.append((bound, below))
+        return found

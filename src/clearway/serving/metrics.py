@@ -1,0 +1,102 @@
+"""``GET /metrics``: what the server counts, in the text format of Prometheus.
+
+Requests only add to plain numbers; these are put into words when they are asked for.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from clearway.histogram import Histogram
+
+if TYPE_CHECKING:
+    from clearway.feature_store.online import FeatureReader
+
+__all__ = ["CONTENT_TYPE", "Traffic", "render"]
+
+LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds."""
+
+
+class Traffic:
+    """Answers to ``POST /predict``: by status, and how long they took in seconds."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.latency = Histogram(LATENCY_BOUNDS)
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count one answer."""
+        self.statuses[status] += 1
+        self.latency.add(seconds)
+
+
+def render(traffic: Traffic, reader: "FeatureReader | None") -> bytes:
+    """The text of all metrics; those of features only where they are read by key."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(reader) if reader is not None else ())]))
+    return generate_latest(registry)
+
+
+class _Collected(Collector):
+    """Metrics that are there already."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+def _of_traffic(traffic: Traffic) -> Iterator[Metric]:
+    requests = CounterMetricFamily("clearway_requests", "Answers to POST /predict by HTTP status.", labels=["status"])
+    for status, count in sorted(traffic.statuses.items()):
+        requests.add_metric([str(status)], count)
+    yield requests
+    latency = HistogramMetricFamily("clearway_request_seconds", "Time to answer POST /predict, in seconds.")
+    latency.add_metric([], traffic.latency.cumulative(), traffic.latency.total)
+    yield latency
+
+
+def _of_features(reader: "FeatureReader") -> Iterator[Metric]:
+    lookups = CounterMetricFamily(
+        "clearway_feature_lookups",
+        "Views read for one question each, by what became of it: present, missing (no such row), stale (older than "
+        "the TTL), future (known only after the question), last_known (read before the store went down).",
+        labels=["view", "outcome"],
+    )
+    fields = CounterMetricFamily("clearway_feature_fields", "Values of features looked up.", labels=["view"])
+    nulls = CounterMetricFamily(
+        "clearway_feature_null_fields", "Values of features looked up that are null.", labels=["view"]
+    )
+    ages = HistogramMetricFamily(
+        "clearway_feature_age_seconds",
+        "Freshness: from when a value became known to its question, in seconds.",
+        labels=["view"],
+    )
+    for view, counts in reader.counts.items():
+        for outcome, count in sorted(counts.outcomes.items()):
+            lookups.add_metric([view, outcome.value], count)
+        fields.add_metric([view], counts.fields)
+        nulls.add_metric([view], counts.nulls)
+        ages.add_metric([view], counts.ages.cumulative(), counts.ages.total)
+    yield from (lookups, fields, nulls, ages)
+    store = reader.store
+    latency = HistogramMetricFamily(
+        "clearway_feature_store_seconds", "Time of the online store to answer one batch of keys, in seconds."
+    )
+    latency.add_metric([], store.latency.cumulative(), store.latency.total)
+    yield latency
+    yield GaugeMetricFamily("clearway_feature_store_up", "1 while the online store answers, else 0.", store.health.up)
+    yield CounterMetricFamily(
+        "clearway_feature_store_failures", "Batches that the online store failed to answer in time.", store.failures
+    )
+    yield CounterMetricFamily(
+        "clearway_feature_cache_hits", "Keys answered from memory, within max_staleness_ms.", reader.cache_hits
+    )
+    yield GaugeMetricFamily("clearway_feature_cache_entries", "Keys kept in memory.", reader.cache_entries)

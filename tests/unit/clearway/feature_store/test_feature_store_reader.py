@@ -1,0 +1,467 @@
+"""Reading features by key: what is null and why, what is cached, how a store that fails is answered for."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, RequestSource, ValueType
+from feast.on_demand_feature_view import OnDemandFeatureView, on_demand_feature_view
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Float64, Int64, String, UnixTimestamp
+
+import clearway.feature_store  # noqa: F401  # first, because it makes importing Feast quick
+from clearway.errors import ClearwayError, UsageError
+from clearway.feature_store.batching import EPOCH, plain_value, read_row
+from clearway.feature_store.definitions import Definitions
+from clearway.feature_store.online import FeatureReader, Lookup, Outcome, StoreUnavailable
+from clearway.params import FeatureLookupParams
+
+ASKED = datetime(2024, 6, 1, 12, tzinfo=UTC)
+AT = ASKED.timestamp()
+NAMES = ("acidity", "wetness", "rain", "age_hours", "ph_change", "variety")
+QUESTION = {"orchard": "north", "station": "hill", "variety": "gala", "planted": AT - 7200.0}
+
+
+def orchard_definitions() -> Definitions:
+    orchard = Entity(name="orchard", join_keys=["orchard"], value_type=ValueType.STRING)
+    station = Entity(name="weather_station", join_keys=["station"], value_type=ValueType.STRING)
+    soil = FeatureView(
+        name="soil",
+        entities=[orchard],
+        ttl=timedelta(hours=6),
+        schema=[
+            Field(name="orchard", dtype=String),
+            Field(name="acidity", dtype=Float64),
+            Field(name="wetness", dtype=Float64),
+            Field(name="unused", dtype=Float64),
+        ],
+        source=FileSource(path="soil.parquet", timestamp_field="known_at"),
+    )
+    weather = FeatureView(
+        name="weather",
+        entities=[station],
+        ttl=timedelta(0),
+        schema=[Field(name="station", dtype=String), Field(name="rain", dtype=Int64)],
+        source=FileSource(path="weather.parquet", timestamp_field="known_at"),
+    )
+    request = RequestSource(
+        name="asked",
+        schema=[
+            Field(name="variety", dtype=String),
+            Field(name="planted", dtype=Float64),
+            Field(name="prediction_time", dtype=Float64),
+        ],
+    )
+
+    @on_demand_feature_view(
+        sources=[soil, request],
+        schema=[Field(name="age_hours", dtype=Float64), Field(name="ph_change", dtype=Float64)],
+        mode="python",
+    )
+    def growth(given: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if "bitter" in given["variety"]:
+            raise ZeroDivisionError("no such apple")
+        return {
+            "ph_change": [math.nan if value is None else value - 7 for value in given["acidity"]],
+            "age_hours": [
+                None if planted is None else int(asked - planted) // 3600
+                for planted, asked in zip(given["planted"], given["prediction_time"], strict=True)
+            ],
+        }
+
+    return Definitions((orchard, station), (soil, weather), {}, request, (growth,))
+
+
+class Orchard:
+    """A store of Feast's with two views, whose reading can be made to fail, to hang, or be counted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.definitions = orchard_definitions()
+        online = {"type": "clearway.feature_store.embedded.EmbeddedOnlineStore", "path": str(folder / "online.db")}
+        config = RepoConfig(
+            project="apples",
+            provider="local",
+            registry=str(folder / "registry.db"),
+            online_store=online,
+            entity_key_serialization_version=3,
+        )
+        self.store = FeatureStore(config=config)
+        self.provider = self.store._get_provider()
+        self.provider.online_store.update(config, [], self.definitions.views, [], [], partial=False)
+        self.failure: Exception | None = None
+        self.open = threading.Event()
+        self.open.set()
+        self.batches: list[tuple[str, list[str]]] = []
+        self._read = self.provider.online_read
+        self.provider.online_read = self.read  # type: ignore[method-assign]
+
+    def read(self, config: Any, table: Any, entity_keys: Sequence[Any], requested_features: Any = None) -> Any:
+        keys = [key.entity_values[0].string_val for key in entity_keys]
+        if keys != [""]:  # a probe
+            self.batches.append((table.name, keys))
+        self.open.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        return self._read(config, table, list(entity_keys), requested_features)
+
+    def write(self, view: str, key: str, values: dict[str, float | int | None], age: float) -> None:
+        table = next(each for each in self.definitions.views if each.name == view)
+        join_key = "orchard" if view == "soil" else "station"
+        protos = {
+            name: Value() if value is None else Value(int64_val=value) if name == "rain" else Value(double_val=value)
+            for name, value in values.items()
+        }
+        entity = EntityKey(join_keys=[join_key], entity_values=[Value(string_val=key)])
+        row = (entity, protos, ASKED - timedelta(seconds=age), None)
+        self.provider.online_write_batch(self.store.config, table, [row], None)
+
+    @contextmanager
+    def reader(self, names: Sequence[str] = NAMES, **settings: Any) -> Iterator[FeatureReader]:
+        reader = FeatureReader(self.store, self.definitions, names, FeatureLookupParams(**settings))
+        try:
+            yield reader
+        finally:
+            self.open.set()
+            reader.close()
+
+
+@pytest.fixture
+def orchard(tmp_path: Path) -> Orchard:
+    made = Orchard(tmp_path)
+    made.write("soil", "north", {"acidity": 6.5, "wetness": 0.25, "unused": 1.0}, age=60)
+    made.write("weather", "hill", {"rain": 3}, age=60)
+    return made
+
+
+def ask(reader: FeatureReader, *questions: dict[str, Any], at: float = AT) -> list[Lookup]:
+    return asyncio.run(reader.read(questions, [at] * len(questions)))
+
+
+async def until(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def test_stored_computed_and_passed_features_come_in_the_order_of_the_model(orchard: Orchard) -> None:
+    with orchard.reader() as reader:
+        (found,) = ask(reader, QUESTION)
+        assert list(found.features.items()) == [
+            ("acidity", 6.5),
+            ("wetness", 0.25),
+            ("rain", 3),
+            ("age_hours", 2.0),
+            ("ph_change", -0.5),
+            ("variety", "gala"),
+        ]
+        assert isinstance(found.features["age_hours"], float), "as its definition says, whatever the function made"
+        assert found.outcomes == {"soil": Outcome.PRESENT, "weather": Outcome.PRESENT}
+        assert reader.looked_up == {"acidity", "wetness", "rain", "age_hours", "ph_change"}
+        assert set(reader.inputs) == {"orchard", "station", "variety", "planted"}, "prediction_time is not sent"
+        assert [reader.source(name) for name in ("rain", "age_hours", "variety")] == ["weather", "growth", None]
+
+
+def test_unknown_key_null_key_and_null_field_are_null_and_say_which(orchard: Orchard) -> None:
+    orchard.write("soil", "south", {"acidity": None, "wetness": math.nan, "unused": 1.0}, age=60)
+    with orchard.reader(names=("acidity", "wetness", "rain")) as reader:
+        found = ask(
+            reader, QUESTION | {"station": "nowhere"}, QUESTION | {"orchard": None}, QUESTION | {"orchard": "south"}
+        )
+        assert [lookup.features for lookup in found] == [
+            {"acidity": 6.5, "wetness": 0.25, "rain": None},
+            {"acidity": None, "wetness": None, "rain": 3},
+            {"acidity": None, "wetness": None, "rain": 3},
+        ]
+        assert found[0].outcomes == {"soil": "present", "weather": "missing"}
+        assert found[1].outcomes == {"soil": "missing", "weather": "present"}
+        assert found[2].outcomes == {"soil": "present", "weather": "present"}, "it is known that there is no value"
+        assert reader.counts["soil"].outcomes == {"present": 2, "missing": 1}
+        assert (reader.counts["soil"].fields, reader.counts["soil"].nulls) == (6, 4)
+        assert "" not in [key for _, keys in orchard.batches for key in keys], "a null key is not asked for"
+
+
+@pytest.mark.parametrize(
+    ("age", "outcome"),
+    [
+        (6 * 3600, "present"),
+        (6 * 3600 + 1e-6, "stale"),
+        (0, "present"),
+        (-5, "present"),
+        (-5 - 1e-6, "future"),
+    ],
+)
+def test_ttl_and_clock_tolerance_hold_to_the_microsecond(orchard: Orchard, age: float, outcome: str) -> None:
+    orchard.write("soil", "edge", {"acidity": 6.0, "wetness": 1.0, "unused": 1.0}, age=age)
+    with orchard.reader(names=("acidity",)) as reader:
+        (found,) = ask(reader, QUESTION | {"orchard": "edge"})
+        assert found.outcomes == {"soil": outcome}
+        assert (found.features["acidity"] is None) == (outcome != "present")
+
+
+def test_view_without_ttl_holds_for_ever(orchard: Orchard) -> None:
+    orchard.write("weather", "old", {"rain": 9}, age=3e8)
+    with orchard.reader(names=("rain",)) as reader:
+        assert ask(reader, QUESTION | {"station": "old"})[0].features == {"rain": 9}
+
+
+def test_questions_asked_together_are_one_read_of_distinct_keys(orchard: Orchard) -> None:
+    with orchard.reader() as reader:
+
+        async def ask_together() -> list[list[Lookup]]:
+            questions = [QUESTION | {"orchard": name} for name in ("north", "south", "north", "west")]
+            return await asyncio.gather(*(reader.read([question], [AT]) for question in questions))
+
+        found = asyncio.run(ask_together())
+        assert [lookup[0].features["acidity"] for lookup in found] == [6.5, None, 6.5, None]
+        assert orchard.batches == [("soil", ["north", "south", "west"]), ("weather", ["hill"])]
+
+
+def test_what_is_asked_while_the_store_is_busy_waits_for_one_read(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), timeout_ms=9_000) as reader:
+
+        async def ask_on() -> None:
+            orchard.open.clear()
+            first = asyncio.create_task(reader.read([QUESTION], [AT]))
+            await until(lambda: orchard.batches)
+            more = [asyncio.create_task(reader.read([QUESTION | {"orchard": str(n)}], [AT])) for n in range(20)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in (first, *more)), "and the event loop is free meanwhile"
+            orchard.open.set()
+            await asyncio.gather(first, *more)
+
+        asyncio.run(ask_on())
+        assert orchard.batches == [("soil", ["north"]), ("soil", [str(n) for n in range(20)])]
+
+
+def test_cache_is_used_within_its_bound_and_applies_the_ttl_again(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), max_staleness_ms=60_000) as reader:
+        for _ in range(3):
+            assert ask(reader, QUESTION)[0].features == {"acidity": 6.5}
+            assert ask(reader, QUESTION | {"orchard": "nowhere"})[0].outcomes == {"soil": "missing"}
+        assert orchard.batches == [("soil", ["north"]), ("soil", ["nowhere"])]
+        assert reader.cache_hits == 4
+        orchard.write("soil", "north", {"acidity": 5.0, "wetness": 0.0, "unused": 0.0}, age=0)
+        assert ask(reader, QUESTION)[0].features == {"acidity": 6.5}, "an older value, within the bound"
+        (later,) = ask(reader, QUESTION, at=AT + 6 * 3600)
+        assert (later.features, later.outcomes) == ({"acidity": None}, {"soil": "stale"})
+
+
+def test_value_beyond_the_bound_is_read_again(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), max_staleness_ms=30) as reader:
+        ask(reader, QUESTION)
+        time.sleep(0.05)
+        orchard.write("soil", "north", {"acidity": 5.0, "wetness": 0.0, "unused": 0.0}, age=0)
+        assert ask(reader, QUESTION)[0].features == {"acidity": 5.0}
+
+
+def test_cache_drops_the_least_recently_used(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), max_staleness_ms=60_000, cache_entries=2) as reader:
+        for name in ("a", "b", "a", "c", "a", "b"):
+            ask(reader, QUESTION | {"orchard": name})
+        assert [keys[0] for _, keys in orchard.batches] == ["a", "b", "c", "b"]
+        assert reader.cache_entries == 2
+
+
+def test_without_a_bound_every_question_asks_the_store(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",)) as reader:
+        ask(reader, QUESTION)
+        ask(reader, QUESTION)
+        assert (len(orchard.batches), reader.cache_entries, reader.cache_hits) == (2, 0, 0)
+
+
+def test_failing_store_is_an_error_that_names_view_and_cause(orchard: Orchard) -> None:
+    with orchard.reader() as reader:
+        orchard.failure = OSError("the disk\nis full")
+        with pytest.raises(StoreUnavailable, match=r"view soil: OSError: the disk is full$"):
+            ask(reader, QUESTION)
+        status = reader.status()
+        assert (status["status"], status["last_error"], status["failures"]) == (
+            "down",
+            "view soil: OSError: the disk is full",
+            1,
+        )
+
+
+def test_store_that_is_down_is_not_waited_for_and_recovers_by_itself(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), timeout_ms=50) as reader:
+
+        async def live_through_it() -> None:
+            orchard.open.clear()
+            with pytest.raises(StoreUnavailable, match="view soil: no answer within timeout_ms = 50"):
+                await reader.read([QUESTION], [AT])
+            for _ in range(100):  # nothing waits: with the timeout this would take 5 s
+                with pytest.raises(StoreUnavailable):
+                    await asyncio.wait_for(reader.read([QUESTION], [AT]), 0.04)
+            assert len(orchard.batches) == 1, "and the store is left alone"
+            orchard.open.set()
+            await until(lambda: reader.store.health.up)
+            assert (await reader.read([QUESTION], [AT]))[0].features == {"acidity": 6.5}
+
+        asyncio.run(live_through_it())
+        assert reader.status()["last_error"] == "view soil: no answer within timeout_ms = 50"
+
+
+def test_those_who_wait_behind_a_read_that_takes_too_long_are_told_too(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), timeout_ms=100) as reader:
+
+        async def wait() -> list[Any]:
+            orchard.open.clear()
+            first = asyncio.create_task(reader.read([QUESTION], [AT]))
+            await until(lambda: orchard.batches)
+            return await asyncio.gather(first, reader.read([QUESTION], [AT]), return_exceptions=True)
+
+        assert [type(each) for each in asyncio.run(wait())] == [StoreUnavailable, StoreUnavailable]
+
+
+def test_store_slower_than_the_timeout_stays_down(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), timeout_ms=20) as reader:
+        inner = orchard._read
+
+        def slow(*given: Any) -> Any:
+            time.sleep(0.05)
+            return inner(*given)
+
+        orchard._read = slow
+
+        async def watch() -> None:
+            with pytest.raises(StoreUnavailable):
+                await reader.read([QUESTION], [AT])
+            await until(lambda: "longer than timeout_ms" in (reader.store.health.error or ""))
+            assert not reader.store.health.up
+            orchard._read = inner
+            await until(lambda: reader.store.health.up)
+
+        asyncio.run(watch())
+
+
+def test_caller_who_leaves_takes_no_answer_from_the_others(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), timeout_ms=5_000) as reader:
+
+        async def leave() -> Lookup:
+            orchard.open.clear()
+            leaving, staying = (asyncio.create_task(reader.read([QUESTION], [AT])) for _ in range(2))
+            await until(lambda: orchard.batches)
+            leaving.cancel()
+            await asyncio.sleep(0)
+            orchard.open.set()
+            return (await staying)[0]
+
+        assert asyncio.run(leave()).features == {"acidity": 6.5}
+
+
+def test_last_known_values_stand_in_within_their_bound_and_ttl(orchard: Orchard) -> None:
+    settings = {"on_failure": "last_known", "last_known_seconds": 300}
+    with orchard.reader(names=("acidity", "rain"), **settings) as reader:
+        ask(reader, QUESTION)
+        ask(reader, QUESTION | {"station": "nowhere"})
+        orchard.failure = OSError("gone")
+        (found,) = ask(reader, QUESTION)
+        assert found.features == {"acidity": 6.5, "rain": 3}
+        assert found.outcomes == {"soil": "last_known", "weather": "last_known"}
+        (found,) = ask(reader, QUESTION | {"station": "nowhere"})
+        assert found.outcomes == {"soil": "last_known", "weather": "missing"}
+        (found,) = ask(reader, QUESTION, at=AT + 6 * 3600)
+        assert found.features == {"acidity": None, "rain": 3}
+        assert found.outcomes == {"soil": "stale", "weather": "last_known"}
+        with pytest.raises(
+            StoreUnavailable, match="OSError: gone; view soil has no value of this key read in the last"
+        ):
+            ask(reader, QUESTION | {"orchard": "never asked"})
+
+
+def test_value_known_too_long_ago_does_not_stand_in(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), on_failure="last_known", last_known_seconds=0.01) as reader:
+        ask(reader, QUESTION)
+        orchard.failure = OSError("gone")
+        time.sleep(0.02)
+        with pytest.raises(StoreUnavailable, match=r"in the last 0\.01 s"):
+            ask(reader, QUESTION)
+
+
+def test_store_that_fails_from_the_start_is_known_before_anyone_asks(orchard: Orchard) -> None:
+    orchard.failure = OSError("gone")
+    with orchard.reader() as reader:
+        asyncio.run(until(lambda: not reader.store.health.up))
+        orchard.failure = None
+        asyncio.run(until(lambda: reader.store.health.up))
+        assert ask(reader, QUESTION)[0].features["acidity"] == 6.5
+
+
+def test_failing_function_names_view_and_cause(orchard: Orchard) -> None:
+    with orchard.reader() as reader:
+        with pytest.raises(
+            ClearwayError, match="on-demand view growth failed: ZeroDivisionError: no such apple"
+        ) as caught:
+            ask(reader, QUESTION, QUESTION | {"variety": "bitter"})
+        assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_function_sees_missing_values_as_null_and_its_nan_is_null(orchard: Orchard) -> None:
+    with orchard.reader(names=("ph_change", "age_hours")) as reader:
+        (found,) = ask(reader, QUESTION | {"orchard": "nowhere", "planted": None})
+        assert found.features == {"ph_change": None, "age_hours": None}
+        assert found.outcomes == {"soil": "missing"}, "read for the function alone"
+
+
+def test_function_that_answers_too_few_values_is_an_error(orchard: Orchard) -> None:
+    view = orchard.definitions.on_demand[0]
+    view.feature_transformation.udf = lambda given: {"age_hours": [1.0], "ph_change": [1.0, 2.0]}
+    with orchard.reader() as reader, pytest.raises(ClearwayError, match="growth: age_hours has 1 values for 2 rows"):
+        ask(reader, QUESTION, QUESTION)
+
+
+def test_definitions_that_cannot_be_read_by_key_are_refused(orchard: Orchard) -> None:
+    given = orchard.definitions
+    (growth,) = given.on_demand
+    numbered = Entity(name="orchard", join_keys=["orchard"], value_type=ValueType.INT64)
+    twice = RequestSource(name="asked", schema=[Field(name="rain", dtype=Float64)])
+    timed = RequestSource(name="asked", schema=[Field(name="when", dtype=UnixTimestamp)])
+    single = OnDemandFeatureView(
+        name="growth",
+        sources=[given.views[0]],
+        schema=growth.features,
+        feature_transformation=growth.feature_transformation,
+        mode="python",
+        singleton=True,
+    )
+    cases = [
+        (given, ("nonsense",), "feature 'nonsense' is defined in no view"),
+        (
+            Definitions((numbered, given.entities[1]), given.views, {}, given.request),
+            NAMES[:3],
+            "join keys are strings",
+        ),
+        (Definitions(given.entities, given.views, {}, twice), ("rain",), "'rain' is defined twice"),
+        (
+            Definitions(given.entities, given.views, {}, timed),
+            ("rain",),
+            "request field 'when' is of type UnixTimestamp",
+        ),
+        (Definitions(given.entities, given.views, {}, given.request, (single,)), NAMES, "growth.*function of lists"),
+    ]
+    for definitions, names, said in cases:
+        with pytest.raises(UsageError, match=said):
+            FeatureReader(orchard.store, definitions, names, FeatureLookupParams())
+
+
+def test_row_of_redis_without_any_value_is_no_row() -> None:
+    empty = {"acidity": Value(), "wetness": Value()}
+    assert read_row(("acidity", "wetness"), EPOCH, empty, 1.0).values is None
+    assert read_row(("acidity", "wetness"), ASKED, empty, 1.0).values == (None, None)
+    assert read_row(("acidity",), None, None, 1.0).values is None
+    naive = read_row(("acidity",), ASKED.replace(tzinfo=None), {"acidity": Value(double_val=1.5)}, 1.0)
+    assert (naive.values, naive.event) == ((1.5,), round(AT * 1e6))
+
+
+def test_values_are_plain() -> None:
+    given = [Value(double_val=math.nan), Value(null_val=0), Value(), None, Value(string_val=""), Value(bool_val=False)]
+    assert [plain_value(value) for value in given] == [None, None, None, None, "", False]
