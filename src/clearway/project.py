@@ -1,7 +1,7 @@
 """The one contract between the line and a project, and the project that needs no code: one flat table."""
 
 import importlib
-import inspect
+import importlib.util
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -175,10 +175,16 @@ def definitions_sha256(params: Params) -> str:
     if params.project.package is None:
         assert params.data is not None
         return sha256_bytes(canonical_json(params.data.model_dump(mode="json")))
-    origin = inspect.getsourcefile(load_package(params.project.package))
-    if origin is None:
-        raise ClearwayError(f"package {params.project.package!r} has no source files to hash")
-    folder = Path(origin).parent
+    package = params.project.package
+    try:
+        found = importlib.util.find_spec(package)  # finds it without importing it, and all that it imports
+    except (ImportError, ValueError) as error:
+        raise _not_imported(package, error) from None
+    if found is None:
+        raise UsageError(f"params.yaml: project.package = {package!r} cannot be found")
+    if found.origin is None:
+        raise ClearwayError(f"package {package!r} has no source files to hash")
+    folder = Path(found.origin).parent
     sources = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
     return sha256_bytes(canonical_json(sources))
 
