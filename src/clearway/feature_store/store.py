@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store.definitions import Definitions
 from clearway.params import Params
+from clearway.strict_yaml import read_mapping
 from clearway.workspace import Workspace
 
 LOCK_SECONDS = 120.0
@@ -39,7 +40,7 @@ def open_store(params: Params, workspace: Workspace, *, repo: Path | None = None
         The file is missing or wrong, or a variable it names is not set; names file, key and value.
     """
     path = workspace.root / params.feature_store
-    written = _read(path)
+    written = read_mapping(path, "params.yaml: feature_store must name Feast's configuration")
     for key, text in _texts(written):
         for braced, bare in _VARIABLE.findall(text):
             if (braced or bare) not in os.environ:
@@ -115,21 +116,6 @@ def _on_demand_no_longer_defined(store: FeatureStore, definitions: Definitions) 
             if proto.spec.name not in kept or not readable:
                 gone.append(proto.spec.name)
     return gone
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The file as it is written, variables unexpanded."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: params.yaml: feature_store must name Feast's configuration") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): it must be Feast's configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must be a mapping of keys to values, found {type(content).__name__}")
-    return content
 
 
 def _load(path: Path, folder: Path, written: dict[str, Any]) -> RepoConfig:
