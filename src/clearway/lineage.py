@@ -22,6 +22,7 @@ RECIPE_MODULES = (
     "feature_store/offline.py",
     "features.py",
     "frames.py",
+    "instants.py",
     "point_in_time.py",
     "project.py",
     "repeats.py",

@@ -8,10 +8,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from clearway.instants import MICROSECOND, micros
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -356,7 +358,7 @@ def _view_hint(view: StoredView, parts: Sequence[_Column], served: Served) -> st
     equal = [i for i in known if i not in wrong][:EXAMINED]
     if all(part.served[i] is None for part in parts for i in differing):
         return ""  # nothing proves what nothing is the value of
-    questions = {i: (_key(view, served.inputs[i]), _microseconds(served.asked_at[i])) for i in (*differing, *equal)}
+    questions = {i: (_key(view, served.inputs[i]), micros(served.asked_at[i])) for i in (*differing, *equal)}
     history = _History(view, [part.numeric for part in parts], {key for key, _ in questions.values()})
 
     def explains(places: Sequence[int], *, hours: int = 0, step: int = 0, ttl: bool = True) -> bool:
@@ -392,7 +394,7 @@ class _History:
         times = rows[view.time].astype("datetime64[us, UTC]").astype("int64").tolist()
         names = [tuple(key) for key in rows[list(view.keys)].astype(str).to_numpy()]
         self._nothing: list[Value] = [None] * len(fields)
-        self._ttl = None if view.ttl is None else view.ttl // _MICROSECOND
+        self._ttl = None if view.ttl is None else view.ttl // MICROSECOND
         self._times: dict[tuple[str, ...], list[int]] = {}
         self._values: dict[tuple[str, ...], list[list[Value]]] = {}
         for key, time, *values in zip(names, times, *fields, strict=True):
@@ -415,10 +417,4 @@ def _key(view: StoredView, inputs: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(inputs.get(name)) for name in view.keys)
 
 
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _HOUR = 3_600_000_000

@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from clearway.errors import ClearwayError
 from clearway.histogram import Histogram
+from clearway.instants import micros
 
 if TYPE_CHECKING:
     from feast.infra.provider import Provider
@@ -32,9 +33,6 @@ LATENCY_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 STALL_SECONDS = 0.02
 """A deadline noticed this long after it passed says that this process did not run, not that the store is slow."""
 MAX_CAUSE = 300
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 
 Key = tuple[str, ...]
 """The values of a view's join keys."""
@@ -303,9 +301,7 @@ def read_row(fields: Sequence[str], event: datetime | None, values: Mapping[str,
     """What Feast's ``online_read`` says of one key, in plain values."""
     if not values or event is None:
         return Row(None, 0, read)
-    if event.tzinfo is None:
-        event = event.replace(tzinfo=UTC)
-    known = (event - EPOCH) // MICROSECOND
+    known = micros(event)
     plain = tuple([plain_value(values.get(name)) for name in fields])
     if known == 0 and all(value is None for value in plain):  # so Feast's Redis store says that there is no row
         return Row(None, 0, read)

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,8 @@ from feast.repo_config import FeastConfigBaseModel
 from pydantic import StrictStr
 
 from clearway.errors import ClearwayError
+from clearway.instants import EPOCH, micros
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 BUSY_SECONDS = 10.0
 KEYS_PER_QUERY = 10_000
 CACHE_KIB = 64 * 1024
@@ -202,12 +201,6 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
         connection = _connect(path)
         self._local.held = (identity, connection)
         return connection
-
-
-def micros(time: datetime) -> int:
-    """Microseconds since 1970; a time without a zone is UTC, as everywhere in Feast."""
-    aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
-    return (aware - EPOCH) // MICROSECOND
 
 
 def encode_values(values: Mapping[str, Value]) -> bytes:

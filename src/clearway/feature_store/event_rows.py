@@ -19,7 +19,8 @@ from feast.types import Bool, Float32, Float64, Int32, Int64, String
 from feast.value_type import ValueType
 
 from clearway.errors import ClearwayError
-from clearway.feature_store.embedded import EPOCH, EncodedRow, encode_values
+from clearway.feature_store.embedded import EncodedRow, encode_values
+from clearway.instants import EPOCH
 
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 

@@ -19,10 +19,11 @@ from filelock import FileLock, Timeout
 
 from clearway.errors import ClearwayError
 from clearway.feature_store.definitions import Definitions, definitions_hash, describe_features, service_name
-from clearway.feature_store.embedded import EmbeddedOnlineStore, micros
+from clearway.feature_store.embedded import EmbeddedOnlineStore
 from clearway.feature_store.event_rows import EventRows, columns_of
 from clearway.feature_store.store import apply_definitions, feature_service, open_store
 from clearway.files import canonical_json, sha256_bytes, sha256_file
+from clearway.instants import micros
 from clearway.online_record import (
     OnlineRecord,
     TableRecord,

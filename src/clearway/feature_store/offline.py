@@ -18,7 +18,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -49,12 +49,12 @@ from pydantic import Field
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_path
 from clearway.frames import is_text, type_name
+from clearway.instants import micros
 
 _LOCK_SECONDS = 60.0
 _TICKS = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks a second, by unit of time."""
 _LEAST, _MOST = -(2**63), 2**63 - 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PointInTimeOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -586,8 +586,7 @@ def _oldest(asked: pl.Series, ttl: timedelta, unit: str) -> pl.Series:
 
 def _tick(time: datetime, unit: str) -> int:
     """The tick of a time; without a zone it is UTC."""
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    tick = (aware - _EPOCH) // timedelta(microseconds=1) * (_TICKS[unit] // 10**6)
+    tick = micros(time) * (_TICKS[unit] // 10**6)
     return max(_LEAST, min(tick, _MOST))
 
 

@@ -19,9 +19,10 @@ from feast.types import Float64, Int64, String, UnixTimestamp
 
 import clearway.feature_store  # noqa: F401  # first, because it makes importing Feast quick
 from clearway.errors import ClearwayError, UsageError
-from clearway.feature_store.batching import EPOCH, plain_value, read_row
+from clearway.feature_store.batching import plain_value, read_row
 from clearway.feature_store.definitions import Definitions
 from clearway.feature_store.online import FeatureReader, Lookup, Outcome, StoreUnavailable
+from clearway.instants import EPOCH
 from clearway.params import FeatureLookupParams
 
 ASKED = datetime(2024, 6, 1, 12, tzinfo=UTC)
