@@ -29,7 +29,6 @@ from clearway.features import replay_events, replay_questions
 from clearway.files import read_json, write_json
 from clearway.ledger import Entry, read_ledger
 from clearway.local_target import find_server
-from clearway.online_record import record_path
 from clearway.params import Params, describe
 from clearway.project import Project, StoredProject
 from clearway.workspace import Workspace
@@ -198,7 +197,7 @@ class Replay:
             events = replay_events(self._params, self._workspace, self._project)
             feed = OnlineFeed(self._params, self._workspace, self._project, events)
             known = _known_times(self._project, events)
-            self._store = _MovedStore(feed, known, record_path(self._workspace))
+            self._store = _MovedStore(feed, known)
         return self._store
 
     @contextmanager
@@ -287,36 +286,21 @@ class _MovedStore:
         Fills it.
     known : ascending
         When any of its rows became known, in microseconds since 1970.
-    record
-        The file that every filling of the store writes.
     """
 
-    def __init__(self, feed: "OnlineFeed", known: NDArray[np.int64], record: Path) -> None:
+    def __init__(self, feed: "OnlineFeed", known: NDArray[np.int64]) -> None:
         self.known = known
         self._feed = feed
-        self._record = record
-        self._mark: tuple[int, int] | None = None
-        self._reached: datetime | None = None
 
     def begin(self, time: datetime) -> None:
         """Have the store hold what was known at ``time``; at no cost where it was left before that by this replay."""
-        if self._mark is None or self._mark != self._written() or self._reached is None or time < self._reached:
-            self._reached = None
+        if not self._feed.can_advance(time):
             self._feed.start_at(time)
-            self._mark = self._written()
         self.advance(time)
 
     def advance(self, time: datetime) -> None:
         """Have it hold what was known at ``time``, which is not before the last."""
         self._feed.advance(time)
-        self._reached = time
-
-    def _written(self) -> tuple[int, int] | None:
-        try:
-            status = self._record.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
 
 class _Run:

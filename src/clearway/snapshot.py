@@ -147,8 +147,8 @@ def read_tables_at(
 ) -> "dict[str, pd.DataFrame]":
     """The tables as the world knew them at ``as_of``, straight from their sources.
 
-    At the snapshot's own ``as_of`` they equal :func:`load_tables`. The replay of traffic calls this with a later time;
-    nothing else may.
+    At the snapshot's own ``as_of`` they equal :func:`load_tables`. The replay of traffic calls this with a later time,
+    and so does the skew check, as of the last question that was asked; nothing else may.
 
     Raises
     ------

@@ -18,10 +18,10 @@ from feast import FeatureStore, FeatureView, RepoConfig
 from filelock import FileLock, Timeout
 
 from clearway.errors import ClearwayError
-from clearway.feature_store.definitions import Definitions, definitions_hash, describe_features, service_name
+from clearway.feature_store.definitions import Definitions
 from clearway.feature_store.embedded import EmbeddedOnlineStore
 from clearway.feature_store.event_rows import EventRows, columns_of
-from clearway.feature_store.store import apply_definitions, feature_service, open_store
+from clearway.feature_store.store import open_store, register
 from clearway.files import canonical_json, sha256_bytes, sha256_file
 from clearway.instants import micros
 from clearway.online_record import (
@@ -146,6 +146,10 @@ class OnlineFeed:
         self._sent = [rows.count_until(micros(time)) for rows in self._rows]
         self._reached = time
 
+    def can_advance(self, time: datetime) -> bool:
+        """Whether the store is where this feed left it, and that is not after ``time``."""
+        return self._reached is not None and self._reached <= time and self._record_on_disk() == self._mark
+
     def advance(self, time: datetime) -> int:
         """Push what became known up to ``time`` and was not pushed yet, the newest row of each key; rows written.
 
@@ -207,10 +211,8 @@ class _Filling:
         record = read_record(self._workspace)
         if record is None or not self._same(record):
             self._mark_filling(time)
-        described = describe_features(self._definitions, self._project.numeric, self._project.categorical)
-        name = service_name(self._params.project.name, definitions_hash(described))
         with _asked(self.store.config):
-            apply_definitions(self.store, self._definitions, feature_service(name, self._definitions))
+            register(self.store, self._params, self._project)
 
     def fill(
         self,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from feast import FeatureStore, FeatureView, ValueType
 from feast.on_demand_feature_view import OnDemandFeatureView
 
+from clearway.columns import PREDICTION_TIME
 from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store.batching import BatchingStore, Key, Place, Row, StoredView, StoreUnavailable
 from clearway.feature_store.definitions import Definitions
@@ -23,8 +24,6 @@ from clearway.params import FeatureLookupParams
 
 __all__ = ["FeatureReader", "InputKind", "Lookup", "Outcome", "StoreUnavailable", "input_kinds", "judge"]
 
-PREDICTION_TIME = "prediction_time"
-"""The request field that is not sent, but is the time of the question."""
 AGE_BOUNDS = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 10_800.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0)
 """Seconds."""
 

@@ -19,8 +19,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from clearway.errors import ClearwayError, UsageError
-from clearway.feature_store.definitions import Definitions
+from clearway.feature_store.definitions import Definitions, definitions_hash, describe_features, service_name
 from clearway.params import Params
+from clearway.project import StoredProject
 from clearway.strict_yaml import read_mapping
 from clearway.workspace import Workspace
 
@@ -49,6 +50,21 @@ def open_store(params: Params, workspace: Workspace, *, repo: Path | None = None
     config = _load(path, folder, written)
     _make_folders(config, folder)
     return FeatureStore(config=config, repo_path=str(folder))
+
+
+def register(store: FeatureStore, params: Params, project: StoredProject) -> FeatureService:
+    """:func:`apply_definitions` of a project, with the service that is named after their hash; that service.
+
+    Raises
+    ------
+    UsageError, ClearwayError
+        As :func:`apply_definitions`, and as :func:`clearway.feature_store.definitions.describe_features`.
+    """
+    definitions = project.definitions()
+    described = describe_features(definitions, project.numeric, project.categorical)
+    service = feature_service(service_name(params.project.name, definitions_hash(described)), definitions)
+    apply_definitions(store, definitions, service)
+    return service
 
 
 def feature_service(name: str, definitions: Definitions) -> FeatureService:
