@@ -208,9 +208,10 @@ def _definitions(content: bytes, source: Path) -> dict[str, dict[str, Any]] | No
     except (ValueError, AttributeError):
         raise ClearwayError(f"{source} is no JSON object: train again") from None
     if definitions is not None and not (
-        isinstance(definitions, dict) and all(isinstance(each, dict) for each in definitions.values())
+        isinstance(definitions, dict)
+        and all(isinstance(each, dict) and isinstance(each.get("sha256"), str) for each in definitions.values())
     ):
-        raise ClearwayError(f"{source}: definitions must be an object of objects: train again")
+        raise ClearwayError(f"{source}: definitions must be an object of objects with a sha256: train again")
     return definitions
 
 

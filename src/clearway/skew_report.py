@@ -1,6 +1,5 @@
 """The skew check: reads served predictions from the log, recomputes their features, writes the report for people."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +13,9 @@ from rich.table import Table as TerminalTable
 from clearway.acceptance import accept_raw
 from clearway.bundle import BundleError, verify
 from clearway.columns import PREDICTION_TIME
-from clearway.errors import UsageError
+from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_json
-from clearway.model import FEATURES
+from clearway.model import recorded_definitions
 from clearway.params import Params, UtcTime
 from clearway.prediction_log import read_log
 from clearway.project import StoredProject, load_project
@@ -205,23 +204,21 @@ def remarks(report: SkewReport) -> tuple[str, ...]:
 
 def _refused(versions: Sequence[str], workspace: Workspace, own: "Mapping[str, FeatureDefinition]") -> dict[str, str]:
     """The versions that were trained from features defined otherwise here, or nobody knows from what; and why."""
-    from clearway.feature_store.definitions import FeatureDefinition, differences
+    from clearway.feature_store.definitions import differences, parse_definitions
 
     refused = {}
     for digest in versions:
-        short = digest[:12]
+        version = f"version {digest[:12]}"
         try:
-            content = json.loads(verify(workspace.bundles / digest, digest).read(FEATURES))
-            found = content["definitions"]
-            ordered = [*(name for name in own if name in found), *(name for name in found if name not in own)]
-            recorded = {name: FeatureDefinition.model_validate(found[name]) for name in ordered}
+            recorded = recorded_definitions(verify(workspace.bundles / digest, digest))
+            if recorded is None:
+                refused[digest] = f"{version} was not trained from features defined with Feast"
+            elif differing := differences(parse_definitions(recorded, version), own):
+                refused[digest] = f"{version} was served under other definitions: {'; '.join(differing)}"
         except BundleError:
-            refused[digest] = f"the bundle of version {short} is not whole in {workspace.bundles}"
-        except (ValueError, KeyError, AttributeError, TypeError):
-            refused[digest] = f"version {short} was not trained from features defined with Feast"
-        else:
-            if differing := differences(recorded, own):
-                refused[digest] = f"version {short} was served under other definitions: {'; '.join(differing)}"
+            refused[digest] = f"the bundle of {version} is not whole in {workspace.bundles}"
+        except ClearwayError as error:
+            refused[digest] = str(error)
     return refused
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
 
-ASKED_AT = "prediction_time"
-"""The field of a request that the line gives itself: seconds since 1970, UTC."""
 _DTYPES = {
     "String": "string",
     "Float64": "float64",
@@ -101,7 +99,8 @@ def typed_inputs(project: StoredProject, inputs: pd.DataFrame, owner: str) -> pd
     definitions = project.definitions()
     types = {entity.join_key: "String" for entity in definitions.entities}
     if definitions.request is not None:
-        types |= {field.name: str(field.dtype) for field in definitions.request.schema if field.name != ASKED_AT}
+        sent = [field for field in definitions.request.schema if field.name != PREDICTION_TIME]  # the line gives that
+        types |= {field.name: str(field.dtype) for field in sent}
     missing = [name for name in types if name not in inputs.columns]
     if missing:
         raise ClearwayError(f"{owner} lacks {', '.join(missing)}, which is a join key or a field of the request")
@@ -189,13 +188,11 @@ def open_scratch_store(params: Params, workspace: Workspace, folder: Path) -> "F
 def _retrieve(
     store: "FeatureStore", project: StoredProject, params: Params, questions: pd.DataFrame, inputs: pd.DataFrame
 ) -> pd.DataFrame:
-    from clearway.feature_store.definitions import definitions_hash, service_name
-    from clearway.feature_store.store import apply_definitions, feature_service
+    from clearway.feature_store.store import register
 
-    definitions = definitions_of(project)
-    service = feature_service(service_name(params.project.name, definitions_hash(describe(project))), definitions)
-    apply_definitions(store, definitions, service)
-    asked = inputs.assign(event_timestamp=questions[PREDICTION_TIME], **{ASKED_AT: seconds(questions[PREDICTION_TIME])})
+    service = register(store, params, project)
+    times = questions[PREDICTION_TIME]
+    asked = inputs.assign(event_timestamp=times, **{PREDICTION_TIME: seconds(times)})
     names = [*project.numeric, *project.categorical]
     try:
         frame = store.get_historical_features(entity_df=asked.reset_index(drop=True), features=service).to_df()
@@ -214,8 +211,11 @@ def _retrieve(
 
 
 def seconds(times: pd.Series) -> NDArray[np.float64]:
-    """Times as Float64 seconds since 1970, UTC: how a time is written as a value."""
-    return np.asarray(times.astype("datetime64[ns, UTC]").astype("int64") / 1e9, dtype=np.float64)
+    """Times as Float64 seconds since 1970, UTC: how a time is written as a value.
+
+    Of whole microseconds, as :meth:`datetime.datetime.timestamp` counts: what a server computes is this to the bit.
+    """
+    return np.asarray(times.astype("datetime64[us, UTC]").astype("int64") / 1e6, dtype=np.float64)
 
 
 def _join_keys(entities: tuple[Any, ...], view: "FeatureView") -> list[str]:

@@ -1,6 +1,7 @@
 """A real server that reads features by key, from SQLite and from a real Redis: what it answers, and without a store."""
 
 import http.client
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -34,6 +35,9 @@ from stored_project import (
     write_project,
 )
 
+from clearway import local_target
+from clearway.local_target import ServerRefusedError, describe_server, ensure_serving, find_server, stop
+from clearway.params import load_params
 from clearway.prediction_log import read_log
 from clearway.workspace import Workspace
 
@@ -230,6 +234,47 @@ def test_bundle_of_other_definitions_is_refused_and_the_old_one_goes_on(orchards
         server.deploy(orchards.flat)
         status, answer, _ = server.predict(BY_KEY)
         assert (status, server.state()["features"]) == (422, None)
+
+
+def import_changed(folder: Path, patch: pytest.MonkeyPatch) -> ModuleType:
+    """The project as it was another day, when soil was known for an hour only, under a name of its own."""
+    write_package(folder)
+    source = folder / "orchards" / "__init__.py"
+    source.write_text(source.read_text().replace("ttl=timedelta(hours=6)", "ttl=timedelta(hours=1)"))
+    spec = importlib.util.spec_from_file_location("orchards_of_another_day", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_server_that_runs_other_code_is_started_anew_and_one_that_runs_this_code_is_not(
+    orchards: Orchards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_target, "REFUSAL_SECONDS", 0.5)
+    workspace = write_project(tmp_path / "project", embedded())
+    copy_bundles(orchards, workspace)
+    fill(workspace, orchards.package)
+    old = write_bundle(workspace, import_changed(tmp_path / "another_day", monkeypatch))
+    params = load_params(workspace.params_file)
+    folder = workspace.environment("staging")
+    with monkeypatch.context() as of_another_day:
+        of_another_day.setenv("PYTHONPATH", with_path(tmp_path / "another_day"))
+        first = ensure_serving(params, workspace, "staging", deploy(folder, old).revision)
+    try:
+        second = ensure_serving(params, workspace, "staging", deploy(folder, orchards.stored).revision)
+        assert second.pid != first.pid
+        assert second.code != first.code
+        assert describe_server(second)["error"] is None  # type: ignore[index]
+        with pytest.raises(ServerRefusedError, match=r"acidity: ttl 21600 s, the bundle has 60 s"):
+            ensure_serving(params, workspace, "staging", deploy(folder, orchards.other).revision)
+        left = find_server(workspace, "staging")
+        assert left is not None
+        assert left.pid == second.pid
+    finally:
+        stop(workspace, "staging")
 
 
 SERVE_AND_LOOK = """

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import pandas as pd
 from feast import Entity, FeatureView, Field, RequestSource
 from feast.on_demand_feature_view import OnDemandFeatureView
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clearway.errors import UsageError
+from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store.code_hash import code_sha256
 from clearway.files import canonical_json, sha256_bytes
+from clearway.params import describe
 from clearway.project import Tables
 
 EventBuilder = Callable[[Tables], pd.DataFrame]
@@ -142,6 +143,23 @@ def definitions_hash(described: Mapping[str, FeatureDefinition]) -> str:
 def service_name(project: str, sha256: str) -> str:
     """Name of the feature service that serves exactly the definitions with this hash."""
     return f"{project}_{sha256[:12]}"
+
+
+def parse_definitions(recorded: Mapping[str, Mapping[str, Any]], owner: str) -> dict[str, FeatureDefinition]:
+    """The definitions that a bundle recorded (:func:`clearway.model.recorded_definitions`), by feature.
+
+    Raises
+    ------
+    ClearwayError
+        One of them is none; names ``owner`` (whose they are), feature and field.
+    """
+    parsed = {}
+    for name, definition in recorded.items():
+        try:
+            parsed[name] = FeatureDefinition.model_validate(definition)
+        except ValidationError as error:
+            raise ClearwayError(f"{owner}: features.json: definitions.{name}: {describe(error)}") from None
+    return parsed
 
 
 def differences(recorded: Mapping[str, FeatureDefinition], own: Mapping[str, FeatureDefinition]) -> tuple[str, ...]:

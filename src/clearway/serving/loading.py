@@ -11,7 +11,7 @@ import numpy as np
 from clearway.errors import ClearwayError
 from clearway.files import read_json
 from clearway.model import Model, load_model
-from clearway.params import Params, describe
+from clearway.params import Params
 from clearway.project import StoredProject, load_project
 from clearway.serving.requests import RequestError, RowEncoder
 from clearway.workspace import Workspace
@@ -121,18 +121,9 @@ def check_definitions(version: Version, own: OwnFeatures) -> None:
     ClearwayError
         They are not; names the bundle, each feature, and what differs.
     """
-    from pydantic import ValidationError
+    from clearway.feature_store.definitions import differences, parse_definitions
 
-    from clearway.feature_store.definitions import FeatureDefinition, differences
-
-    recorded = {}
-    for name, definition in (version.model.definitions or {}).items():
-        try:
-            recorded[name] = FeatureDefinition.model_validate(definition)
-        except ValidationError as error:
-            raise ClearwayError(
-                f"bundle {version.digest[:12]}: features.json: definitions.{name}: {describe(error)}"
-            ) from None
+    recorded = parse_definitions(version.model.definitions or {}, f"bundle {version.digest[:12]}")
     if lacking := [name for name in version.model.schema.names if name not in recorded]:
         raise ClearwayError(f"bundle {version.digest[:12]}: features.json records no definition of {lacking[0]!r}")
     if found := differences(recorded, own.described):

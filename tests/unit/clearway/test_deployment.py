@@ -1,15 +1,19 @@
 """What may be deployed, promoted and rolled back: the plans, the projection, and where a rollout stands."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from clearway.bundle import pack, payload_digest
 from clearway.canary import CanaryVerdict
 from clearway.canary_state import CanaryState, follow, read_state, write_state
 from clearway.deployment import (
     Situation,
+    check_same_features,
     deploy_built,
+    find_bundle,
     plan_canary,
     plan_deploy,
     plan_rollback,
@@ -19,7 +23,7 @@ from clearway.deployment import (
     release,
 )
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import write_json
+from clearway.files import sha256_bytes, write_json
 from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_ledger
 from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
@@ -322,6 +326,35 @@ def test_an_unknown_digest_and_a_digest_that_is_none_are_refused(params: Params,
     with pytest.raises(ClearwayError, match=r"\.\./\.\."):
         deploy_built(params, workspace, ENV, "../..", **WHO)
     assert read_ledger(workspace.environment(ENV), ENV) == []
+
+
+def build(workspace: Workspace, **features: str) -> str:
+    """A bundle that holds no model: it only records its features, and what their definitions hash to."""
+    payload = workspace.root / "payload"
+    payload.mkdir()
+    definitions = {name: {"name": name, "sha256": sha256_bytes(code.encode())} for name, code in features.items()}
+    write_json(payload / "features.json", {"definitions": definitions})
+    digest = payload_digest(payload)
+    pack(payload, {}, workspace.bundles / digest)
+    shutil.rmtree(payload)
+    return digest
+
+
+def test_a_canary_that_defines_a_feature_otherwise_than_the_stable_version_is_refused(
+    params: Params, workspace: Workspace
+) -> None:
+    stable = build(workspace, temp="last hour", wind="knots")
+    write(workspace.environment(ENV), change("deploy", stable))
+    other = build(workspace, temp="last hour", wind="miles per hour", rain="mm")
+    with pytest.raises(ClearwayError, match=f"{other[:12]} defines wind otherwise than the stable version"):
+        deploy_built(params, workspace, ENV, other, 10, **WHO)
+    assert [entry.stable for entry in read_ledger(workspace.environment(ENV), ENV)] == [stable]
+    assert find_server(workspace, ENV) is None
+
+
+def test_a_canary_may_have_features_of_its_own_and_do_without_some(workspace: Workspace) -> None:
+    stable = find_bundle(workspace, build(workspace, temp="last hour", wind="knots"))
+    check_same_features(stable, find_bundle(workspace, build(workspace, temp="last hour", rain="mm")))
 
 
 def test_quarantine_and_release_are_entries_that_move_nothing(params: Params, workspace: Workspace) -> None:

@@ -22,7 +22,7 @@ from clearway.params import Params, load_params
 from clearway.project import load_project
 from clearway.schema import load_schema
 from clearway.snapshot import load_tables, take_snapshot
-from clearway.stored_features import describe, event_tables, historical_features, inputs_of
+from clearway.stored_features import describe, event_tables, historical_features, inputs_of, seconds
 from clearway.workspace import Workspace
 
 AS_OF = datetime(2024, 3, 1, tzinfo=UTC)
@@ -284,6 +284,15 @@ def test_a_time_finer_than_microseconds_is_rounded_up(kilns: Made) -> None:
     finer = kilns.readings.assign(read=kilns.readings["read"] + pd.Timedelta(1, "ns"))
     rows = event_tables(kilns.project, {**kilns.tables, "readings": finer})["gauge"]
     assert (rows["known_at"] - kilns.readings["read"] == pd.Timedelta(1, "us")).all()
+
+
+def test_a_time_as_a_value_is_what_a_server_counts_to_the_bit() -> None:
+    rng = np.random.default_rng(7)
+    micros = rng.integers(1_300_000_000_000_000, 1_900_000_000_000_000, 20_000)
+    times = pd.Series(pd.to_datetime(micros, unit="us", utc=True))
+    counted = [time.to_pydatetime().timestamp() for time in times]
+    for unit in ("us", "ns"):
+        assert seconds(times.astype(f"datetime64[{unit}, UTC]")).tolist() == counted
 
 
 @pytest.mark.parametrize(
