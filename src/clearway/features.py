@@ -26,6 +26,7 @@ from clearway.project import AnyProject, Project, StoredProject, Tables, definit
 from clearway.schema import Column, DataSchema, RowCount, TableSchema, load_schema
 from clearway.snapshot import load_tables, read_tables_at
 from clearway.stored_features import (
+    check_no_foresight,
     definitions_of,
     describe,
     event_tables,
@@ -105,8 +106,8 @@ def build_features(params: Params, workspace: Workspace, project: AnyProject) ->
         The questions have times, but params.yaml has no ``as_of``, or the other way round; or a definition or
         ``feature_store.yaml`` is wrong.
     ClearwayError
-        A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; a
-        feature is not what the schema declares; a window is empty; a numeric feature has no value in the training
+        A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; what a
+        feature view knew before the holdout changes with what became known later; a feature is not what the schema declares; a window is empty; a numeric feature has no value in the training
         window.
     """
     as_of = params.time()
@@ -115,6 +116,8 @@ def build_features(params: Params, workspace: Workspace, project: AnyProject) ->
     declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
     tables = accept_raw(load_tables(workspace, params), params, workspace, as_of)
     events = event_tables(project, tables, known_until=as_of) if isinstance(project, StoredProject) else {}
+    if isinstance(project, StoredProject) and as_of is not None:
+        check_no_foresight(project, tables, events, as_of - timedelta(days=params.split.holdout_days))
     write_event_tables(events, workspace.feature_tables)
     asked = ask(project, tables, known_until=as_of, features=_features(params, workspace, project))
     waived = params.decision.override_veto is not None

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from clearway.errors import ClearwayError
+
+_ABANDONED_SECONDS = 86_400.0
 
 
 @contextmanager
@@ -39,9 +43,12 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``target``; on success replace ``target`` with it.
 
     A folder cannot be renamed over a non-empty one, so the old one is moved aside first; a reader sees
-    the old folder, for an instant none, then the new one, and never a half-written one.
+    the old folder, for an instant none, then the new one, and never a half-written one. What a writer left that was
+    killed more than a day ago is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # otherwise that may be all there is
+        _remove_abandoned(target)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary.chmod(0o755)
     aside: Path | None = None
@@ -60,6 +67,19 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary folders of :func:`atomic_directory` that nothing was written to for a day."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.(old\.)?[a-z0-9_]{{8}}")
+    for path in target.parent.glob(".*"):
+        if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            try:
+                newest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+            except OSError:  # another writer is removing it
+                continue
+            if time.time() - newest > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def fsync_directory(folder: Path) -> None:

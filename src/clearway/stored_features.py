@@ -50,19 +50,85 @@ def event_tables(
     tables : mapping of name to DataFrame
         The raw tables.
     known_until : datetime, optional
-        Leave out what becomes known later: a window's end can be foretold, but not what else happens until then.
+        Leave out what becomes known, or is created, later: a window's end can be foretold, but not what else happens
+        until then.
 
     Raises
     ------
     ClearwayError
-        The rows of a view lack a column, have no known time, or values of another type; names view and column.
+        An event builder fails, or gives no table; or the rows of a view lack a column or have it twice, have no known
+        time, or values of another type; names view and column.
     """
     definitions = definitions_of(project)
     made = {}
     for view in definitions.views:
-        rows = definitions.events[view.name](tables)
-        made[view.name] = _checked(view, _join_keys(definitions.entities, view), rows, known_until)
+        try:
+            rows = definitions.events[view.name](tables)
+            made[view.name] = _checked(view, _join_keys(definitions.entities, view), rows, known_until)
+        except ClearwayError:
+            raise
+        except Exception as error:  # an event builder is the project's own, and may raise anything
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ClearwayError(f"the rows of feature view {view.name} cannot be made: {cause}") from error
     return made
+
+
+def check_no_foresight(
+    project: StoredProject, tables: Tables, events: Mapping[str, pd.DataFrame], earlier: datetime
+) -> None:
+    """Check that what counts as known at an earlier time does not change with what became known after it.
+
+    The rows of each view are made once more from the tables as the world knew them ``earlier``; an event builder that
+    looks ahead, such as one that subtracts the mean of a whole table, makes other rows then.
+
+    Parameters
+    ----------
+    tables, events
+        The raw tables, and :func:`event_tables` of them.
+    earlier : datetime
+        Before the time as of which the tables are known.
+
+    Raises
+    ------
+    ClearwayError
+        A row known by then differs; names view, key, time and field, and both values.
+    """
+    definitions = definitions_of(project)
+    as_known = {name: project.known_at(name, frame, earlier) for name, frame in tables.items()}
+    then = event_tables(project, as_known, known_until=earlier)
+    for view in definitions.views:
+        time, keys = view.batch_source.timestamp_field, _join_keys(definitions.entities, view)
+        if view.batch_source.created_timestamp_column:  # of two rows of one time, the later correction is not known yet
+            now = _checked(view, keys, definitions.events[view.name](tables), earlier)
+        else:
+            now = events[view.name][events[view.name][time] <= earlier].reset_index(drop=True)
+        if not now.equals(then[view.name]):
+            raise ClearwayError(
+                f"feature view {view.name} looks ahead: {_first_change(now, then[view.name], [*keys, time])}, though it "
+                f"was known by then ({earlier.isoformat()}): correct its event builder, or the project's known_at()"
+            )
+
+
+def _first_change(now: pd.DataFrame, then: pd.DataFrame, identity: list[str]) -> str:
+    """The first row that is not the same, and where, in words."""
+    both = then.merge(now, on=identity, how="outer", suffixes=("", " now"), indicator="_found", sort=False)
+    both = both.sort_values(identity[-1], kind="stable")
+    alone = both[both["_found"] != "both"]
+    if not alone.empty:
+        first = alone.iloc[0].to_dict()
+        when = "only without" if first["_found"] == "left_only" else "only with"
+        return f"{_named(first, identity)} has a row {when} what became known later"
+    for row in both.rename(columns=str).to_dict("records"):
+        for field in then.columns.difference(identity, sort=False):
+            old, new = row[field], row[f"{field} now"]
+            if not (old == new) is True and not (pd.isna(old) and pd.isna(new)):  # noqa: SIM201  # it may be pd.NA
+                return f"{field} of {_named(row, identity)} was {old}, and is {new} with what became known later"
+    return "its rows come in another order with what became known later"
+
+
+def _named(row: Mapping[Any, Any], identity: list[str]) -> str:
+    *keys, time = identity
+    return f"{', '.join(str(row[key]) for key in keys) or 'a row'} at {row[time].isoformat()}"
 
 
 def write_event_tables(events: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -206,6 +272,11 @@ def _retrieve(
             f"the offline store answered {len(frame)} of {len(questions)} questions: use one that keeps every row "
             f"({params.feature_store}: offline_store.type)"
         )
+    if lost := [name for name in names if name not in frame.columns]:
+        views = [view.name for view in definitions_of(project).on_demand if lost[0] in {f.name for f in view.features}]
+        raise ClearwayError(
+            f"on-demand view {', '.join(views)} gives no {lost[0]!r}: have its function return what its schema declares"
+        )
     found: pd.DataFrame = frame[names].set_axis(questions.index)
     return found
 
@@ -224,12 +295,17 @@ def _join_keys(entities: tuple[Any, ...], view: "FeatureView") -> list[str]:
 
 def _checked(view: "FeatureView", keys: list[str], rows: pd.DataFrame, known_until: datetime | None) -> pd.DataFrame:
     owner = f"the rows of feature view {view.name}"
+    if not isinstance(rows, pd.DataFrame):
+        raise ClearwayError(f"{owner} are {type(rows).__name__}, not a DataFrame: correct its event builder")
     time = view.batch_source.timestamp_field
     created = view.batch_source.created_timestamp_column or None
     types = {**dict.fromkeys(keys, "String"), **{field.name: str(field.dtype) for field in view.features}}
     missing = [name for name in (time, *([created] if created else []), *types) if name not in rows.columns]
     if missing:
         raise ClearwayError(f"{owner} lack the column {', '.join(missing)}: correct its event builder")
+    twice = [str(name) for name in dict.fromkeys(rows.columns[rows.columns.duplicated()])]
+    if twice:
+        raise ClearwayError(f"{owner} have more than one column {', '.join(twice)}: correct its event builder")
     columns = {name: _typed(rows[name], dtype, owner) for name, dtype in types.items()}
     times = {name: _times(rows[name], owner, name) for name in (time, created) if name}
     empty = int(times[time].isna().sum())
@@ -240,6 +316,8 @@ def _checked(view: "FeatureView", keys: list[str], rows: pd.DataFrame, known_unt
     frame = frame[frame[keys].notna().all(axis="columns")]
     if known_until is not None:
         frame = frame[frame[time] <= known_until]
+        if created is not None:  # a correction that is made later hides no row that was there
+            frame = frame[~(frame[created] > known_until)]
     codes = [pd.factorize(frame[key], sort=True)[0] for key in keys]
     known = frame[time].astype("int64").to_numpy()
     made = [] if created is None else [frame[created].astype("int64").to_numpy()]
@@ -269,4 +347,5 @@ def _typed(column: pd.Series, dtype: str, owner: str) -> pd.Series:
         return typed
     except (TypeError, ValueError) as error:
         cause = " ".join(str(error).split())
-        raise ClearwayError(f"{owner}: {column.name} must be {dtype}: {cause}") from None
+        remedy = f"give values of that type, or declare {column.name} as what it is"
+        raise ClearwayError(f"{owner}: {column.name} must be {dtype}: {cause}: {remedy}") from None

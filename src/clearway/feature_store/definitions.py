@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from posixpath import normpath
 from typing import Any, Literal
 
 import pandas as pd
-from feast import Entity, FeatureView, Field, RequestSource
+from feast import Entity, FeatureView, Field, FileSource, RequestSource
 from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +17,8 @@ from clearway.files import canonical_json, sha256_bytes
 from clearway.params import describe
 from clearway.project import Tables
 
+FEATURE_TABLES = "data/feature_tables"
+"""Where the line builds the rows of each view, from the project's folder (:class:`clearway.workspace.Workspace`)."""
 EventBuilder = Callable[[Tables], pd.DataFrame]
 """From the raw tables to the rows of one feature view: its join keys, its timestamp field (when each row became known,
 UTC), its fields; a row holds until the next one of its key, or until the view's TTL has passed."""
@@ -104,7 +108,9 @@ def describe_features(
     Raises
     ------
     UsageError
-        A feature is defined nowhere or twice, or a view has no event builder, or an event builder no view.
+        A feature is defined nowhere or twice, or is categorical and no text, or numeric and text; a view has no event
+        builder, or an event builder no view; a view's source is not its feature table, or renames columns; or a TTL is
+        negative.
     clearway.errors.ClearwayError
         The source of a function cannot be read.
     """
@@ -132,6 +138,7 @@ def describe_features(
             where = " and ".join(str(place.view or "the request") for place in places)
             raise UsageError(f"feature {name} of the project is defined {len(places)} times, in {where}: rename one")
         described[name] = places[0]
+    _check_types(described, numeric, categorical)
     return described
 
 
@@ -210,12 +217,60 @@ def _check_events(definitions: Definitions) -> None:
         raise UsageError(f"{names.count(name)} feature views are named {name}: each needs a name of its own")
 
 
+def _check_types(
+    described: Mapping[str, FeatureDefinition], numeric: Sequence[str], categorical: Sequence[str]
+) -> None:
+    """What is learnt as text must be sent and stored as text: a number or a truth value is written in several ways."""
+    for name in categorical:
+        if described[name].dtype != "String":
+            raise UsageError(
+                f"feature {name} of the project is categorical, but its dtype in {_where(described[name])} is "
+                f"{described[name].dtype}: make it String, or list it in numeric"
+            )
+    for name in numeric:
+        if described[name].dtype == "String":
+            raise UsageError(
+                f"feature {name} of the project is numeric, but its dtype in {_where(described[name])} is String: give "
+                "it a number's dtype, or list it in categorical"
+            )
+
+
+def _where(feature: FeatureDefinition) -> str:
+    if feature.view is not None:
+        return f"view {feature.view}"
+    return f"entity {', '.join(feature.entity)}" if feature.entity else "the request"
+
+
+def _check_source(view: FeatureView) -> None:
+    """Training reads what the line has built, under the names that its builder gave: no other file, no other names."""
+    source, table = view.batch_source, f"{FEATURE_TABLES}/{view.name}.parquet"
+    if not isinstance(source, FileSource):
+        raise UsageError(
+            f"feature view {view.name}: its source is {type(source).__name__}: make it FileSource({table!r})"
+        )
+    if normpath(source.path) != table:
+        raise UsageError(
+            f"feature view {view.name}: its source reads {source.path}, but its rows are built to {table}: make that "
+            "its path"
+        )
+    if source.field_mapping:
+        raise UsageError(
+            f"feature view {view.name}: its source has field_mapping {dict(source.field_mapping)}: take it out, and "
+            "let the event builder name its columns as the view does"
+        )
+    if view.ttl is not None and view.ttl < timedelta(0):
+        raise UsageError(
+            f"feature view {view.name}: ttl is {view.ttl.total_seconds():g} s: it must be positive, or zero for no end"
+        )
+
+
 def _stored(view: FeatureView, definitions: Definitions) -> list[FeatureDefinition]:
     """Of each field of a view, in order."""
     entities = {entity.name: entity for entity in definitions.entities}
     missing = [name for name in view.entities if name not in entities]
     if missing:
         raise UsageError(f"feature view {view.name}: entity {', '.join(missing)} is not among definitions().entities")
+    _check_source(view)
     source = view.batch_source
     ttl = view.ttl.total_seconds() if view.ttl else None  # Feast's zero is no end
     code = code_sha256(definitions.events[view.name])
@@ -228,7 +283,7 @@ def _stored(view: FeatureView, definitions: Definitions) -> list[FeatureDefiniti
             source.name,
             source.timestamp_field,
             source.created_timestamp_column,
-            dict(source.field_mapping),
+            {},  # no column is renamed
         ],
         "code": code,
     }

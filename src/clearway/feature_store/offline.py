@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from math import isnan
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -55,6 +58,7 @@ _LOCK_SECONDS = 60.0
 _TICKS = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks a second, by unit of time."""
 _LEAST, _MOST = -(2**63), 2**63 - 1
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 class PointInTimeOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -362,6 +366,12 @@ def _questions(entity_df: pd.DataFrame) -> tuple[pa.Table, str]:
     times = entity_df[time]
     if pd.api.types.is_numeric_dtype(times.dtype) and len(times):
         raise ClearwayError(f"entity_df: {time} is {times.dtype}: give times")
+    if times.dtype == object:
+        numbers = [
+            value for value in times if isinstance(value, Number) and not (isinstance(value, float) and isnan(value))
+        ]
+        if numbers:  # pandas would take them for nanoseconds
+            raise ClearwayError(f"entity_df: {time} holds {numbers[0]!r}, a number: give times")
     try:
         if not isinstance(times.dtype, pd.DatetimeTZDtype) or str(times.dt.tz) != "UTC":
             entity_df = entity_df.assign(**{time: pd.to_datetime(times, utc=True)})
@@ -398,10 +408,18 @@ def _check_columns(questions: pa.Table, views: Sequence[_View]) -> None:
 
 
 def _range_of(times: pa.ChunkedArray) -> list[datetime | None]:
-    """The first and the last time, to the microsecond; None where there is none."""
+    """The first and the last time, to the microsecond; None where there is none, or beyond the year 9999."""
     ends = pc.min_max(times)
-    both = (ends["min"].as_py(), ends["max"].as_py())
+    both = (_datetime(ends["min"].as_py), _datetime(ends["max"].as_py))
     return [None if time is None else pd.Timestamp(time).to_pydatetime(warn=False) for time in both]
+
+
+def _datetime(read: Callable[[], Any]) -> Any:
+    """What ``read`` gives, which makes a Python time; None where Python has none: before year 1, after 9999."""
+    try:
+        return read()
+    except (OverflowError, ValueError):
+        return None
 
 
 # The join
@@ -606,9 +624,11 @@ class _Range:
         kept = []
         for group in range(metadata.num_row_groups):
             found = metadata.row_group(group).column(position).statistics
-            if found is not None and found.has_min_max and isinstance(found.min, datetime):
-                least, most = _tick(found.min, self.unit), _tick(found.max, self.unit)
-                if most + microsecond <= self.first or least > self.last:
+            if found is not None and found.has_min_max:
+                least, most = _datetime(partial(getattr, found, "min")), _datetime(partial(getattr, found, "max"))
+                if isinstance(most, datetime) and _tick(most, self.unit) + microsecond <= self.first:
+                    continue
+                if isinstance(least, datetime) and _tick(least, self.unit) > self.last:
                     continue
             kept.append(group)
         return kept
@@ -733,6 +753,7 @@ def _open(owner: str, source: FileSource, repo_path: Path | str | None, columns:
                 f"{owner}: {file} has no column {missing[0]!r}, it has: {', '.join(schema.names)}. "
                 "Correct the definition, or build the table again"
             )
+        _check_once(owner, file, columns, schema.names)
         schemas.append(pa.schema([_plain(schema.field(name)) for name in columns]))
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive")
@@ -741,9 +762,20 @@ def _open(owner: str, source: FileSource, repo_path: Path | str | None, columns:
     return _Table(owner, path, filesystem, files, unified)
 
 
+def _check_once(owner: str, file: str | Path, columns: Sequence[str], found: Sequence[str]) -> None:
+    twice = [name for name in columns if list(found).count(name) > 1]
+    if twice:
+        raise ClearwayError(
+            f"{owner}: {file} has {list(found).count(twice[0])} columns named {twice[0]!r}: name each once, and "
+            "build the table again"
+        )
+
+
 def _plain(field: pa.Field) -> pa.Field:
-    """A field without metadata; a dictionary as the type of its values."""
+    """A field without metadata; a dictionary as the type of its values, a view of text or bytes as what it shows."""
     dtype = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if dtype in _VIEWS:  # pyarrow can take no rows of it
+        dtype = _VIEWS[dtype]
     return pa.field(field.name, dtype)
 
 
@@ -790,8 +822,9 @@ def _reader(owner: str, path: str, filesystem: Any) -> Iterator[pq.ParquetFile]:
 def _append(owner: str, target: Path, table: pa.Table, field_mapping: Mapping[str, str]) -> None:
     """Write the rows of ``target``, then those of ``table``, to a new file in its place."""
     if not target.exists():
+        first = _named(owner, target, table, (), field_mapping)
         with atomic_path(target) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(first.replace_schema_metadata(None), temporary)  # pandas' own names an index
         return
     with _reader(owner, str(target), None) as old:
         schema = old.schema_arrow
@@ -809,11 +842,9 @@ def _whole_row_groups(owner: str, path: Path) -> Iterator[pa.Table]:
 
 
 def _fitted(owner: str, target: Path, table: pa.Table, schema: pa.Schema, field_mapping: Mapping[str, str]) -> pa.Table:
-    """Rows in the columns of a file. Feast hands them over under the names after ``field_mapping``, with an index."""
-    in_file = {mapped: name for name, mapped in field_mapping.items()}
-    index = [name for name in table.column_names if name.startswith("__index_level_") and name not in schema.names]
-    table = table.drop(index)
-    names = [name if name in schema.names else in_file.get(name, name) for name in table.column_names]
+    """Rows in the columns of a file."""
+    table = _named(owner, target, table, schema.names, field_mapping)
+    names = table.column_names
     missing, extra = sorted(set(schema.names) - set(names)), sorted(set(names) - set(schema.names))
     if missing or extra:
         raise ClearwayError(
@@ -821,12 +852,32 @@ def _fitted(owner: str, target: Path, table: pa.Table, schema: pa.Schema, field_
             f"missing {', '.join(missing) or 'none'}, unknown {', '.join(extra) or 'none'}"
         )
     try:
-        return table.rename_columns(names).select(schema.names).cast(schema)
+        return table.select(schema.names).cast(schema)
     except pa.ArrowException as error:
         raise ClearwayError(f"{owner}: rows to append do not fit the types of {target}: {_one_line(error)}") from None
 
 
+def _named(
+    owner: str, target: Path, table: pa.Table, known: Sequence[str], field_mapping: Mapping[str, str]
+) -> pa.Table:
+    """Rows under the names of a file. Feast hands them over under those after ``field_mapping``, with an index.
+
+    Parameters
+    ----------
+    known : sequence of str
+        Columns of the file, as far as there is one: what has such a name keeps it.
+    """
+    in_file = {mapped: name for name, mapped in field_mapping.items()}
+    table = table.drop([name for name in table.column_names if name.startswith("__index_level_") and name not in known])
+    names = [name if name in known else in_file.get(name, name) for name in table.column_names]
+    _check_once(owner, target, names, names)
+    return table.rename_columns(names)
+
+
 def _series(column: pa.ChunkedArray) -> pl.Series:
+    """A column for polars; times are instants, so that any zone may be UTC: polars knows none such as +05:30."""
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        column = column.cast(pa.timestamp(column.type.unit, "UTC"))
     return cast(pl.Series, pl.from_arrow(column))
 
 

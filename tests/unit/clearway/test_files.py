@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,24 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (temporary / "new").write_text("new")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    target, yesterday = tmp_path / "raw", time.time() - 90_000
+    kept = [tmp_path / name for name in (".raw.abcd1234", ".raw.note", ".raws.abcd1234", "raw.abcd1234")]
+    left = [tmp_path / name for name in (".raw.efgh5678", ".raw.old.ijkl_012")]
+    for folder in (target, *kept, *left):
+        folder.mkdir()
+        (folder / "a").write_text("half")
+        for path in (folder / "a", folder):
+            os.utime(path, (yesterday, yesterday))
+    os.utime(kept[0] / "a")  # a writer is at it
+    target.rename(tmp_path / "aside")
+    with atomic_directory(target):
+        assert all(path.exists() for path in left), "while there is no other, the old one may be among them"
+    with atomic_directory(target):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([target, tmp_path / "aside", *kept])
 
 
 def test_canonical_json_does_not_depend_on_order() -> None:

@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,24 @@ def test_of_rows_known_at_once_the_last_one_stays_and_a_row_without_key_is_left_
     assert rows["heat"].tail(2).tolist() == [5.0, 5.0]
 
 
+def test_a_row_that_is_created_later_is_left_out_before_it_can_replace_another(kilns: Made) -> None:
+    gauge = kilns.project.definitions().views[0]
+    gauge.batch_source.created_timestamp_column = "made"
+    known = kilns.readings["read"].iloc[-1]
+    last = kilns.readings.tail(1)
+    corrected = pd.concat(
+        [
+            kilns.readings.assign(made=pd.Series(pd.NaT, kilns.readings.index, dtype="datetime64[ns, UTC]"), heat=1.0),
+            last.assign(made=known, heat=2.0),
+            last.assign(made=known + pd.Timedelta(1, "us"), heat=3.0),
+        ]
+    )
+    tables = {**kilns.tables, "readings": corrected}
+    rows = event_tables(kilns.project, tables, known_until=known.to_pydatetime())["gauge"]
+    assert (len(rows), rows["heat"].iloc[-1]) == (len(kilns.readings), 2.0)
+    assert event_tables(kilns.project, tables)["gauge"]["heat"].iloc[-1] == 3.0
+
+
 def test_a_time_finer_than_microseconds_is_rounded_up(kilns: Made) -> None:
     finer = kilns.readings.assign(read=kilns.readings["read"] + pd.Timedelta(1, "ns"))
     rows = event_tables(kilns.project, {**kilns.tables, "readings": finer})["gauge"]
@@ -304,11 +323,24 @@ def test_a_time_as_a_value_is_what_a_server_counts_to_the_bit() -> None:
         (lambda rows: rows.assign(heat="hot"), r"gauge: heat must be Float64"),
         (lambda rows: rows.assign(ticks=0.5), r"gauge: ticks must be Int64"),
         (lambda rows: rows.assign(kiln=7), r"gauge: kiln must be String"),
+        (lambda rows: rows.rename(columns={"ticks": "heat"}).assign(ticks=1), r"gauge have more than one column heat"),
+        (lambda rows: None, r"the rows of feature view gauge are NoneType, not a DataFrame"),
+        (lambda rows: {}["nope"], r"the rows of feature view gauge cannot be made: KeyError: 'nope'"),
     ],
 )  # fmt: skip
-def test_rows_that_are_not_what_the_view_declares_are_named(kilns: Made, change: Any, said: str) -> None:
+def test_rows_that_are_not_what_the_view_declares_are_named(
+    kilns: Made, monkeypatch: pytest.MonkeyPatch, change: Any, said: str
+) -> None:
+    definitions = kilns.project.definitions()
+
+    def gauge(tables: Any) -> Any:
+        rows = change(tables["readings"])
+        return rows if rows is None else rows.rename(columns={"read": "known_at"})
+
+    changed = replace(definitions, events={**definitions.events, "gauge": gauge})
+    monkeypatch.setattr(kilns.project, "definitions", lambda: changed)
     with pytest.raises(ClearwayError, match=said) as raised:
-        event_tables(kilns.project, {**kilns.tables, "readings": change(kilns.readings)})
+        event_tables(kilns.project, kilns.tables)
     assert "\n" not in str(raised.value)
 
 
@@ -328,6 +360,44 @@ def test_inputs_that_are_not_what_a_caller_sends_are_named(
     monkeypatch.setattr(kilns.project, "inputs", lambda questions, tables: change(given(questions, tables)))
     with pytest.raises(ClearwayError, match=said):
         inputs_of(kilns.project, kilns.project.questions(kilns.tables), kilns.tables)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        (lambda rows: rows.assign(heat=rows["heat"] - rows["heat"].mean()), r"heat of \w+ at .* was -?\d.*, and is"),
+        (lambda rows: rows.assign(known_at=rows["known_at"] - pd.Timedelta(days=3)), "has a row only with what became"),
+        (lambda rows: rows.assign(heat=rows.groupby("kiln")["heat"].shift(-1)), r"heat of \w+ at .* was nan, and is"),
+        (lambda rows: rows.drop_duplicates("kiln", keep="last"), "has a row only without what became known later"),
+    ],
+    ids=["a mean of the whole table", "a time too early", "the next value", "the last row of all"],
+)  # fmt: skip
+def test_a_view_that_looks_ahead_stops_the_line(
+    kilns: Made, monkeypatch: pytest.MonkeyPatch, ahead: Any, said: str
+) -> None:
+    module = sys.modules[PACKAGE]
+    honest = module.gauge
+
+    def gauge(tables: Any) -> pd.DataFrame:
+        return ahead(honest(tables))
+
+    monkeypatch.setattr(module, "gauge", gauge)
+    take_snapshot(kilns.params, kilns.workspace, kilns.project)
+    with pytest.raises(ClearwayError, match=f"feature view gauge looks ahead: .*{said}"):
+        build_features(kilns.params, kilns.workspace, kilns.project)
+    assert not kilns.workspace.feature_tables.exists()
+
+
+def test_a_function_that_leaves_out_a_feature_is_named_with_its_view(
+    kilns: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(given: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"something_else": [0.0] * len(given["prediction_time"])}
+
+    forgetful.__name__ = forgetful.__qualname__ = "since"
+    monkeypatch.setattr(sys.modules[PACKAGE], "since", forgetful)
+    with pytest.raises(ClearwayError, match=r"^on-demand view \w+ gives no '\w+': have its function return"):
+        kilns.found()
 
 
 def test_a_function_that_fails_is_one_line(kilns: Made, monkeypatch: pytest.MonkeyPatch) -> None:

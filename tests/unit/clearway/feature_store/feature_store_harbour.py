@@ -61,11 +61,11 @@ def moorings() -> FeatureView:
 class Harbour:
     """A stored project of the given views."""
 
-    categorical: tuple[str, ...] = ()
-
     def __init__(self, *views: FeatureView) -> None:
         self.views = views
-        self.numeric = tuple(field.name for view in views for field in view.features)
+        fields = [field for view in views for field in view.features]
+        self.numeric = tuple(field.name for field in fields if field.dtype != String)
+        self.categorical = tuple(field.name for field in fields if field.dtype == String)
 
     def known_at(self, table: str, frame: pd.DataFrame, as_of: datetime | None) -> pd.DataFrame:
         return frame

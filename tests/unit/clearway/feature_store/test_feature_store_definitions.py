@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from feast import types
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store.code_hash import code_sha256
@@ -186,8 +187,6 @@ def described(definitions: Definitions) -> dict[str, FeatureDefinition]:
          'AGE = on_demand_view("age", rows.age, [Field(name="age", dtype=Int64', {"age"}),
         ("definitions.py", 'Field(name="slope", dtype=Float64', 'Field(name="slope", dtype=Int64',
          {"age", "since", "slope"}),
-        ("definitions.py", 'timestamp_field="known_at")',
-         'timestamp_field="known_at", field_mapping={"t": "temp"} if name == "weather" else None)', WEATHER_FEATURES),
     ],
 )  # fmt: skip
 def test_a_change_names_exactly_the_features_that_it_feeds(
@@ -263,6 +262,14 @@ def test_differences_are_told_in_plain_phrases(orchard: Orchard) -> None:
         ("definitions.py", "(TREE, FIELD), (W", "(TREE,), (W", NUMERIC, "view weather: entity field is not among"),
         ("definitions.py", "(WEATHER, SOIL), {", "(SOIL,), {", NUMERIC, "names 'weather'"),
         ("definitions.py", "rows.soil}, ASKED", "rows.soil}, None", NUMERIC, "age: days, .* no field of definitions"),
+        ("definitions.py", "data/feature_tables/{name}.parquet", "data/{name}.parquet", NUMERIC,
+         "view weather: its source reads data/weather.parquet, .* to data/feature_tables/weather.parquet: make"),
+        ("definitions.py", "data/feature_tables/{name}.parquet", "/data/feature_tables/{name}.parquet", NUMERIC,
+         "view weather: its source reads /data/"),
+        ("definitions.py", 'timestamp_field="known_at")', 'timestamp_field="known_at", field_mapping={"t": "temp"})',
+         NUMERIC, "view weather: its source has field_mapping {'t': 'temp'}: take it out"),
+        ("definitions.py", "timedelta(hours=6)", "timedelta(hours=-6)", NUMERIC, "view weather: ttl is -21600 s"),
+        ("rows.py", "", "", (*NUMERIC, "tree"), "feature tree .* numeric, but its dtype in entity tree is String"),
     ],
 )  # fmt: skip
 def test_a_definition_that_does_not_fit_is_named(
@@ -271,6 +278,22 @@ def test_a_definition_that_does_not_fit_is_named(
     with pytest.raises(UsageError, match=said) as raised:
         describe_features(orchard(file, old, new), numeric, CATEGORICAL)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "where", "name"),
+    [("Int64", "view soil", "acidity"), ("Bool", "view soil", "wet"), ("Float64", "the request", "slope")],
+)
+def test_a_category_is_text_where_it_is_stored_and_where_it_is_sent(
+    orchard: Orchard, dtype: str, where: str, name: str
+) -> None:
+    changed = orchard()
+    for view in changed.views:
+        for field in view.features:
+            field.dtype = getattr(types, dtype)
+    numeric = tuple(each for each in NUMERIC if each != name)
+    with pytest.raises(UsageError, match=f"{name} .* categorical, but its dtype in {where} is {dtype}: make it String"):
+        describe_features(changed, numeric, (*CATEGORICAL, name))
 
 
 # --------------------------------------------------------------------------------- functions that are made at run time

@@ -510,6 +510,38 @@ def test_files_are_read_wherever_fsspec_reads(tmp_path):
     assert plain(ask(store, questions([(1, "a")]))["value"]) == [1]
 
 
+@pytest.mark.parametrize("zone", ["+05:30", "-02:00"])
+def test_a_zone_may_be_an_offset(tmp_path, zone):
+    path = events(tmp_path / "table.parquet", [(0, "a", 1.0, 0), (2, "a", 2.0, 2)], zone=zone, row_group_size=1)
+    pq.write_table(pq.read_table(path).append_column("seen", times([0, 2], zone=zone)), path)
+    store = open_store(tmp_path, [KEY, view("view", path, created="made_at", fields=("value", "seen"))])
+    found = ask(store, questions([(1, "a"), (3, "a")]), ["view:value", "view:seen"])
+    assert plain(found["value"]) == [1, 2]
+    assert list(found["seen"]) == hours([0, 2])
+    span = (START.to_pydatetime(), (START + HOUR).to_pydatetime())
+    pulled = store._get_provider().offline_store.pull_latest_from_table_or_query(
+        store.config, view("view", path).batch_source, ["key"], ["value"], "known_at", "made_at", *span
+    )
+    assert pulled.to_arrow()["value"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("ticks", [315_569_520_000_000_000, -(2**62)])
+def test_a_time_that_python_has_not_matches_nothing_and_stops_nothing(tmp_path, ticks):
+    known = pa.concat_arrays([times([0]), pa.array([ticks]).cast(pa.timestamp("us", "UTC"))])
+    table = pa.table({"known_at": known, "key": ["a", "b"], "value": [1.0, 2.0]})
+    pq.write_table(table, tmp_path / "table.parquet")
+    store = open_store(tmp_path, [KEY, view("view", "table.parquet", ttl=HOUR)])
+    assert plain(ask(store, questions([(1, "a"), (1, "b")]))["value"]) == [1, None]
+
+
+def test_a_view_of_text_or_bytes_is_read_as_these(tmp_path):
+    shown = {"key": pa.array(["a", "b"], pa.string_view()), "raw": pa.array([b"x", None], pa.binary_view())}
+    path = events(tmp_path / "table.parquet", [(0, "a", 1.0), (0, "b", 2.0)], **shown, text=shown["key"])
+    store = open_store(tmp_path, [KEY, view("view", path, fields=("raw", "text"))], batch_rows=1)
+    found = ask(store, questions([(1, "a"), (1, "b"), (1, "c")]), ["view:raw", "view:text"])
+    assert (plain(found["raw"]), plain(found["text"])) == ([b"x", None, None], ["a", "b", None])
+
+
 # Rows as they are
 
 
@@ -552,6 +584,25 @@ def test_the_first_rows_make_the_file(ours, tmp_path):
     PointInTimeOfflineStore.offline_write_batch(ours.config, ours.get_feature_view("view"), table, seen.append)
     assert pq.read_table(tmp_path / "table.parquet").equals(table)
     assert seen == [1]
+
+
+def test_the_first_rows_are_named_as_those_appended_later(tmp_path):
+    path = tmp_path / "new.parquet"
+    stored = view("view", path, mapping={"v": "value"})
+    store = open_store(tmp_path, [KEY, stored])
+    rows = pd.DataFrame({"known_at": hours([0]), "key": ["a"], "value": [1.0]}, index=[7])
+    for known_at in (rows["known_at"], rows["known_at"] + HOUR):
+        PointInTimeOfflineStore.offline_write_batch(
+            store.config, stored, pa.Table.from_pandas(rows.assign(known_at=known_at)), None
+        )
+        assert pq.read_schema(path).names == ["known_at", "key", "v"]
+    assert pq.read_schema(path).metadata is None or b"pandas" not in pq.read_schema(path).metadata
+    assert plain(ask(store, questions([(0, "a"), (1, "a"), (0, "b")]))["value"]) == [1, 1, None]
+    path.unlink()
+    twice = pa.table({"known_at": times([0]), "key": ["a"], "value": [1.0], "v": [2.0]})
+    with pytest.raises(ClearwayError, match=r"new\.parquet has 2 columns named 'v'"):
+        PointInTimeOfflineStore.offline_write_batch(store.config, stored, twice, None)
+    assert not path.exists()
 
 
 def test_rows_that_do_not_fit_the_file_leave_it_as_it_was(ours, tmp_path):
@@ -605,6 +656,10 @@ def test_what_a_question_lacks_is_named(ours):
     refused(ours, frame.drop(columns="key"), "feature view 'view'", "no column 'key'")
     refused(ours, frame.drop(columns="event_timestamp"), "no column 'event_timestamp'")
     refused(ours, frame.assign(event_timestamp=1), "event_timestamp", "int64")
+    for number in (1, 1.5, True):
+        mixed = pd.concat([frame, frame]).astype({"event_timestamp": object}).reset_index(drop=True)
+        mixed.loc[1, "event_timestamp"] = number
+        refused(ours, mixed, f"event_timestamp holds {number!r}, a number: give times")
     refused(ours, frame.assign(event_timestamp="soon"), "entity_df cannot be read", "soon")
     refused(ours, frame.assign(value=1), "two columns named 'value'", "full_feature_names")
     refused(ours, frame.assign(mixed=pd.Series([b"1"])).assign(mixed=[object()]), "entity_df cannot be read", "mixed")
@@ -621,6 +676,9 @@ def test_a_missing_file_folder_or_column_is_named(ours, tmp_path):
     path, frame = tmp_path / "table.parquet", questions([(1, "a")])
     pq.write_table(pq.read_table(path).drop(["value"]), path)
     refused(ours, frame, "feature view 'view'", str(path), "no column 'value'", "known_at, key")
+    twice = [times([0]), pa.array(["a"]), pa.array([1.0]), pa.array([2.0])]
+    pq.write_table(pa.Table.from_arrays(twice, ["known_at", "key", "value", "value"]), path)
+    refused(ours, frame, "feature view 'view'", str(path), "2 columns named 'value'")
     path.unlink()
     refused(ours, frame, "feature view 'view'", str(path), "is missing")
     path.mkdir()
