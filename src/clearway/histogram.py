@@ -21,6 +21,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def plus(self, other: "Histogram") -> "Histogram":
+        """What both have counted; their bounds are the same."""
+        made = Histogram(self.bounds)
+        made.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        made.total = self.total + other.total
+        return made
+
     def cumulative(self) -> list[tuple[str, int]]:
         """Each bound, as text, with the number of values at or below it; the last is ``+Inf``."""
         found, below = [], 0

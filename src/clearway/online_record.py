@@ -3,6 +3,9 @@
 Importing Feast takes seconds; a caller that fills the store often asks :func:`is_filled` first.
 """
 
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -50,6 +53,8 @@ class OnlineRecord(BaseModel):
     """SHA-256 of what the definitions say of stored rows: keys, fields, types, time columns."""
     tables: dict[str, TableRecord] = {}
     """By name of the view."""
+    held: dict[str, int] | None = None
+    """Rows of each of the embedded store's tables once it was filled. None: not counted, or a store on a server."""
 
 
 def record_path(workspace: Workspace) -> Path:
@@ -84,9 +89,11 @@ def config_sha256(params: Params, workspace: Workspace) -> str:
 
 
 def is_filled(params: Params, workspace: Workspace, as_of: datetime) -> bool:
-    """Whether the embedded online store holds exactly what was known at ``as_of``, told by hashes of files.
+    """Whether the embedded online store holds exactly what was known at ``as_of``.
 
-    Of a store on a server this is never said: it may have been restarted empty.
+    Told by hashes of the files that it was filled from, and by the number of rows in each of its tables: a store that
+    was emptied, cut short or replaced since is not filled. Of a store on a server this is never said: it may have been
+    restarted empty.
     """
     record = read_record(workspace)
     if record is None or record.state != "filled" or record.filled_until != as_of:
@@ -94,10 +101,36 @@ def is_filled(params: Params, workspace: Workspace, as_of: datetime) -> bool:
     if record.config != config_sha256(params, workspace) or record.sources != definitions_sha256(params):
         return False
     store = _embedded_file(params, workspace)
-    if store is None or not store.exists():
+    if store is None or record.held is None or rows_of_file(store, record.held) != record.held:
         return False
     tables = {name: workspace.feature_tables / f"{name}.parquet" for name in record.tables}
     return all(path.exists() and sha256_file(path) == record.tables[name].file for name, path in tables.items())
+
+
+def rows_of_file(path: Path, tables: Iterable[str]) -> dict[str, int] | None:
+    """Rows of each of ``tables`` of the SQLite file, which is only read; None if that cannot be told."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return count_rows(connection, tables)
+    except sqlite3.Error:
+        return None
+
+
+def count_rows(connection: sqlite3.Connection, tables: Iterable[str]) -> dict[str, int]:
+    """Rows of each of ``tables``, counted.
+
+    Raises
+    ------
+    sqlite3.Error
+        A table is missing, or the file is no database or not whole.
+    """
+    asked = {name: f"SELECT count(*) FROM {quoted(name)}" for name in tables}  # noqa: S608  # quoted
+    return {name: int(connection.execute(statement).fetchone()[0]) for name, statement in asked.items()}
+
+
+def quoted(name: str) -> str:
+    """A name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _embedded_file(params: Params, workspace: Workspace) -> Path | None:

@@ -44,7 +44,7 @@ UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc)]
 class Section(BaseModel):
     """A part of ``params.yaml``: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True, allow_inf_nan=False)
 
 
 class ProjectParams(Section):

@@ -37,6 +37,11 @@ def write_flat_project(folder: Path) -> Path:
         "data": {"table": "cells", "label": "diagnosis", "positive": "malignant"},
         "train": {"arguments": {"max_iter": 60}},
         "gates": {"floors": floors, "latency_ms": 100},
+        # wide margins, so that a tenth of the requests of the default steps will do
+        "canary": {
+            "steps": [{"weight": weight, "margin": 0.15, "min_requests": 80} for weight in (10, 25, 50)],
+            "score_margin": 0.4,
+        },
         "environments": {
             "staging": {"port": free_port()},
             "production": {"port": free_port(), "requires": "staging"},

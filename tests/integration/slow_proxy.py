@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 
 class SlowProxy:
-    """Forwards to ``port``; each piece of an answer waits ``delay`` seconds first."""
+    """Forwards to ``port``; each piece of an answer waits ``delay`` seconds first, or, at ``drip``, each byte of it."""
 
     def __init__(self, port: int) -> None:
         self.delay = 0.0
+        self.drip = 0.0
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -38,6 +39,11 @@ class SlowProxy:
     def _pump(self, source: socket.socket, target: socket.socket, held: bool) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(65536):
+                if held and (drip := self.drip):
+                    for byte in piece:
+                        time.sleep(drip)
+                        target.sendall(bytes([byte]))
+                    continue
                 if held:
                     time.sleep(self.delay)
                 target.sendall(piece)

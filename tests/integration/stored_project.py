@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -185,16 +185,18 @@ def fill(workspace: Workspace, package: ModuleType) -> None:
         provider.online_write_batch(store.config, view, [(entity, protos, known, None)], None)
 
 
-def write_bundle(workspace: Workspace, package: ModuleType, **changes: Mapping[str, Any]) -> str:
+def write_bundle(
+    workspace: Workspace, package: ModuleType, features: Sequence[str] = FEATURES, **changes: Mapping[str, Any]
+) -> str:
     """A model whose score is a thousandth of the sum of its features; ``changes`` are to recorded definitions."""
     from clearway.feature_store.definitions import describe_features
 
     project = package.PROJECT
     described = describe_features(project.definitions(), project.numeric, project.categorical)
-    definitions = {name: feature.model_dump(mode="json") for name, feature in described.items()}
+    definitions = {name: described[name].model_dump(mode="json") for name in features}
     for name, changed in changes.items():
         definitions[name] |= changed
-    return _keep(workspace, {"feature_service": "orchards_0", "definitions": definitions})
+    return _keep(workspace, {"feature_service": "orchards_0", "definitions": definitions}, features)
 
 
 def write_flat_bundle(workspace: Workspace) -> str:
@@ -202,31 +204,31 @@ def write_flat_bundle(workspace: Workspace) -> str:
     return _keep(workspace, {})
 
 
-def _keep(workspace: Workspace, recorded: Mapping[str, Any]) -> str:
+def _keep(workspace: Workspace, recorded: Mapping[str, Any], features: Sequence[str] = FEATURES) -> str:
     payload = workspace.build / f"payload-{len(list(workspace.build.glob('payload-*')))}"
     payload.mkdir(parents=True)
     numeric = [
         NumericFeature(name=name, declared=Column(kind="float", nullable=name != "acidity", max=100))
-        for name in FEATURES[:-1]
+        for name in features[:-1]
     ]
     schema = InputSchema(features=(*numeric, CategoricalFeature(name="variety", categories=("fuji", "gala"))))
     write_json(payload / "schema.json", schema.model_dump(mode="json"))
     train = {"estimator": "none", "arguments": {}, "threads": 1}
     write_json(payload / "params.json", {"project": "orchards", "seed": 1, "threshold": 0.01, "train": train})
-    write_json(payload / "features.json", {"numeric": FEATURES[:-1], "categorical": ["variety"], **recorded})
+    write_json(payload / "features.json", {"numeric": features[:-1], "categorical": ["variety"], **recorded})
     (payload / "model.skops").write_bytes(b"never read by a server")
-    _write_network(payload / "model.onnx")
-    scores = [score(ROW), score(ROW | {"rain": None})]
-    return keep(payload, [ROW, ROW | {"rain": None}], scores, workspace)
+    _write_network(payload / "model.onnx", len(features))
+    rows = [{name: row[name] for name in features} for row in (ROW, ROW | {"rain": None})]
+    return keep(payload, rows, [score(row) for row in rows], workspace)
 
 
 def score(row: Mapping[str, Any]) -> float:
-    """What the model answers."""
-    numbers = [row[name] or 0.0 for name in FEATURES[:-1]] + [float(row["variety"] == "gala")]
+    """What the model of these features answers."""
+    numbers = [row.get(name) or 0.0 for name in FEATURES[:-1]] + [float(row["variety"] == "gala")]
     return sum(numbers) / 1000
 
 
-def _write_network(path: Path) -> None:
+def _write_network(path: Path, features: int) -> None:
     nodes = [
         helper.make_node("IsNaN", [INPUT], ["missing"]),
         helper.make_node("Where", ["missing", "zero", INPUT], ["numbers"]),
@@ -237,12 +239,12 @@ def _write_network(path: Path) -> None:
     constants = {
         "zero": np.zeros(1, dtype=np.float32),
         "one": np.ones(1, dtype=np.float32),
-        "weights": np.full((len(FEATURES), 1), 0.001, dtype=np.float32),
+        "weights": np.full((features, 1), 0.001, dtype=np.float32),
     }
     graph = helper.make_graph(
         nodes,
         "sum",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [None, len(FEATURES)])],
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [None, features])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None, 2])],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
     )

@@ -3,12 +3,14 @@
 import clearway.feature_store  # noqa: F401  # first: it makes importing Feast quick
 
 # isort: split
+import gc
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -74,16 +76,19 @@ class Line:
         return fill_online(load_params(self.workspace.params_file), self.workspace, self.package.PROJECT, as_of)
 
     def push(self, rows: list[Soil]) -> int:
-        return push(open_store(load_params(self.workspace.params_file), self.workspace), self.soil, soil_rows(rows))
+        params = load_params(self.workspace.params_file)
+        return push(params, self.workspace, self.package.PROJECT, "soil", soil_rows(rows))
 
     @property
     def soil(self) -> FeatureView:
         return self.package.SOIL
 
-    def held(self) -> list[tuple[datetime, float | None] | None]:
+    def held(self, *orchards: str) -> list[tuple[datetime, float | None] | None]:
         """Event time and acidity of each orchard, None where the store has none."""
         store = open_store(load_params(self.workspace.params_file), self.workspace)
-        keys = [EntityKey(join_keys=["orchard"], entity_values=[Value(string_val=name)]) for name in ORCHARDS]
+        keys = [
+            EntityKey(join_keys=["orchard"], entity_values=[Value(string_val=name)]) for name in orchards or ORCHARDS
+        ]
         answer = store._get_provider().online_read(store.config, self.soil, keys)
         # Feast's Redis store answers for a key that it does not have with the year 1970
         return [
@@ -97,7 +102,8 @@ class Line:
     def child(self, code: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
         environment = {**os.environ, "PYTHONPATH": with_path(Path(str(self.package.__file__)).parents[1])}
         command = [sys.executable, "-c", CHILD + code, str(self.workspace.root), *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
         try:
             yield process
         finally:
@@ -170,6 +176,8 @@ class TestAnyStore:
         line.push([("north", NOON - US, 0.0), ("south", NOON + US, 5.0), ("south", NOON, 4.0)])
         line.push([("south", NOON - US, 3.0), ("north", NOON + US, 2.0)])
         assert line.held() == [(NOON + US, 2.0), (NOON + US, 5.0), None]
+        assert line.fill(NOON).full
+        assert line.held() == [(NOON, 1.0), None, None]
 
     def test_follows_a_replay_and_is_rewound_after_it(self, line: Line) -> None:
         rows: list[Soil] = [(name, NOON + n * US, float(n)) for n in range(4) for name in ORCHARDS[: 1 + n % 2]]
@@ -258,6 +266,108 @@ class TestRedis:
             on_redis.fill(NOON)
             assert client.get("somebody") == b"else"
 
+    def test_leaves_the_rows_of_a_project_whose_name_ends_in_this_ones(
+        self, tmp_path: Path, package: ModuleType, on_redis: Line, server: RedisServer
+    ) -> None:
+        other = Line(write_project(tmp_path / "other", redis(server.connection_string)), package)
+        config = other.workspace.root / "feature_store.yaml"
+        config.write_text(config.read_text().replace("project: orchards", "project: old_orchards"))
+        other.tables([("north", NOON, 2.0)])
+        other.fill(NOON)
+        on_redis.tables(list(self.ROWS))
+        assert on_redis.fill(NOON + US).full
+        assert on_redis.fill(NOON).full
+        assert on_redis.held() == [(NOON, 1.0), None, None]
+        assert other.held() == [(NOON, 2.0), None, None]
+        store = open_store(load_params(on_redis.workspace.params_file), on_redis.workspace)
+        online = store._get_provider().online_store
+        online.update(store.config, [on_redis.soil], [], [], [], partial=False)  # as Feast does for a view that is gone
+        assert other.held() == [(NOON, 2.0), None, None]
+
+    def test_two_processes_that_push_at_once_leave_the_newest(self, on_redis: Line) -> None:
+        on_redis.tables([])
+        on_redis.fill(NOON)
+        code = """
+late = int(sys.argv[2])
+sys.stdout.write("ready")
+sys.stdout.flush()
+sys.stdin.readline()
+known = NOON + timedelta(microseconds=late)
+for turn in range(10):
+    rows = [(f"orchard {turn} {number}", known, float(late), 0.0) for number in range(1000)]
+    frame = pd.DataFrame(rows, columns=["orchard", "known_at", "acidity", "wetness"])
+    push(params, workspace, orchards.PROJECT, "soil", frame)
+"""
+        with on_redis.child(code, "0") as earlier, on_redis.child(code, "1") as later:
+            for process in (earlier, later):
+                assert process.stdout is not None
+                assert process.stdout.read(5) == "ready"
+            for process in (earlier, later):
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            for process in (earlier, later):
+                assert process.communicate(timeout=120) == ("", "")
+        names = [f"orchard {turn} {number}" for turn in range(10) for number in range(1000)]
+        assert set(on_redis.held(*names)) == {(NOON + US, 1.0)}
+
+
+class TestDamage:
+    """To the embedded store, while a server has its file open: what an error tells to do helps."""
+
+    READER = """
+store = open_store(params, workspace)
+keys = [EntityKey(join_keys=["orchard"], entity_values=[Value(string_val=key)]) for key in KEYS]
+for _ in sys.stdin:
+    try:
+        answer = store._get_provider().online_read(store.config, orchards.SOIL, keys)
+        print([time is not None for time, _ in answer], flush=True)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+    @pytest.mark.parametrize("damage", ["deleted", "emptied", "overwritten", "cut short"])
+    def test_is_repaired_by_a_fill_or_by_deleting_the_file_and_a_fill(self, on_sqlite: Line, damage: str) -> None:
+        rows: list[Soil] = [(name, NOON, float(n)) for n, name in enumerate(ORCHARDS)]
+        on_sqlite.tables([*rows, *((f"far {n}", NOON, 0.0) for n in range(2000))])
+        on_sqlite.fill(NOON)
+        path = on_sqlite.workspace.feature_store / "online.db"
+        gc.collect()
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all is in the one file
+        with on_sqlite.child(self.READER) as server:
+            assert self.ask(server) == "[True, True, True]"
+            if damage in ("deleted", "emptied"):
+                on_sqlite.fill(NOON - US)
+                on_sqlite.fill(NOON)
+                gc.collect()
+                assert path.with_name("online.db-wal").stat().st_size > 0  # the server will leave it
+            if damage == "deleted":
+                path.unlink()
+            elif damage == "emptied":
+                os.truncate(path, 0)
+            else:
+                if damage == "cut short":
+                    os.truncate(path, path.stat().st_size // 2)
+                else:
+                    path.write_bytes(b"not a database" * 1000)
+                with pytest.raises(
+                    ClearwayError, match=r"online\.db cannot be used .*: delete it and run scripts/build_"
+                ):
+                    on_sqlite.fill(NOON)
+                path.unlink()
+            assert on_sqlite.fill(NOON).full
+            assert self.ask(server) == "[True, True, True]"
+        assert is_filled(load_params(on_sqlite.workspace.params_file), on_sqlite.workspace, NOON)
+        assert on_sqlite.held() == oracle(rows, NOON)
+
+    def ask(self, server: "subprocess.Popen[str]") -> str:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write("read\n")
+        server.stdin.flush()
+        return server.stdout.readline().strip()
+
 
 class TestProcesses:
     def test_readers_see_whole_rows_and_never_an_older_one_while_another_writes(self, on_sqlite: Line) -> None:
@@ -265,19 +375,19 @@ class TestProcesses:
         on_sqlite.fill(NOON)
         writing = """
 import random
-store = open_store(params, workspace)
-order = list(range(300))
+order = list(range(100))
 random.Random(1).shuffle(order)
-for n in order + [300]:
+for n in order + [100]:
     rows = [(key, NOON + timedelta(microseconds=n), float(n), -float(n)) for key in KEYS]
-    push(store, orchards.SOIL, pd.DataFrame(rows, columns=["orchard", "known_at", "acidity", "wetness"]))
+    frame = pd.DataFrame(rows, columns=["orchard", "known_at", "acidity", "wetness"])
+    push(params, workspace, orchards.PROJECT, "soil", frame)
 """
         reading = """
 store = open_store(params, workspace)
 keys = [EntityKey(join_keys=["orchard"], entity_values=[Value(string_val=key)]) for key in KEYS]
 last, reads = -1, 0
 print("ready", flush=True)
-while last < 300:
+while last < 100:
     answer = store._get_provider().online_read(store.config, orchards.SOIL, keys)
     seen = {None if time is None else (time - NOON) // timedelta(microseconds=1) for time, _ in answer}
     assert len(seen) == 1, seen

@@ -4,6 +4,7 @@ import http.client
 import importlib.util
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,8 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer, redis_server
 from slow_proxy import slow_proxy
 from stored_project import (
+    ASKED_AT,
     BY_KEY,
     ROW,
+    SOIL,
     embedded,
     fill,
     import_package,
@@ -212,6 +215,55 @@ def test_metrics_count_lookups_nulls_ages_and_requests(server: Server) -> None:
     described = server.state()["features"]
     assert (described["status"], described["last_error"]) == ("up", None)
     assert described["outcomes"]["soil"]["present"] == after["clearway_feature_lookups_total", "present", "soil"]
+
+
+def test_canary_that_cannot_find_its_features_fails_its_own_callers_only(orchards: Orchards, tmp_path: Path) -> None:
+    workspace = write_project(tmp_path, embedded())
+    copy_bundles(orchards, workspace)
+    modest = write_bundle(workspace, orchards.package, ("acidity", "wetness", "variety"))
+    fill(workspace, orchards.package)
+    with sqlite3.connect(tmp_path / "var" / "feature_store" / "online.db") as store:
+        store.execute("DROP TABLE orchards_weather")  # as if it was never filled
+    deploy(workspace.environment("staging"), modest)
+    with running(workspace) as server:
+        server.deploy(modest, orchards.stored, 50)
+        until(lambda: server.state()["features"]["status"] == "degraded", "degraded")
+        for number in range(40):
+            status, answer, headers = server.predict({**BY_KEY, "entity": str(number)})
+            if headers["x-clearway-version"] == modest and status == 200:
+                assert answer["score"] == pytest.approx(score({**SOIL, "variety": "gala"}))
+            else:
+                assert (status, "no table" in answer["error"]) == (503, True)
+        assert server.predict(BY_KEY, x_clearway_version=modest)[0] == 200
+        assert server.predict(BY_KEY, x_clearway_version=orchards.stored)[0] == 503
+        assert server.ask("GET", "/v2/health/ready")[:2] == (200, {"ready": True, "features": "degraded"})
+        fill(workspace, orchards.package)
+        until(lambda: server.state()["features"]["status"] == "up", "up")
+        future = {**BY_KEY, "planted": ASKED_AT.timestamp() + 1}  # the canary's function does not like it
+        assert server.predict(future, x_clearway_version=modest)[0] == 200
+        status, answer, _ = server.predict(future, x_clearway_version=orchards.stored)
+        assert (status, "on-demand view growth failed" in answer["error"]) == (500, True)
+
+
+def test_row_whose_looked_up_features_the_model_refuses_is_logged_with_them(orchards: Orchards, tmp_path: Path) -> None:
+    workspace = write_project(tmp_path, embedded())
+    copy_bundles(orchards, workspace)
+    fill(workspace, orchards.package)
+    deploy(workspace.environment("staging"), orchards.stored)
+    with running(workspace) as server:
+        nowhere = {**BY_KEY, "orchard": "nowhere", "id": "one", "asked_at": "2024-06-01T14:00:00+02:00"}
+        assert server.predict(nowhere)[0] == 422
+        assert server.predict({"rows": [{**BY_KEY, "id": "fine"}, {**nowhere, "id": "two"}]})[0] == 422
+        assert server.predict({**ROW, "acidity": None, "id": "sent"})[0] == 422, "that is the caller's own"
+        assert server.stop() == 0
+    log = read_log(server.folder / "predictions").set_index("id")
+    assert set(log.index) == {"one", "two"}
+    assert set(log["status"]) == {422}
+    assert log["score"].isna().all()
+    for found in log.itertuples():
+        assert found.features == {**ROW, "acidity": None, "wetness": None}
+        assert found.inputs["orchard"] == "nowhere"
+        assert found.asked_at == ASKED_AT
 
 
 def test_bundle_of_other_definitions_is_refused_and_the_old_one_goes_on(orchards: Orchards, tmp_path: Path) -> None:
@@ -455,6 +507,22 @@ def test_slow_redis_degrades_as_configured_and_blocks_nobody_else(
             proxy.delay = 0.0
             until(lambda: not stage.down(), "up")
             assert stage.row()[1]["features"] == {}
+
+
+def test_answer_that_trickles_in_is_given_up_and_the_store_recovers(orchards: Orchards, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as store, slow_proxy(store.port) as proxy:
+        connection = f"127.0.0.1:{proxy.port},db=0"
+        workspace = write_project(tmp_path / "project", redis(connection), {"timeout_ms": 1000.0})
+        copy_bundles(orchards, workspace)
+        fill(workspace, orchards.package)
+        deploy(workspace.environment("staging"), orchards.stored)
+        with running(workspace) as server:
+            stage = Stage(server, store, lambda: None)
+            proxy.drip = 0.9  # every byte comes within the timeout, the last one after a minute
+            assert stage.row()[0] == 503
+            proxy.drip = 0.0
+            until(lambda: not stage.down(), "up")
+            assert stage.row()[0] == 200
 
 
 def test_wrong_password_is_said_without_the_password_and_heals_when_it_is_right(

@@ -7,9 +7,10 @@ Feast's cost is per call. So while the thread reads one batch, everything asked 
 import asyncio
 import logging
 import queue
-import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic, perf_counter
@@ -20,6 +21,8 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from clearway.errors import ClearwayError
+from clearway.feature_store.embedded import EmbeddedOnlineStore
+from clearway.feature_store.store import without_secrets
 from clearway.histogram import Histogram
 from clearway.instants import micros
 
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 
 FIRST_PROBE_SECONDS, PROBE_SECONDS = 0.05, 0.5
 """How soon a store that went down is asked whether it answers again, and, after doubling each time, how often."""
+IDLE_SECONDS = 1.0
+"""How often a store that nobody asks is asked whether it still answers."""
+KEYS_AT_ONCE = 1000
+"""Most keys of one read: who asks for many must not keep the others waiting for all of them."""
 LATENCY_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds."""
 STALL_SECONDS = 0.02
@@ -77,7 +84,7 @@ class _Batch:
     places: dict[Place, None] = field(default_factory=dict)
     waiting: list["asyncio.Future[Mapping[Place, Row]]"] = field(default_factory=list)
     due: float = 0.0
-    """Until when its callers wait, by the loop's clock."""
+    """Until when its callers wait once it is read, by the loop's clock."""
     deadline: asyncio.TimerHandle | None = None
     excused: bool = False
     """It was given more time once, because this process did not run."""
@@ -108,59 +115,84 @@ class BatchingStore:
     views
         What can be asked.
     timeout
-        Longest wait of a caller, in seconds.
+        Longest wait of a caller for the store, in seconds.
     """
 
     def __init__(self, store: FeatureStore, views: Sequence[StoredView], timeout: float) -> None:
         self.health = Health(True, datetime.now(UTC))
         self.failures = 0
-        """Batches that failed or took too long."""
+        """Batches that failed or took too long; of the questions that only try the store, those that found it down."""
         self.latency = Histogram(LATENCY_BOUNDS)
         """Seconds that the store took for one batch, of those that succeeded."""
         self._config = store.config
         self._provider: Provider = store._get_provider()
         self._views = tuple(views)
         self._timeout = timeout
-        self._open: _Batch | None = None
+        self._open: deque[_Batch] = deque()
         self._busy = False
         self._asked = ""
         """The view that was asked last."""
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        fail_fast(self._provider.online_store, self._config.online_store, timeout)
+        self._asked_once, self._closed = threading.Event(), threading.Event()
+        self._reading_since: float | None = None
+        hang_up = fail_fast(self._provider.online_store, self._config.online_store, timeout)
         threading.Thread(target=self._run, name="feature-store", daemon=True).start()
+        if hang_up is not None:
+            threading.Thread(target=self._watch, args=(hang_up,), name="feature-store-watch", daemon=True).start()
 
-    def ask(self, places: Iterable[Place]) -> "asyncio.Future[Mapping[Place, Row]]":
-        """Ask for the rows at ``places``; to be awaited. The answer holds at least these. On the event loop only.
+    def wait(self) -> None:
+        """Wait until the store has answered for the first time, or not within the timeout: then it is down."""
+        if not self._asked_once.wait(self._timeout):
+            self._mark_down(f"view {self._asked}: no answer within timeout_ms = {self._timeout * 1e3:g}")
+
+    async def ask(self, places: Iterable[Place]) -> Mapping[Place, Row]:
+        """The rows at ``places``, and perhaps of others. On the event loop only.
 
         Raises
         ------
         StoreUnavailable
-            Now or when awaited: the store is down, failed, or took longer than the timeout.
+            The store is down, failed, or took longer than the timeout.
         """
         if not self.health.up:
             raise self._refusal()
-        batch = self._open
-        if batch is None:
-            loop = asyncio.get_running_loop()
-            batch = self._open = _Batch(loop)
-            self._wait_for(batch)
-            if not self._busy:
-                loop.call_soon(self._submit)  # after all that is ready to run now: it may ask too
-        batch.places.update(dict.fromkeys(places))
-        waiting = batch.loop.create_future()
-        batch.waiting.append(waiting)
-        return waiting
+        waiting = self._join(places)
+        if len(waiting) == 1:
+            return await waiting[0]
+        return {place: row for answer in await asyncio.gather(*waiting) for place, row in answer.items()}
 
     def close(self) -> None:
         """Let the thread end, when it has answered what was asked."""
         self._queue.put(None)
+        self._closed.set()
 
     # on the event loop
 
+    def _join(self, places: Iterable[Place]) -> "list[asyncio.Future[Mapping[Place, Row]]]":
+        """Add the places to what is asked next, and to as many batches after it as they need."""
+        joined: list[_Batch] = []
+        for place in places:
+            if not self._open or len(self._open[-1].places) >= KEYS_AT_ONCE:
+                self._begin()
+            batch = self._open[-1]
+            batch.places[place] = None
+            if not joined or joined[-1] is not batch:
+                joined.append(batch)
+        waiting = [batch.loop.create_future() for batch in joined]
+        for batch, future in zip(joined, waiting, strict=True):
+            batch.waiting.append(future)
+        return waiting
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._open and not self._busy:
+            loop.call_soon(self._submit)  # after all that is ready to run now: it may ask too
+        self._open.append(_Batch(loop))
+
     def _submit(self) -> None:
-        if self._open is not None and not self._busy:
-            batch, self._open = self._open, None
+        if self._open and not self._busy:
+            batch = self._open.popleft()
             self._busy = True
+            self._wait_for(batch)
             self._queue.put(batch)
 
     def _delivered(self, batch: _Batch) -> None:
@@ -184,11 +216,13 @@ class BatchingStore:
         self._settle(batch)
 
     def _settle(self, batch: _Batch) -> None:
-        """Tell the callers of ``batch``; after a failure also those of the next one, which would only fail too."""
+        """Tell the callers of ``batch``; after a failure also those that come next, who would only fail too."""
         if batch.deadline is not None:
             batch.deadline.cancel()
         waiting, batch.waiting = batch.waiting, []
-        failed = isinstance(batch.answer, StoreUnavailable)
+        if isinstance(batch.answer, StoreUnavailable):
+            waiting += [future for following in self._open for future in following.waiting]
+            self._open.clear()
         for future in waiting:
             if future.done():  # its caller has left
                 continue
@@ -196,23 +230,18 @@ class BatchingStore:
                 future.set_exception(StoreUnavailable(str(batch.answer)))
             elif batch.answer is not None:
                 future.set_result(batch.answer)
-        following = self._open
-        if failed and following is not None:
-            self._open, following.answer = None, batch.answer
-            if following is not batch:
-                self._settle(following)
 
     # in the thread
 
     def _run(self) -> None:
         self._probe()
+        self._asked_once.set()
         pause = FIRST_PROBE_SECONDS
         while True:
             try:
-                batch = self._queue.get(timeout=pause)
+                batch = self._queue.get(timeout=IDLE_SECONDS if self.health.up else pause)
             except queue.Empty:
-                if not self.health.up:
-                    self._probe()
+                self._probe()
                 pause = min(2 * pause, PROBE_SECONDS)
                 continue
             if batch is None:
@@ -222,7 +251,7 @@ class BatchingStore:
                 batch.answer = answer
             elif not isinstance(answer, StoreUnavailable):  # too late for its callers, but perhaps it is quick again
                 self._probe()
-            pause = PROBE_SECONDS if self.health.up else FIRST_PROBE_SECONDS
+            pause = FIRST_PROBE_SECONDS
             try:
                 batch.loop.call_soon_threadsafe(self._delivered, batch)
             except RuntimeError:  # the loop is closed: the server has stopped
@@ -234,28 +263,35 @@ class BatchingStore:
             wanted.setdefault(number, []).append(key)
         rows: dict[Place, Row] = {}
         started = perf_counter()
-        for number, keys in wanted.items():
-            view = self._views[number]
-            try:
-                found = self._read_view(view, keys)
-            except Exception as error:  # each store raises types of its own
-                self.failures += 1
-                self._mark_down(f"view {view.name}: {self._cause(error)}")
-                return self._refusal()
-            for key, row in zip(keys, found, strict=True):
-                rows[number, key] = row
+        try:
+            with self._one_state():
+                for number, keys in wanted.items():
+                    found = self._read_view(self._views[number], keys)
+                    rows.update(zip([(number, key) for key in keys], found, strict=True))
+        except Exception as error:  # each store raises types of its own
+            self.failures += 1
+            self._mark_down(f"view {self._asked}: {self._cause(error)}")
+            return self._refusal()
         self.latency.add(perf_counter() - started)
         return rows
+
+    def _one_state(self) -> AbstractContextManager[Any]:
+        """In which all views are read as they were at one moment, where the store can do that."""
+        online = self._provider.online_store
+        return online.reading(self._config) if isinstance(online, EmbeddedOnlineStore) else nullcontext()
 
     def _read_view(self, view: StoredView, keys: Sequence[Key]) -> list[Row]:
         entities = [
             EntityKey(join_keys=view.join_keys, entity_values=[Value(string_val=part) for part in key]) for key in keys
         ]
-        # a list of its own: Feast's Redis store adds to it
         self._asked = view.name
-        found = self._provider.online_read(self._config, view.view, entities, list(view.fields))
-        now = monotonic()
-        return [read_row(view.fields, event, values, now) for event, values in found]
+        asked = self._reading_since = monotonic()
+        try:
+            # a list of its own: Feast's Redis store adds to it
+            found = self._provider.online_read(self._config, view.view, entities, list(view.fields))
+        finally:
+            self._reading_since = None
+        return [read_row(view.fields, event, values, asked) for event, values in found]
 
     def _probe(self) -> None:
         """Ask every view for a key that nobody has."""
@@ -264,17 +300,28 @@ class BatchingStore:
             try:
                 self._read_view(view, [("",) * len(view.join_keys)])
             except Exception as error:
+                self.failures += self.health.up
                 self._mark_down(f"view {view.name}: {self._cause(error)}")
                 return
         took = perf_counter() - started
-        if self.health.up:
-            return
         if took > self._timeout:
+            self.failures += self.health.up
             self._mark_down(f"it takes {took * 1e3:.0f} ms to answer, longer than timeout_ms = {self._timeout * 1e3:g}")
+            return
+        if self.health.up:
             return
         down = (datetime.now(UTC) - self.health.since).total_seconds()
         self.health = Health(True, datetime.now(UTC), self.health.error)
         logger.warning("the feature store answers again, after %.1f s", down)
+
+    # in a thread of its own
+
+    def _watch(self, hang_up: Callable[[], object]) -> None:
+        """End a read whose answer trickles in: the timeout of a connection holds for each piece of it only."""
+        while not self._closed.wait(self._timeout):
+            since = self._reading_since
+            if since is not None and monotonic() - since > 2 * self._timeout:
+                hang_up()
 
     # anywhere
 
@@ -289,12 +336,7 @@ class BatchingStore:
         return StoreUnavailable(f"the feature store does not answer: {self.health.error}")
 
     def _cause(self, error: Exception) -> str:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        for secret in re.findall(
-            r"password=([^,\s'\"]+)", str(getattr(self._config.online_store, "connection_string", ""))
-        ):
-            text = text.replace(secret, "***")
-        return text[:MAX_CAUSE]
+        return " ".join(without_secrets(self._config, f"{type(error).__name__}: {error}").split())[:MAX_CAUSE]
 
 
 def read_row(fields: Sequence[str], event: datetime | None, values: Mapping[str, Value] | None, read: float) -> Row:
@@ -317,10 +359,13 @@ def plain_value(value: Value | None) -> Any:
     return plain if plain == plain else None
 
 
-def fail_fast(online_store: Any, settings: Any, timeout: float) -> None:
-    """Keep a Redis client from waiting longer than any caller does, and from retrying for seconds on its own."""
+def fail_fast(online_store: Any, settings: Any, timeout: float) -> Callable[[], object] | None:
+    """Keep a Redis client from waiting longer than any caller does, and from retrying for seconds on its own.
+
+    Returns what closes its connections, so that a read in another thread fails; None for another store.
+    """
     if not hasattr(online_store, "_get_client") or getattr(settings, "redis_type", None) != "redis":
-        return
+        return None
     from redis.backoff import NoBackoff
     from redis.exceptions import ConnectionError as RedisConnectionError
     from redis.retry import Retry
@@ -331,3 +376,5 @@ def fail_fast(online_store: Any, settings: Any, timeout: float) -> None:
         arguments[name] = min(timeout, arguments.get(name) or timeout)
     # once more at once, on a new connection: the server, or something between, may have closed an idle one
     client.set_retry(Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)))
+    hang_up: Callable[[], object] = client.connection_pool.disconnect
+    return hang_up

@@ -7,6 +7,7 @@ transaction or after it.
 """
 
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,15 +24,21 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Map, Value
 from feast.repo_config import FeastConfigBaseModel
+from filelock import FileLock, Timeout
 from pydantic import StrictStr
 
 from clearway.errors import ClearwayError
 from clearway.instants import EPOCH, micros
+from clearway.online_record import quoted
 
 BUSY_SECONDS = 10.0
 KEYS_PER_QUERY = 10_000
 CACHE_KIB = 64 * 1024
 WAL_BYTES = 16 * 1024 * 1024
+GIVE_BACK_SECONDS = 1.0
+"""How long readers are waited for when space on the disk is given back."""
+LITTLE_SPACE = 1024 * 1024
+"""Bytes. With less than this on its disk, SQLite's input and output errors say that the disk is full."""
 
 EncodedRow = tuple[bytes, int, int | None, bytes]
 """Entity key as Feast serialises it, event and created time in µs since 1970, and a Feast ``Map`` of the values."""
@@ -60,7 +67,8 @@ class EmbeddedOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
     """Newest event wins, whatever the order of arrival; of two events of one instant, the one created later.
 
-    Every method raises :class:`ClearwayError` where the file is missing, locked for 10 s, or no database of this store.
+    Every method raises :class:`ClearwayError` where the file is missing or empty, locked for 10 s, or no database of
+    this store, and where its disk is full.
     """
 
     def __init__(self) -> None:
@@ -156,19 +164,56 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
         Without ``durable`` the last transactions may be undone by a power cut, never by the end of a process.
         """
         with self._asked(config, create=True) as connection:
+            if self._pinned() and self._local.reading:
+                raise RuntimeError("nothing can be written to the online store inside reading()")
             if connection.in_transaction:
                 yield connection
                 return
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection
+                with self._pin(reading=False):
+                    yield connection
                 connection.execute("COMMIT")
             except BaseException:
                 # SQLite itself has rolled back after some errors, such as a full disk
-                with suppress(sqlite3.OperationalError):
+                with suppress(sqlite3.DatabaseError):
                     connection.execute("ROLLBACK")
+                _give_back(connection)
                 raise
+
+    @contextmanager
+    def reading(self, config: RepoConfig) -> Iterator[None]:
+        """All that this thread reads in the block, of any views, is one state of the store.
+
+        It is the state at the first read. It stays readable if the file is deleted or replaced meanwhile. Keep the
+        block short: what others write cannot be moved from SQLite's log into the file before it ends.
+
+        Raises
+        ------
+        RuntimeError
+            Something is written in the block.
+        """
+        with self._asked(config) as connection:
+            if connection.in_transaction:
+                yield
+                return
+            connection.execute("BEGIN")
+            try:
+                with self._pin(reading=True):
+                    yield
+            finally:
+                with suppress(sqlite3.DatabaseError):  # SQLite itself has ended it after some errors
+                    connection.execute("COMMIT")
+
+    def checkpoint(self, config: RepoConfig) -> None:
+        """Move SQLite's log into the file and empty it, unless others are reading: a large write then starts small.
+
+        What is in the log cannot be given back when a write fails on a full disk.
+        """
+        with self._asked(config, create=True) as connection:
+            if not connection.in_transaction:
+                _give_back(connection)
 
     @contextmanager
     def _asked(self, config: RepoConfig, *, create: bool = False) -> Iterator[sqlite3.Connection]:
@@ -180,16 +225,15 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
             raise ClearwayError(_explained(path, error)) from error
 
     def _connection(self, path: Path, create: bool) -> sqlite3.Connection:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
+        if self._pinned():
+            within: sqlite3.Connection = self._local.held[1]
+            return within
+        status = _status(path)
+        if status is None:
             if not create:
-                raise ClearwayError(
-                    f"{path} is missing: the online store is not filled: run scripts/build_features.py"
-                ) from None
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            status = path.stat()
+                what = "empty" if path.exists() else "missing"
+                raise ClearwayError(f"{path} is {what}: the online store is not filled: run scripts/build_features.py")
+            status = _create(path)
         # another file may have taken the name since, and a connection does not survive a fork
         identity = (os.getpid(), status.st_dev, status.st_ino)
         held = getattr(self._local, "held", None)
@@ -201,6 +245,18 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
         connection = _connect(path)
         self._local.held = (identity, connection)
         return connection
+
+    def _pinned(self) -> bool:
+        """Whether this thread is within a block that stays with one connection, even if the file is replaced."""
+        return getattr(self._local, "pinned", None) == os.getpid()
+
+    @contextmanager
+    def _pin(self, *, reading: bool) -> Iterator[None]:
+        self._local.pinned, self._local.reading = os.getpid(), reading
+        try:
+            yield
+        finally:
+            self._local.pinned = None
 
 
 def encode_values(values: Mapping[str, Value]) -> bytes:
@@ -226,6 +282,56 @@ def _merged(older: bytes, newer: bytes) -> bytes:
     return content
 
 
+def table_name(config: RepoConfig, view: FeatureView) -> str:
+    """Name of the table that holds the rows of ``view``."""
+    name: str = compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
+    return name
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None if the file is missing or empty: SQLite's never is."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ClearwayError(f"{path} cannot be read ({error.strerror}): it must be the online store's file") from None
+    return status if status.st_size else None
+
+
+def _create(path: Path) -> os.stat_result:
+    """Make the database, by one process at a time.
+
+    SQLite would take what a deleted file left beside itself, and what another process still has open, for the new
+    file's own.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=BUSY_SECONDS):
+            status = _status(path)
+            if status is None:
+                for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+                    name.unlink(missing_ok=True)
+                _connect(path).close()
+                status = path.stat()
+            return status
+    except Timeout:
+        raise ClearwayError(f"another process holds {path}.lock for over {BUSY_SECONDS:.0f} s: end it") from None
+    except OSError as error:
+        raise ClearwayError(
+            f"{path} cannot be made ({error.strerror}): its folder must be writable, with space on its disk"
+        ) from None
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Move SQLite's log into the file and give its space back, if that can be done now."""
+    with suppress(sqlite3.DatabaseError):
+        connection.execute(f"PRAGMA busy_timeout = {GIVE_BACK_SECONDS * 1000:.0f}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    with suppress(sqlite3.DatabaseError):
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -245,8 +351,7 @@ def _joined(folder: str, path: str) -> Path:
 
 
 def _table(config: RepoConfig, view: FeatureView) -> str:
-    name: str = compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
-    return '"' + name.replace('"', '""') + '"'
+    return quoted(table_name(config, view))
 
 
 def _upsert(config: RepoConfig, view: FeatureView, features: str) -> str:
@@ -265,4 +370,16 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> str:
         return f"{path} has no table {view}: the online store is not filled with it: run scripts/build_features.py"
     if "locked" in text:
         return f"{path} is locked by another process for over {BUSY_SECONDS:.0f} s: wait for it to end, or end it"
+    if _is_full(path, getattr(error, "sqlite_errorcode", 0)):
+        return f"there is no space left on the disk of {path} ({text}): free some; the online store is as it was"
     return f"{path} cannot be used as the online store ({text}): delete it and run scripts/build_features.py"
+
+
+def _is_full(path: Path, code: int) -> bool:
+    """Whether SQLite's error, by its extended code, says that the disk is full."""
+    if code & 0xFF != sqlite3.SQLITE_IOERR:
+        return code == sqlite3.SQLITE_FULL
+    try:
+        return shutil.disk_usage(path.parent).free < LITTLE_SPACE
+    except OSError:
+        return False

@@ -4,11 +4,14 @@
 store is touched and completed after, so a crash at any moment leaves a state that the next call repairs.
 """
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import pandas as pd
@@ -17,17 +20,18 @@ import pyarrow as pa
 from feast import FeatureStore, FeatureView, RepoConfig
 from filelock import FileLock, Timeout
 
-from clearway.errors import ClearwayError
+from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store.definitions import Definitions
-from clearway.feature_store.embedded import EmbeddedOnlineStore
+from clearway.feature_store.embedded import EmbeddedOnlineStore, table_name
 from clearway.feature_store.event_rows import EventRows, columns_of
-from clearway.feature_store.store import open_store, register
+from clearway.feature_store.store import is_redis, open_store, register, registry_file, without_secrets
 from clearway.files import canonical_json, sha256_bytes, sha256_file
 from clearway.instants import micros
 from clearway.online_record import (
     OnlineRecord,
     TableRecord,
     config_sha256,
+    count_rows,
     is_filled,
     read_record,
     record_path,
@@ -42,7 +46,11 @@ Progress = Callable[[str, int, int], None]
 
 ROWS_AT_ONCE = 10_000
 KEYS_LOOKED_UP = 100
+KEYS_AT_ONCE = 1000
 LOCK_SECONDS = 600.0
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What only a file system says, never a network."""
+_NUMBER, _TYPED = Struct("<I"), Struct("<II")
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,8 @@ def fill_online(
     """Make the online store hold, of each key, the newest row of ``data/feature_tables`` known at ``as_of``.
 
     Registers the definitions. Only keys with new rows are written, unless time goes back, the definitions or the
-    configuration changed, the rows known before changed (late or corrected events), or the store lost rows: then it is
-    filled whole. The embedded store's readers see the old state until the new one is complete.
+    configuration changed, the rows known before changed (late or corrected events), rows were pushed, or the store lost
+    rows: then it is filled whole. The embedded store's readers see the old state until the new one is complete.
 
     Parameters
     ----------
@@ -73,7 +81,8 @@ def fill_online(
     Raises
     ------
     ClearwayError
-        An event table is missing or wrong, the store cannot be reached, or another process fills it and does not end.
+        An event table is missing or wrong, the store cannot be reached, its file is no database, the disk is full, or
+        another process fills it and does not end.
     """
     _check_aware(as_of)
     with _lock(workspace, LOCK_SECONDS):
@@ -87,19 +96,37 @@ def fill_online(
         return filling.fill(rows, as_of, "filled", hashes, progress)
 
 
-def push(store: FeatureStore, view: FeatureView, rows: pd.DataFrame) -> int:
+def push(params: Params, workspace: Workspace, project: StoredProject, view_name: str, rows: pd.DataFrame) -> int:
     """Write the newest of ``rows`` of each key, unless the store holds a newer one; how many were sent.
 
-    ``rows`` has the view's join keys, timestamp field, created column if any, and fields.
+    One process at a time does so, or fills. From then on ``online.json`` says that the store holds more than it was
+    filled with: the next :func:`fill_online` fills it whole.
+
+    Parameters
+    ----------
+    rows
+        The view's join keys, timestamp field, created column if any, and fields.
 
     Raises
     ------
+    UsageError
+        The project has no such view in its online store.
     ClearwayError
-        The rows do not fit the view, or the store refuses.
+        The rows do not fit the view, the store was never filled or refuses, or another process fills it and does not
+        end.
     """
-    events = _from_pandas(rows, view)
-    with _asked(store.config):
-        return _write(store, events, events.newest(0, len(events)))
+    filling = _Filling(params, workspace, project)
+    views = {view.name: view for view in filling.views}
+    if view_name not in views:
+        raise UsageError(
+            f"no feature view {view_name!r} is kept online: there are {', '.join(sorted(views)) or 'none'}"
+        )
+    events = _from_pandas(rows, views[view_name])
+    newest = events.newest(0, len(events))
+    with _lock(workspace, LOCK_SECONDS):
+        filling.mark_feeding()
+        with _asked(filling.store.config):
+            return _write(filling.store, events, newest)
 
 
 class OnlineFeed:
@@ -225,10 +252,12 @@ class _Filling:
         """Bring the store to ``time``, and say in the record that it is there."""
         until = micros(time)
         record = read_record(self._workspace)
+        held = None
         with _asked(self.store.config):
             since = self._filled_since(record, tables, until)
             full = since is None
             self._mark_filling(time)
+            _make_space(self.store)
             with _at_once(self.store):
                 if full:
                     self._empty()
@@ -237,10 +266,13 @@ class _Filling:
                     start = 0 if since is None else rows.count_until(since)
                     newest = rows.newest(start, rows.count_until(until))
                     written[rows.view.name] = _write(self.store, rows, newest, progress)
+                if state == "filled":
+                    held = self._held()
         self._write_record(
             state=state,
             as_of=time,
             filled_until=time,
+            held=held,
             tables={
                 rows.view.name: TableRecord(
                     file=files.get(rows.view.name),
@@ -252,12 +284,31 @@ class _Filling:
         )
         return Filled(written, full=full, as_of=time)
 
+    def mark_feeding(self) -> None:
+        """Say in the record that the store gets more rows than those of one time, before it does.
+
+        Always written, so that a replay notices. Where nothing is known of the store there is nothing to take back.
+        """
+        record = read_record(self._workspace)
+        if record is not None and record.state != "filling":
+            _store_record(self._workspace, record.model_copy(update={"state": "feeding"}))
+
+    def _held(self) -> dict[str, int] | None:
+        """Rows of each view that the embedded store holds; None of another store."""
+        online, config = self.store._get_provider().online_store, self.store.config
+        if not isinstance(online, EmbeddedOnlineStore):
+            return None
+        with online.transaction(config) as connection:
+            return count_rows(connection, [table_name(config, view) for view in self.views])
+
     def _filled_since(self, record: OnlineRecord | None, tables: Sequence[EventRows], until: int) -> int | None:
         """The time (µs) up to which the store can be left as it is; None if it cannot."""
         if record is None or record.state != "filled" or record.filled_until is None or not self._same(record):
             return None
         since = micros(record.filled_until)
         if since > until or set(record.tables) != {rows.view.name for rows in tables}:
+            return None
+        if record.held != self._held():
             return None
         for rows in tables:
             before = record.tables[rows.view.name]
@@ -269,8 +320,11 @@ class _Filling:
         return since
 
     def _empty(self) -> None:
-        """By Feast's own interface, so that every store understands it."""
+        """By Feast's own interface, so that every store understands it; a Redis more exactly than Feast does it."""
         provider = self.store._get_provider()
+        if is_redis(self.store.config):
+            _empty_redis(self.store)
+            return
         provider.online_store.teardown(self.store.config, self.views, self._definitions.entities)
         provider.online_store.update(
             config=self.store.config,
@@ -288,7 +342,40 @@ class _Filling:
         self._write_record(state="filling", as_of=time)
 
     def _write_record(self, **content: Any) -> None:
-        write_record(self._workspace, OnlineRecord(**self._identity, **content))
+        _store_record(self._workspace, OnlineRecord(**self._identity, **content))
+
+
+def _empty_redis(store: FeatureStore) -> None:
+    """Delete all that this project keeps in a Redis, of views that are no longer defined too.
+
+    Feast's own way deletes as well what belongs to projects whose names end in this one's.
+    """
+    client = store._get_provider().online_store._get_client(store.config.online_store)
+    project = store.project.encode()
+    found = client.scan_iter(match=b"*" + project, count=KEYS_AT_ONCE)  # names of projects have no special characters
+    own = (key for key in found if is_redis_key_of(key, project))
+    while part := list(islice(own, KEYS_AT_ONCE)):
+        with client.pipeline(transaction=False) as pipe:
+            for key in part:
+                pipe.delete(key)
+            pipe.execute()
+
+
+def is_redis_key_of(key: bytes, project: bytes) -> bool:
+    """Whether Feast's Redis store made ``key`` for ``project``: an entity key (version 3), then the project's name.
+
+    The entity key is a count, as many join keys and as many values; each is a type, a length and so many bytes.
+    """
+    if len(key) < _NUMBER.size:
+        return False
+    (count,) = _NUMBER.unpack_from(key)
+    position = _NUMBER.size
+    for _ in range(2 * count):
+        if position + _TYPED.size > len(key):
+            return False
+        _, length = _TYPED.unpack_from(key, position)
+        position += _TYPED.size + length
+    return key[position:] == project
 
 
 def shape_sha256(definitions: Definitions, config: RepoConfig) -> str:
@@ -344,6 +431,18 @@ def _at_once(store: FeatureStore, *, durable: bool = True) -> AbstractContextMan
     return nullcontext()
 
 
+def _make_space(store: FeatureStore) -> None:
+    """Where the store has a log, empty it: should the disk become full, what is written now can be given back."""
+    online = store._get_provider().online_store
+    if isinstance(online, EmbeddedOnlineStore):
+        online.checkpoint(store.config)
+
+
+def _store_record(workspace: Workspace, record: OnlineRecord) -> None:
+    with _own_files(workspace):
+        write_record(workspace, record)
+
+
 def _hash(path: Path) -> str:
     try:
         return sha256_file(path)
@@ -382,15 +481,35 @@ def _check_aware(time: datetime) -> None:
 
 @contextmanager
 def _lock(workspace: Workspace, seconds: float) -> Iterator[None]:
-    workspace.feature_store.mkdir(parents=True, exist_ok=True)
     path = workspace.feature_store / "online.lock"
+    lock = FileLock(path, timeout=seconds)
+    with _own_files(workspace):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ClearwayError(
+                f"another process fills the online store for over {seconds:.0f} s ({path}): end it"
+            ) from None
     try:
-        with FileLock(path, timeout=seconds):
-            yield
-    except Timeout:
-        raise ClearwayError(
-            f"another process fills the online store for over {seconds:.0f} s ({path}): end it"
-        ) from None
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _own_files(workspace: Workspace) -> Iterator[None]:
+    """What is wrong with the folder of the record and the lock, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(workspace.feature_store, error) from error
+
+
+def _unwritable(path: Path | str | None, error: OSError) -> ClearwayError:
+    return ClearwayError(
+        f"{path} cannot be written ({error.strerror or error}): it must be writable, with space on its disk"
+    )
 
 
 @contextmanager
@@ -401,7 +520,10 @@ def _asked(config: RepoConfig) -> Iterator[None]:
     except ClearwayError:
         raise
     except Exception as error:
-        cause = " ".join(str(error).split())
+        if isinstance(error, OSError) and (error.errno in _DISK or error.filename):
+            # a file of ours: the registry, which is written while the store is asked
+            raise _unwritable(error.filename or registry_file(config, Path(config.repo_path or ".")), error) from error
+        cause = " ".join(without_secrets(config, str(error)).split())
         raise ClearwayError(
             f"the online store ({config.online_store.type}) failed: {type(error).__name__}: {cause}: is it up?"
         ) from error

@@ -107,6 +107,8 @@ class FeatureReader:
         The features that are asked for.
     settings
         ``serving.features`` of params.yaml.
+    counts : optional
+        By name of a view: where to count; those of several readers may be one.
 
     Raises
     ------
@@ -115,7 +117,12 @@ class FeatureReader:
     """
 
     def __init__(
-        self, store: FeatureStore, definitions: Definitions, names: Sequence[str], settings: FeatureLookupParams
+        self,
+        store: FeatureStore,
+        definitions: Definitions,
+        names: Sequence[str],
+        settings: FeatureLookupParams,
+        counts: dict[str, ViewCounts] | None = None,
     ) -> None:
         self.names = frozenset(names)
         self.inputs = input_kinds(definitions)
@@ -134,7 +141,9 @@ class FeatureReader:
         timed = definitions.request is not None and PREDICTION_TIME in {f.name for f in definitions.request.schema}
         self._timed = timed
         self._source = self._find_sources()
-        self.counts = {view.name: ViewCounts() for view in self._views}
+        self.counts = {} if counts is None else counts
+        for view in self._views:
+            self.counts.setdefault(view.name, ViewCounts())
         self._rows: OrderedDict[Place, Row] = OrderedDict()
         self._keeps = settings.max_staleness_ms > 0 or settings.on_failure == "last_known"
         self._tolerance = round(settings.clock_tolerance_seconds * 1e6)
@@ -189,23 +198,6 @@ class FeatureReader:
             Lookup({name: values[name] for name in self._names}, outcome)
             for values, outcome in zip(known, outcomes, strict=True)
         ]
-
-    def status(self) -> dict[str, Any]:
-        """What ``GET /`` says of the store."""
-        health = self.store.health
-        return {
-            "status": "up" if health.up else "down",
-            "since": health.since.isoformat(),
-            "last_error": health.error,
-            "on_failure": self.settings.on_failure,
-            "failures": self.store.failures,
-            "cache_entries": self.cache_entries,
-            "cache_hits": self.cache_hits,
-            "outcomes": {
-                name: {outcome.value: count for outcome, count in counts.outcomes.items()}
-                for name, counts in self.counts.items()
-            },
-        }
 
     def close(self) -> None:
         """Let go of the store's thread, when it has answered what was asked."""

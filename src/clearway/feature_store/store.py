@@ -1,5 +1,6 @@
 """Open Feast's feature store as ``feature_store.yaml`` says, and register a project's definitions in it."""
 
+import inspect
 import os
 import re
 import warnings
@@ -27,6 +28,12 @@ from clearway.workspace import Workspace
 
 LOCK_SECONDS = 120.0
 _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|(\w+))")
+_SECRET = re.compile("user|passw|secret|token", re.IGNORECASE)
+"""In the name of a key whose value is not shown."""
+_HOST = re.compile(r"[A-Za-z0-9._-]+:([0-9]{1,5})")
+_SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_USER_IN_URL = re.compile(r"://([^/@:]*):?([^/@]*)@")
+HIDDEN = "***"
 
 
 def open_store(params: Params, workspace: Workspace, *, repo: Path | None = None) -> FeatureStore:
@@ -38,7 +45,7 @@ def open_store(params: Params, workspace: Workspace, *, repo: Path | None = None
     Raises
     ------
     UsageError
-        The file is missing or wrong, or a variable it names is not set; names file, key and value.
+        The file is missing or wrong, or a variable it names is not set; names file, key and value as it is written.
     """
     path = workspace.root / params.feature_store
     written = read_mapping(path, "params.yaml: feature_store must name Feast's configuration")
@@ -153,7 +160,73 @@ def _load(path: Path, folder: Path, written: dict[str, Any]) -> RepoConfig:
     except (FeastError, KeyError, TypeError, ValueError) as error:
         cause = error.__cause__
         raise UsageError(f"{path}: {_line(error)}" + (f" ({_line(cause)})" if cause else "")) from None
+    if is_redis(config):
+        _check_redis(path, config)
+        # Feast would delete the rows of other projects whose names end in this one's: a whole fill deletes exactly
+        config.online_store.full_scan_for_deletion = False
     return config
+
+
+def is_redis(config: RepoConfig) -> bool:
+    """Whether the online store is Feast's for Redis, in any of its forms."""
+    return hasattr(config.online_store, "redis_type")
+
+
+def without_secrets(config: RepoConfig, text: str) -> str:
+    """``text`` without the user names, passwords, secrets and tokens that the online store is configured with."""
+    hidden: set[str] = set()
+    for key, value in _texts(config.online_store.model_dump()):
+        if _SECRET.search(key):
+            hidden.add(value)
+        for part in value.split(","):
+            setting = _SETTING.fullmatch(part)
+            if setting and _SECRET.search(setting[1]):
+                hidden |= {setting[2], setting[2].strip('"')}  # Feast reads a text in quotes as JSON
+        for user, password in _USER_IN_URL.findall(value):
+            hidden |= {user, password}
+    hidden |= {escaped for secret in hidden for escaped in (repr(secret)[1:-1], repr(f'"{secret}')[2:-1])}
+    # the longest first: one may hold another
+    for secret in sorted(hidden - {""}, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _check_redis(path: Path, config: RepoConfig) -> None:
+    """Refuse an address that Feast would misread; never show it: what is misplaced may be a password.
+
+    Raises
+    ------
+    UsageError
+        Names the part by its number.
+    """
+    online, version = config.online_store, config.entity_key_serialization_version
+    if version != 3:
+        raise UsageError(f"{path}: entity_key_serialization_version = {version}: in a Redis it must be 3")
+    key = f"{path}: online_store.connection_string"
+    parts = online.connection_string.split(",")
+    hosts = 0
+    for number, part in enumerate(parts, 1):
+        where = f"{key}: part {number} of {len(parts)} between commas (not shown: it may hold a password)"
+        setting = _SETTING.fullmatch(part)
+        host = _HOST.fullmatch(part)
+        if setting is None and (host is None or not 1 <= int(host[1]) <= 65535):
+            raise UsageError(
+                f"{where} must be host:port with a port of 1 to 65535, or name=value, such as username=… or "
+                "password=…, which cannot hold a comma"
+            )
+        if setting is not None and online.redis_type == "redis" and setting[1] not in _redis_settings():
+            raise UsageError(
+                f"{where} is no setting of a Redis client: correct its name, such as db, username, password"
+            )
+        hosts += setting is None
+    if not hosts:
+        raise UsageError(f"{key} has no host:port: write host:port,name=value,…")
+
+
+def _redis_settings() -> frozenset[str]:
+    from redis import Redis
+
+    return frozenset(inspect.signature(Redis).parameters)
 
 
 def _describe(error: ValidationError, written: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
-import uuid
+import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from clearway.errors import ClearwayError
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.routing import Role
-from clearway.serving.metrics import CONTENT_TYPE, Traffic, render
+from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, render
 from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
 from clearway.serving.state import Active, Follower, Loaded
 
 if TYPE_CHECKING:
-    from clearway.feature_store.online import FeatureReader
+    pass
 
 VERSION_HEADER = "x-clearway-version"
 
@@ -130,23 +130,27 @@ class Endpoint:
     async def ready(self, request: Request) -> Response:
         """``GET /v2/health/ready``: 200 once a routing table is served, 503 before, and 503 without a feature store.
 
-        Where last known values may stand in for the store's, the server is ready without it, and says ``degraded``.
+        It says ``degraded`` where last known values may stand in for the store's, or only the canary is without it, and
+        ``filling`` where a fill of the store began and did not end: it may hold values of different times.
         """
         active = self._follower.active
         if active is None:
             return _json({"ready": False}, 503)
         content: dict[str, Any] = {"ready": True}
-        if active.reader is not None and not active.reader.store.health.up:
-            if active.reader.settings.on_failure == "fail":
-                reason = f"the feature store does not answer: {active.reader.store.health.error}"
-                return _json({"ready": False, "error": reason}, 503, self._stable())
+        stable = active.stable.reader
+        if stable is not None and not stable.store.health.up and stable.settings.on_failure == "fail":
+            reason = f"the feature store does not answer: {stable.store.health.error}"
+            return _json({"ready": False, "error": reason}, 503, self._stable())
+        if not all(reader.store.health.up for reader in active.readers.values()):
             content["features"] = "degraded"
+        elif self._follower.online_state(active) == "filling":
+            content["features"] = "filling"
         return _json(content, version=self._stable())
 
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``: counts in the text format of Prometheus."""
         active = self._follower.active
-        content = render(self._traffic, active.reader if active else None)
+        content = render(self._traffic, list(active.readers.values()) if active else [])
         return Response(content, headers={"content-type": CONTENT_TYPE})
 
     async def describe(self, request: Request) -> Response:
@@ -164,7 +168,9 @@ class Endpoint:
             "unseen_categories": active.unseen if active else 0,
             "schema_warnings": active.warned if active else {},
             "log": {"written": self._log.written, "dropped": self._log.dropped},
-            "features": active.reader.status() if active and active.reader else None,
+            "features": describe_readers(list(active.readers.values()), self._follower.online_state(active))
+            if active and active.readers
+            else None,
         }
         return _json(content, version=self._stable())
 
@@ -208,7 +214,11 @@ class Endpoint:
         if question.inputs is not None:
             await self._look_up([question], active, started, tester=wanted is not None)
         vector = self._scratch(loaded.encoder.width, question.role)
-        _encode_into(vector[0], question, active.reader)
+        try:
+            _encode_into(vector[0], question)
+        except RequestError:
+            self._write_refused([question], active, started, tester=wanted is not None)
+            raise
         group = Group(loaded, [0], [question], vector)
         answers, failure = await self._score(group, active, started, tester=wanted is not None)
         if failure is not None:
@@ -240,8 +250,12 @@ class Endpoint:
             if group is None:
                 matrix = np.empty((len(rows), question.loaded.encoder.width), dtype=np.float32)
                 group = groups[question.role] = Group(question.loaded, [], [], matrix)
-            with _naming(place):
-                _encode_into(group.matrix[len(group.places)], question, active.reader)
+            try:
+                with _naming(place):
+                    _encode_into(group.matrix[len(group.places)], question)
+            except RequestError:
+                self._write_refused([question], active, started, tester=tester)
+                raise
             group.places.append(place)
             group.questions.append(question)
         predictions: list[Any] = [None] * len(rows)
@@ -332,15 +346,25 @@ class Endpoint:
         LookupFailed
             The feature store does not answer, or a function of the project fails; all questions are logged as failed.
         """
-        assert active.reader is not None  # else no row is by key
-        by_key = [question for question in questions if question.inputs is not None]
+        by_reader: dict[int, list[Question]] = {}
+        for question in questions:
+            if question.inputs is not None:
+                by_reader.setdefault(id(question.loaded.reader), []).append(question)
+        for together in by_reader.values():
+            await self._look_up_together(together, questions, active, started, tester=tester)
+
+    async def _look_up_together(
+        self, by_key: list[Question], questions: Sequence[Question], active: Active, started: float, *, tester: bool
+    ) -> None:
+        reader = by_key[0].loaded.reader
+        assert reader is not None  # else no row is by key
         at = []
         for question in by_key:
             time = datetime.now(UTC) if question.asked_at is None else datetime.fromisoformat(question.asked_at)
             question.asked_at = question.asked_at or time.isoformat()
             at.append(time.timestamp())
         try:
-            lookups = await active.reader.read([question.inputs or {} for question in by_key], at)
+            lookups = await reader.read([question.inputs or {} for question in by_key], at)
         except ClearwayError as error:
             from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
 
@@ -350,6 +374,11 @@ class Endpoint:
         for question, lookup in zip(by_key, lookups, strict=True):
             question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
             question.outcomes = {view: outcome for view, outcome in lookup.outcomes.items() if outcome != "present"}
+
+    def _write_refused(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
+        """Log the rows by key whose features the model refuses: these are the store's, no caller can mend them."""
+        by_key = [question for question in questions if question.outcomes is not None]
+        self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
 
     def _scratch(self, width: int, role: Role) -> NDArray[np.float32]:
         """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
@@ -373,8 +402,8 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             with contextlib.suppress(asyncio.CancelledError):
                 await following
             endpoint.close()
-            if follower.active is not None and follower.active.reader is not None:
-                follower.active.reader.close()
+            for reader in follower.active.readers.values() if follower.active else ():
+                reader.close()
             await asyncio.to_thread(log.close)
 
     endpoint = Endpoint(settings, environment, follower, log)
@@ -394,17 +423,20 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
 def _assign(row: Any, wanted: str | None, active: Active) -> Question:
     """Route by entity, else by id, else at random; or to the version that a tester named."""
     envelope = read_envelope(row)
-    identity = envelope.id or uuid.uuid4().hex
+    # not of the system's randomness: for each call to the system the other threads get a turn first
+    identity = envelope.id or f"{random.getrandbits(128):032x}"  # it is no secret
     role, loaded = active.chosen(wanted) if wanted is not None else active.route(envelope.entity or identity)
-    inputs = None if active.keyed is None else active.keyed.read(row)
-    if inputs is not None and loaded.version.model.definitions is None:
+    inputs = None
+    if loaded.keyed is not None:
+        inputs = loaded.keyed.read(row)
+    elif active.looks_by_key(row) and not row.keys() >= set(loaded.encoder.names):
         raise RequestError(
             422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
         )
     return Question(envelope, identity, role, loaded, row, envelope.asked_at, inputs)
 
 
-def _encode_into(vector: NDArray[np.float32], question: Question, reader: "FeatureReader | None") -> None:
+def _encode_into(vector: NDArray[np.float32], question: Question) -> None:
     """Encode a question's features; of what was looked up and is refused, say where it comes from.
 
     Raises
@@ -416,6 +448,7 @@ def _encode_into(vector: NDArray[np.float32], question: Question, reader: "Featu
         question.loaded.encoder.encode_into(question.row, vector)
     except RequestError as error:
         name = question.loaded.encoder.refused(question.row) if question.outcomes is not None else None
+        reader = question.loaded.reader
         view = reader.source(name) if name is not None and reader is not None else None
         if name is None or view is None or question.outcomes is None:
             raise

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
-    from clearway.feature_store.online import FeatureReader
+    from clearway.feature_store.online import FeatureReader, ViewCounts
 
 SWITCH_SECONDS = 0.0005
 """How long one thread may keep the interpreter while another wants it, once one of them reads features. At Python's own
@@ -133,8 +133,16 @@ def check_definitions(version: Version, own: OwnFeatures) -> None:
         )
 
 
-def open_reader(params: Params, workspace: Workspace, own: OwnFeatures, names: "Collection[str]") -> "FeatureReader":
-    """A reader of the features ``names`` from the online store; to be closed. The store need not answer yet.
+def open_reader(
+    params: Params,
+    workspace: Workspace,
+    own: OwnFeatures,
+    names: "Collection[str]",
+    counts: "dict[str, ViewCounts]",
+) -> "FeatureReader":
+    """A reader of the features ``names`` from the online store, which counts in ``counts``; to be closed.
+
+    It was tried: it knows whether the store answers.
 
     Raises
     ------
@@ -146,4 +154,6 @@ def open_reader(params: Params, workspace: Workspace, own: OwnFeatures, names: "
 
     sys.setswitchinterval(SWITCH_SECONDS)
     ordered = [name for name in own.described if name in names]
-    return FeatureReader(open_store(params, workspace), own.definitions, ordered, params.serving.features)
+    reader = FeatureReader(open_store(params, workspace), own.definitions, ordered, params.serving.features, counts)
+    reader.store.wait()
+    return reader

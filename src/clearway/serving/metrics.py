@@ -4,8 +4,9 @@ Requests only add to plain numbers; these are put into words when they are asked
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,9 +16,9 @@ from prometheus_client.registry import Collector
 from clearway.histogram import Histogram
 
 if TYPE_CHECKING:
-    from clearway.feature_store.online import FeatureReader
+    from clearway.feature_store.online import FeatureReader, ViewCounts
 
-__all__ = ["CONTENT_TYPE", "Traffic", "render"]
+__all__ = ["CONTENT_TYPE", "Traffic", "describe_readers", "render"]
 
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds."""
@@ -36,11 +37,49 @@ class Traffic:
         self.latency.add(seconds)
 
 
-def render(traffic: Traffic, reader: "FeatureReader | None") -> bytes:
-    """The text of all metrics; those of features only where they are read by key."""
+def render(traffic: Traffic, readers: "Sequence[FeatureReader]") -> bytes:
+    """The text of all metrics; those of features only where they are read by key.
+
+    ``readers`` are those of the versions that are served, stable first; one that serves two stands there twice.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(reader) if reader is not None else ())]))
+    distinct = list({id(reader): reader for reader in readers}.values())
+    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(distinct) if distinct else ())]))
     return generate_latest(registry)
+
+
+def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | None) -> dict[str, Any]:
+    """What ``GET /`` says of the feature store.
+
+    Parameters
+    ----------
+    readers : sequence of at least one
+        As of :func:`render`. If only some are without the store, the status is ``degraded``.
+    online_state
+        What the last fill left.
+    """
+    distinct = list({id(reader): reader for reader in readers}.values())
+    down = [reader for reader in distinct if not reader.store.health.up]
+    health = (down or distinct)[0].store.health
+    return {
+        "status": "up" if not down else "down" if len(down) == len(distinct) else "degraded",
+        "since": health.since.isoformat(),
+        "last_error": health.error,
+        "online_store": online_state,
+        "on_failure": distinct[0].settings.on_failure,
+        "failures": sum(reader.store.failures for reader in distinct),
+        "cache_entries": sum(reader.cache_entries for reader in distinct),
+        "cache_hits": sum(reader.cache_hits for reader in distinct),
+        "outcomes": {
+            view: {outcome.value: count for outcome, count in counts.outcomes.items()}
+            for view, counts in _counts(distinct).items()
+        },
+    }
+
+
+def _counts(readers: "Sequence[FeatureReader]") -> "dict[str, ViewCounts]":
+    """By view; readers of one server count together."""
+    return {view: counts for reader in readers for view, counts in reader.counts.items()}
 
 
 class _Collected(Collector):
@@ -63,7 +102,7 @@ def _of_traffic(traffic: Traffic) -> Iterator[Metric]:
     yield latency
 
 
-def _of_features(reader: "FeatureReader") -> Iterator[Metric]:
+def _of_features(readers: "Sequence[FeatureReader]") -> Iterator[Metric]:
     lookups = CounterMetricFamily(
         "clearway_feature_lookups",
         "Views read for one question each, by what became of it: present, missing (no such row), stale (older than "
@@ -79,24 +118,34 @@ def _of_features(reader: "FeatureReader") -> Iterator[Metric]:
         "Freshness: from when a value became known to its question, in seconds.",
         labels=["view"],
     )
-    for view, counts in reader.counts.items():
+    for view, counts in _counts(readers).items():
         for outcome, count in sorted(counts.outcomes.items()):
             lookups.add_metric([view, outcome.value], count)
         fields.add_metric([view], counts.fields)
         nulls.add_metric([view], counts.nulls)
         ages.add_metric([view], counts.ages.cumulative(), counts.ages.total)
     yield from (lookups, fields, nulls, ages)
-    store = reader.store
     latency = HistogramMetricFamily(
         "clearway_feature_store_seconds", "Time of the online store to answer one batch of keys, in seconds."
     )
-    latency.add_metric([], store.latency.cumulative(), store.latency.total)
+    taken = reduce(Histogram.plus, (reader.store.latency for reader in readers))
+    latency.add_metric([], taken.cumulative(), taken.total)
     yield latency
-    yield GaugeMetricFamily("clearway_feature_store_up", "1 while the online store answers, else 0.", store.health.up)
-    yield CounterMetricFamily(
-        "clearway_feature_store_failures", "Batches that the online store failed to answer in time.", store.failures
+    yield GaugeMetricFamily(
+        "clearway_feature_store_up",
+        "1 while the online store answers for every version, else 0.",
+        all(reader.store.health.up for reader in readers),
     )
     yield CounterMetricFamily(
-        "clearway_feature_cache_hits", "Keys answered from memory, within max_staleness_ms.", reader.cache_hits
+        "clearway_feature_store_failures",
+        "Batches that the online store failed to answer in time.",
+        sum(reader.store.failures for reader in readers),
     )
-    yield GaugeMetricFamily("clearway_feature_cache_entries", "Keys kept in memory.", reader.cache_entries)
+    yield CounterMetricFamily(
+        "clearway_feature_cache_hits",
+        "Keys answered from memory, within max_staleness_ms.",
+        sum(reader.cache_hits for reader in readers),
+    )
+    yield GaugeMetricFamily(
+        "clearway_feature_cache_entries", "Keys kept in memory.", sum(reader.cache_entries for reader in readers)
+    )

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ MAX_LISTED = 12
 """Allowed values named in the answer."""
 
 ENVELOPE = ("id", "entity", "asked_at")
+EARLIEST_YEAR, LATEST_YEAR = 1700, 2200
+"""Times whose nanoseconds since 1970 fit into 64 bits, as what reads the log counts them."""
 """Optional fields of a row beside its features."""
 
 
@@ -250,10 +252,17 @@ class KeyedRows:
         The features that a row by key leaves out.
     features
         All features.
+    also_known
+        Features of other versions: a row that carries all features may carry these.
     """
 
     def __init__(
-        self, keys: Collection[str], fields: Mapping[str, str], looked_up: Collection[str], features: Collection[str]
+        self,
+        keys: Collection[str],
+        fields: Mapping[str, str],
+        looked_up: Collection[str],
+        features: Collection[str],
+        also_known: Collection[str] = (),
     ) -> None:
         if clash := {*keys, *fields} & {*ENVELOPE, "rows"}:
             raise ClearwayError(f"an input cannot be called {min(clash)!r}: a request uses that name for itself")
@@ -261,7 +270,7 @@ class KeyedRows:
         self._inputs = [(name, name in keys, _INPUTS[kind]) for name, kind in kinds.items()]
         self._looked_up = frozenset(looked_up)
         self._features = tuple(features)
-        self._no_features = frozenset(kinds).difference(features)
+        self._no_features = frozenset(kinds).difference(features, also_known)
         self._known = {*kinds, *ENVELOPE}
 
     def read(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -289,6 +298,10 @@ class KeyedRows:
                 if name not in self._known:
                     raise RequestError(422, f"unknown field {name[:MAX_NAME]!r}: it is no join key or request field")
         return inputs
+
+    def looks_by_key(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row carries all that features are read by, and none of the features that are read."""
+        return self._looked_up.isdisjoint(row) and all(name in row for name, _, _ in self._inputs)
 
     def _mixed(self, row: Mapping[str, Any]) -> RequestError:
         sent, extra = self._looked_up.intersection(row), self._no_features.intersection(row)
@@ -454,15 +467,24 @@ def read_envelope(row: Any) -> Envelope:
     """
     if type(row) is not dict:
         raise RequestError(422, f"a row must be an object of features, not {_json_kind(row)}")
-    asked_at = row.get("asked_at")
-    if asked_at is not None:
-        try:
-            known_zone = datetime.fromisoformat(asked_at).tzinfo is not None
-        except (ValueError, TypeError):
-            known_zone = False
-        if not known_zone:
-            raise RequestError(422, "asked_at must be an ISO 8601 time with its zone, such as 2013-07-01T12:00:00Z")
-    return Envelope(_name(row, "id"), _name(row, "entity"), asked_at)
+    return Envelope(_name(row, "id"), _name(row, "entity"), _asked_at(row.get("asked_at")))
+
+
+def _asked_at(value: Any) -> str | None:
+    """The time of a question in one form, UTC: whoever reads the log need not know all others."""
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        if time.tzinfo is None or not EARLIEST_YEAR <= time.year <= LATEST_YEAR:
+            raise ValueError
+    except (ValueError, TypeError):
+        raise RequestError(
+            422,
+            "asked_at must be an ISO 8601 time with its zone, such as 2013-07-01T12:00:00Z, "
+            f"of the years {EARLIEST_YEAR} to {LATEST_YEAR}",
+        ) from None
+    return time.astimezone(UTC).isoformat()
 
 
 def strip_envelope(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, quarantined, read_ledger
+from clearway.online_record import read_record
 from clearway.params import Params
 from clearway.routing import Role, RoutingTable, read_routing
 from clearway.serving.loading import (
@@ -26,7 +27,7 @@ from clearway.serving.requests import KeyedRows, RequestError, RowEncoder
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
-    from clearway.feature_store.online import FeatureReader
+    from clearway.feature_store.online import FeatureReader, ViewCounts
 
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 3.0
@@ -71,10 +72,15 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
 
 @dataclass(frozen=True)
 class Loaded:
-    """A version with the encoder of its requests."""
+    """A version with what its requests need."""
 
     version: Version
     encoder: RowEncoder
+    reader: "FeatureReader | None"
+    """Reads its features by key, and no others: what another version needs cannot fail its requests. None where it was
+    not trained from the feature store."""
+    keyed: KeyedRows | None
+    """Set with ``reader``."""
 
     @property
     def digest(self) -> str:
@@ -85,21 +91,37 @@ class Active:
     """One routing table with all its versions loaded. Never changed, only replaced as a whole."""
 
     def __init__(
-        self, table: RoutingTable, versions: dict[str, Version], reader: "FeatureReader | None" = None
+        self, table: RoutingTable, versions: dict[str, Version], readers: "dict[str, FeatureReader] | None" = None
     ) -> None:
+        """``versions`` by digest, and the readers of those that were trained from the feature store."""
         self.table = table
-        self.reader = reader
-        """Reads features by key; None where no version was trained from the feature store."""
-        self.keyed = None if reader is None else _keyed_rows(reader, versions)
         self.names = frozenset(name for version in versions.values() for name in version.model.schema.names)
         self._loaded = {
-            digest: Loaded(version, RowEncoder(version.model.schema, also_known=self.names))
-            for digest, version in versions.items()
+            digest: self._load(version, (readers or {}).get(digest)) for digest, version in versions.items()
         }
+
+    def _load(self, version: Version, reader: "FeatureReader | None") -> Loaded:
+        encoder = RowEncoder(version.model.schema, also_known=self.names)
+        keyed = None if reader is None else _keyed_rows(reader, version, self.names)
+        return Loaded(version, encoder, reader, keyed)
 
     @property
     def versions(self) -> dict[str, Version]:
         return {digest: loaded.version for digest, loaded in self._loaded.items()}
+
+    @property
+    def stable(self) -> Loaded:
+        """The version that answers all that the canary does not."""
+        return self._loaded[self.table.stable]
+
+    @property
+    def readers(self) -> "dict[str, FeatureReader]":
+        """Of the versions that have one, by digest; two versions that need the same features share one."""
+        return {digest: loaded.reader for digest, loaded in self._loaded.items() if loaded.reader is not None}
+
+    def looks_by_key(self, row: Mapping[str, Any]) -> bool:
+        """Whether some version would take the row for one by key."""
+        return any(loaded.keyed is not None and loaded.keyed.looks_by_key(row) for loaded in self._loaded.values())
 
     @property
     def unseen(self) -> int:
@@ -132,11 +154,17 @@ class Active:
         return ("stable" if digest == self.table.stable else "canary"), self._loaded[digest]
 
 
-def _keyed_rows(reader: "FeatureReader", versions: dict[str, Version]) -> KeyedRows:
-    stored = [version.model.schema.names for version in versions.values() if version.model.definitions is not None]
-    names = dict.fromkeys(name for names in stored for name in names)
+def _keyed_rows(reader: "FeatureReader", version: Version, known: frozenset[str]) -> KeyedRows:
+    """What a version reads by key; ``known`` are the features of all versions that are served."""
     fields = {name: kind.value for name, kind in reader.inputs.items() if name not in reader.join_keys}
-    return KeyedRows(reader.join_keys, fields, reader.looked_up.intersection(names), names)
+    return KeyedRows(reader.join_keys, fields, reader.looked_up, version.model.schema.names, also_known=known)
+
+
+def _only_in(replaced: Active | None, replacement: Active) -> "list[FeatureReader]":
+    """The readers that nobody needs any more, each once."""
+    kept = {id(reader) for reader in replacement.readers.values()}
+    past = {id(reader): reader for reader in (replaced.readers if replaced else {}).values()}
+    return [reader for identity, reader in past.items() if identity not in kept]
 
 
 class Follower:
@@ -152,11 +180,21 @@ class Follower:
         self._params = params
         self._workspace = workspace
         self._own: OwnFeatures | None = None
+        self._counts: dict[str, ViewCounts] = {}
         self._bundles = workspace.bundles
         self._folder = workspace.environment(environment)
         self._path = self._folder / "routing.json"
         self._environment = environment
         self._tolerance = params.gates.onnx_tolerance
+
+    def online_state(self, active: Active) -> str | None:
+        """What the last fill of the online store left: ``filled``, ``filling``, ``feeding``; None if nobody can say."""
+        if not active.readers:
+            return None
+        with contextlib.suppress(ClearwayError):  # the store itself may be whole
+            record = read_record(self._workspace)
+            return None if record is None else record.state
+        return None
 
     async def follow(self) -> None:
         """Poll until cancelled. Loading happens in a thread; the swap is one assignment on the event loop."""
@@ -180,8 +218,8 @@ class Follower:
             self._refuse(f"{self._path} cannot be followed: {type(error).__name__}: {error}")
         else:
             replaced, self.active, self.error = self.active, replacement, None
-            if replaced is not None and replaced.reader is not None and replaced.reader is not replacement.reader:
-                asyncio.get_running_loop().call_later(GRACE_SECONDS, replaced.reader.close)
+            for reader in _only_in(replaced, replacement):
+                asyncio.get_running_loop().call_later(GRACE_SECONDS, reader.close)
             table = replacement.table
             canary = f", canary {table.canary[:12]} at {table.canary_weight}%" if table.canary else ""
             logger.warning("revision %d: stable %s%s", table.revision, table.stable[:12], canary)
@@ -204,12 +242,11 @@ class Follower:
         digests = [digest for digest in (table.stable, table.canary) if digest is not None]
         present = self.active.versions if self.active else {}
         versions = {digest: present.get(digest) or self._load_version(digest) for digest in digests}
-        reader = self._reader(versions)
+        readers = self._readers(versions)
         try:
-            return Active(table, versions, reader)
+            return Active(table, versions, readers)
         except Exception:
-            if reader is not None and (self.active is None or reader is not self.active.reader):
-                reader.close()
+            self._close_new(readers)
             raise
 
     def _load_version(self, digest: str) -> Version:
@@ -224,16 +261,33 @@ class Follower:
             self._own = own_features(self._params)
         return self._own
 
-    def _reader(self, versions: dict[str, Version]) -> "FeatureReader | None":
-        """A reader of all features that the versions look up; the present one, with what it has read, if it will do."""
-        stored = [version.model.schema.names for version in versions.values() if version.model.definitions is not None]
-        if not stored:
-            return None
-        names = {name for names in stored for name in names}
-        present = self.active.reader if self.active else None
-        if present is not None and names <= present.names:
-            return present
-        return open_reader(self._params, self._workspace, self._own_features(), names)
+    def _readers(self, versions: dict[str, Version]) -> "dict[str, FeatureReader]":
+        """A reader of what each version looks up, by digest; one that reads just that already goes on, with its memory.
+
+        So a failure that only one version's features have is met by the callers of that version alone.
+        """
+        present = self.active.readers if self.active else {}
+        by_names = {reader.names: reader for reader in present.values()}
+        readers: dict[str, FeatureReader] = {}
+        for digest, version in versions.items():
+            if version.model.definitions is None:
+                continue
+            names = frozenset(version.model.schema.names)
+            if names not in by_names:
+                try:
+                    own = self._own_features()
+                    by_names[names] = open_reader(self._params, self._workspace, own, names, self._counts)
+                except Exception:
+                    self._close_new(readers)
+                    raise
+            readers[digest] = by_names[names]
+        return readers
+
+    def _close_new(self, readers: "dict[str, FeatureReader]") -> None:
+        present = self.active.readers.values() if self.active else ()
+        for reader in {id(reader): reader for reader in readers.values()}.values():
+            if not any(reader is other for other in present):
+                reader.close()
 
     def _fingerprint(self) -> tuple[int, int, int] | None:
         with contextlib.suppress(OSError):

@@ -124,6 +124,7 @@ def test_absent_feature_is_refused_and_null_is_offered_only_where_it_may_be(name
         ({"asked_at": "yesterday"}, "asked_at must be an ISO 8601 time"),
         ({"asked_at": "2013-07-01T12:00:00"}, "asked_at must be an ISO 8601 time with its zone"),
         ({"asked_at": 1372636800}, "asked_at must be an ISO 8601 time"),
+        ({"asked_at": "9999-12-31T23:00:00Z"}, "of the years 1700 to 2200"),
     ],
 )
 def test_wrong_value_is_refused_by_name(change: dict[str, Any], said: str) -> None:
@@ -147,10 +148,18 @@ def test_unseen_category_is_missing_and_counted() -> None:
     assert encoder.unseen == 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["2013-07-01T14:00:00+02:00", "2013-W27-1T12:00:00Z", "20130701T120000Z", "2013-07-01x12:00:00,0Z"],
+)
+def test_time_of_a_question_is_kept_in_one_form(said: str) -> None:
+    assert read_envelope({"asked_at": said}).asked_at == "2013-07-01T12:00:00+00:00"
+
+
 def test_envelope_is_read_and_is_no_feature() -> None:
     row = {**GOOD, "id": "q1", "entity": "N1", "asked_at": "2013-07-01T12:00:00Z"}
     envelope = read_envelope(row)
-    assert (envelope.id, envelope.entity, envelope.asked_at) == ("q1", "N1", "2013-07-01T12:00:00Z")
+    assert (envelope.id, envelope.entity, envelope.asked_at) == ("q1", "N1", "2013-07-01T12:00:00+00:00")
     encode(row)
     assert strip_envelope(row) == GOOD
     assert read_envelope(GOOD).id is read_envelope({**GOOD, "id": None}).id is None

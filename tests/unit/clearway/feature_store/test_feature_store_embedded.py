@@ -259,6 +259,19 @@ class TestTables:
         with pytest.raises(ClearwayError, match=r"online\.db cannot be used .* delete it"):
             store.read("ada")
 
+    def test_an_empty_file_is_an_error_and_is_replaced_by_writing(self, store: Store) -> None:
+        store.write("ada", NOON, 1.0)
+        os.truncate(store.file, 0)
+        with pytest.raises(ClearwayError, match=r"online\.db is empty: .*build_features\.py"):
+            store.read("ada")
+        store.make(VIEW)
+        assert store.read("ada") == [(None, None)]
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "var").write_text("a file")
+        with pytest.raises(ClearwayError, match=r"^[^\n]*online\.db cannot be (made|read) \([^\n]*$"):
+            Store(tmp_path).make(VIEW)
+
     def test_a_file_put_in_the_place_of_another_is_read(self, store: Store) -> None:
         store.write("ada", NOON, 1.0)
         assert store.draught("ada") == 1.0
@@ -291,6 +304,122 @@ class TestTables:
         store = Store(tmp_path)
         store.online.teardown(store.config, [VIEW], [])
         assert not store.file.exists()
+
+
+class TestReadingSeveralViews:
+    @pytest.fixture
+    def fleet(self, store: Store) -> Store:
+        store.make(VIEW, moorings())
+        self.both(store, 1)
+        return store
+
+    def both(self, store: Store, number: int) -> None:
+        """Write one number to both views at once."""
+        ropes = (key(ship="ada", berth="7"), {"ropes": Value(int64_val=number)}, NOON + number * US, None)
+        with store.online.transaction(store.config):
+            store.write("ada", NOON + number * US, float(number))
+            store.online.online_write_batch(store.config, moorings(), [ropes], None)
+
+    def ropes(self, store: Store) -> Any:
+        ((_, row),) = store.online.online_read(store.config, moorings(), [key(ship="ada", berth="7")])
+        return None if row is None else plain(row["ropes"])
+
+    def test_gives_one_state_while_another_writes(self, fleet: Store) -> None:
+        other = Store(fleet.config.repo_path)
+        with fleet.online.reading(fleet.config):
+            assert fleet.draught("ada") == 1.0
+            self.both(other, 2)
+            assert (fleet.draught("ada"), self.ropes(fleet)) == (1.0, 1)
+            with fleet.online.reading(fleet.config):
+                assert self.ropes(fleet) == 1
+            assert self.ropes(fleet) == 1
+        assert (fleet.draught("ada"), self.ropes(fleet)) == (2.0, 2)
+
+    @pytest.mark.parametrize("replaced", [True, False])
+    def test_goes_on_when_the_file_is_deleted_or_replaced(self, fleet: Store, replaced: bool) -> None:
+        other = Store(fleet.config.repo_path)
+        with fleet.online.reading(fleet.config):
+            assert fleet.draught("ada") == 1.0
+            fleet.file.unlink()
+            if replaced:
+                other.make(VIEW, moorings())
+                self.both(other, 2)
+            assert self.ropes(fleet) == 1
+        if replaced:
+            assert self.ropes(fleet) == 2
+        else:
+            with pytest.raises(ClearwayError, match="is missing"):
+                self.ropes(fleet)
+
+    def test_ends_with_an_error_of_the_block_or_of_the_store(self, fleet: Store) -> None:
+        with pytest.raises(KeyboardInterrupt), fleet.online.reading(fleet.config):
+            raise KeyboardInterrupt
+        with pytest.raises(ClearwayError, match="no table harbour_unknown"), fleet.online.reading(fleet.config):
+            fleet.read("ada", view=draughts(name="unknown"))
+        self.both(fleet, 2)
+        assert self.ropes(fleet) == 2
+
+    def test_of_a_missing_file_is_the_same_error(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        with pytest.raises(ClearwayError, match=r"online\.db is missing"), store.online.reading(store.config):
+            pass
+
+    def test_lets_nothing_be_written(self, fleet: Store) -> None:
+        with pytest.raises(RuntimeError, match="inside reading"), fleet.online.reading(fleet.config):
+            self.both(fleet, 2)
+        assert self.ropes(fleet) == 1
+
+    def test_of_other_threads_see_what_is_new(self, fleet: Store) -> None:
+        seen: list[Any] = []
+        with fleet.online.reading(fleet.config):
+            assert self.ropes(fleet) == 1
+            self.both(Store(fleet.config.repo_path), 2)
+            thread = threading.Thread(target=lambda: seen.append(self.ropes(fleet)))
+            thread.start()
+            thread.join(30)
+        assert seen == [2]
+
+
+class TestFullDisk:
+    """SQLite says the same of a file that may not grow as of a disk that is full."""
+
+    @pytest.fixture
+    def full(self, store: Store) -> Store:
+        store.write("ada", NOON, 1.0)
+        store.online.checkpoint(store.config)
+        connection = store.online._local.held[1]
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 20}")
+        connection.execute("PRAGMA cache_size = 5")  # pages go to the log before the end of the transaction
+        return store
+
+    def fill_up(self, store: Store) -> None:
+        with store.online.transaction(store.config):
+            for number in range(5000):
+                store.write(f"ship {number}", NOON, 2.0)
+
+    def test_is_not_said_to_be_the_stores_fault(self, full: Store) -> None:
+        with pytest.raises(ClearwayError, match=r"no space left on the disk of .*online\.db .*: free some") as caught:
+            self.fill_up(full)
+        assert "delete" not in str(caught.value)
+        assert full.read("ada", "ship 0") == [(NOON, {"draught": 1.0, "containers": None}), (None, None)]
+
+    def test_gets_back_what_the_failed_transaction_took(self, full: Store) -> None:
+        other = Store(full.config.repo_path)  # a server has the file open
+        assert other.draught("ada") == 1.0
+        with pytest.raises(ClearwayError, match="no space left"):
+            self.fill_up(full)
+        assert full.file.with_name("online.db-wal").stat().st_size == 0
+        assert other.draught("ada") == 1.0
+
+    def test_is_told_from_another_failure_by_the_space_that_is_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        assert "delete it" in embedded._explained(tmp_path / "online.db", error)
+        monkeypatch.setattr(embedded, "LITTLE_SPACE", 2**63)
+        assert "free some" in embedded._explained(tmp_path / "online.db", error)
 
 
 class TestSeveralAtOnce:

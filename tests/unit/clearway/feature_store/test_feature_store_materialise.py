@@ -3,11 +3,17 @@
 import clearway.feature_store  # noqa: F401  # first: it makes importing Feast quick
 
 # isort: split
+import errno
+import gc
+import json
 import math
+import os
 import random
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from feast import FeatureView
+from feast.infra.online_stores.helpers import _redis_key
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String
 from feature_store_harbour import (
     DRAUGHT_FIELDS,
@@ -37,15 +44,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_feature_store_embedded import config
 
-from clearway.errors import ClearwayError
+from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store import event_rows, materialise
 from clearway.feature_store.embedded import EmbeddedOnlineStore
 from clearway.feature_store.event_rows import EventRows
-from clearway.feature_store.materialise import Filled, OnlineFeed, fill_online, push
+from clearway.feature_store.materialise import Filled, OnlineFeed, fill_online, is_redis_key_of, push
 from clearway.feature_store.store import open_store
+from clearway.instants import micros
 from clearway.online_record import is_filled, read_record, record_path
 
 HOUR = timedelta(hours=1)
+NOON_US = micros(NOON)
 SHIPS = ("ada", "bob", "cyd")
 
 
@@ -64,6 +73,9 @@ class Line:
 
     def feed(self, rows: Sequence[Mapping[str, Any]]) -> OnlineFeed:
         return OnlineFeed(self.params, self.workspace, self.project, {"draughts": draught_table(rows)})
+
+    def push(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        return push(self.params, self.workspace, self.project, "draughts", draught_table(rows))
 
     def read(self, *ships: str, view: FeatureView | None = None) -> list[tuple[datetime | None, Any]]:
         store = open_store(self.params, self.workspace)
@@ -328,6 +340,57 @@ class TestFilledWhole:
         assert filled.fill(NOON + 2 * HOUR).full
         assert filled.held() == [1.0, 3.0, None]
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            pytest.param(lambda path: os.truncate(path, 0), id="emptied"),
+            pytest.param(lambda path: path.write_bytes(b"not a database" * 1000), id="overwritten"),
+            pytest.param(lambda path: os.truncate(path, path.stat().st_size - 4096), id="cut short"),
+            pytest.param(lambda path: run_sql(path, "DROP TABLE harbour_draughts"), id="a table dropped"),
+            pytest.param(lambda path: run_sql(path, "DELETE FROM harbour_draughts WHERE event = 1"), id="nothing"),
+            pytest.param(
+                lambda path: run_sql(path, f"DELETE FROM harbour_draughts WHERE event = {NOON_US}"), id="a row"
+            ),
+        ],
+    )
+    def test_when_the_file_of_the_store_was_damaged(
+        self, filled: Line, request: pytest.FixtureRequest, damage: Callable[[Path], None]
+    ) -> None:
+        path = filled.workspace.feature_store / "online.db"
+        gc.collect()  # connections of stores that were read
+        run_sql(path, "PRAGMA wal_checkpoint(TRUNCATE)")  # all is in the one file
+        damage(path)
+        case = request.node.callspec.id
+        assert is_filled(filled.params, filled.workspace, NOON + HOUR) == (case == "nothing")
+        if case in ("overwritten", "cut short"):
+            with pytest.raises(
+                ClearwayError, match=r"online\.db cannot be used .*: delete it and run scripts/build_fea"
+            ):
+                filled.fill(NOON + HOUR)
+            path.unlink()
+        assert filled.fill(NOON + HOUR).full == (case != "nothing")
+        assert filled.held() == [1.0, 3.0, None]
+        assert is_filled(filled.params, filled.workspace, NOON + HOUR)
+
+    def test_when_a_row_that_is_not_looked_up_was_lost(self, filled: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(materialise, "KEYS_LOOKED_UP", 1)  # ada's
+        path = filled.workspace.feature_store / "online.db"
+        run_sql(path, f"DELETE FROM harbour_draughts WHERE event > {NOON_US}")  # bob's
+        assert filled.fill(NOON + 2 * HOUR).full
+        assert filled.held() == [1.0, 3.0, None]
+
+    def test_when_the_record_is_of_before_rows_were_counted(self, filled: Line) -> None:
+        path = record_path(filled.workspace)
+        record = json.loads(path.read_text())
+        assert record.pop("held") == {"harbour_draughts": 2}
+        path.write_text(json.dumps(record))
+        assert not is_filled(filled.params, filled.workspace, NOON + HOUR)
+        assert filled.fill(NOON + HOUR).full
+
+    def test_not_when_another_project_keeps_rows_in_the_same_file(self, filled: Line) -> None:
+        run_sql(filled.workspace.feature_store / "online.db", "CREATE TABLE quay_draughts (key BLOB)")
+        assert is_filled(filled.params, filled.workspace, NOON + HOUR)
+
     @pytest.mark.parametrize("content", [None, "", "{}", '{"state": "filled"}'])
     def test_when_the_record_is_lost_or_broken(self, filled: Line, content: str | None) -> None:
         record_path(filled.workspace).unlink()
@@ -335,6 +398,11 @@ class TestFilledWhole:
             record_path(filled.workspace).write_text(content)
         assert filled.fill(NOON).full
         assert filled.held() == [1.0, 2.0, None]
+
+
+def run_sql(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
 
 
 class TestCrash:
@@ -433,9 +501,11 @@ class TestTablesThatDoNotFit:
     def test_values_of_another_type_are_refused_and_named(self, line: Line, column: str, values: list[Any]) -> None:
         rows = draught_table([draught("ada", NOON, 1.0)] * len(values)).astype({column: object})
         rows[column] = values
-        store = open_store(line.params, line.workspace)
+        line.tables([])
+        line.fill(NOON)
         with pytest.raises(ClearwayError, match=f"^event rows of view 'draughts'[^\n]*({column}|another type)[^\n]*$"):
-            push(store, draughts(), rows)
+            push(line.params, line.workspace, line.project, "draughts", rows)
+        assert is_filled(line.params, line.workspace, NOON)
 
     def test_after_a_table_that_did_not_fit_the_next_fill_works(self, line: Line) -> None:
         line.tables([draught("ada", NOON, 1.0)])
@@ -544,12 +614,60 @@ class TestPush:
     def test_writes_the_newest_row_of_each_key_and_never_an_older_one(self, line: Line) -> None:
         line.tables([draught("ada", NOON, 1.0)])
         line.fill(NOON)
-        store = open_store(line.params, line.workspace)
-        view = store.get_feature_view("draughts")
         rows = [draught("ada", NOON - US, 2.0), draught("bob", NOON, 3.0), draught("bob", NOON - US, 4.0)]
-        assert push(store, view, draught_table(rows)) == 2
+        assert line.push(rows) == 2
         assert line.held("ada", "bob") == [1.0, 3.0]
-        assert push(store, view, draught_table([])) == 0
+        assert line.push([]) == 0
+
+    @pytest.mark.parametrize("as_of", [NOON, NOON + 2 * HOUR])
+    def test_is_undone_by_the_next_fill(self, line: Line, monkeypatch: pytest.MonkeyPatch, as_of: datetime) -> None:
+        monkeypatch.setattr(materialise, "KEYS_LOOKED_UP", 1)  # ada's
+        line.tables([draught("ada", NOON, 1.0), draught("bob", NOON, 2.0)])
+        line.fill(NOON)
+        line.push([draught("bob", NOON + HOUR, 9.0)])  # as many rows as before
+        assert not is_filled(line.params, line.workspace, NOON)
+        assert line.fill(as_of).full
+        assert line.held("ada", "bob") == [1.0, 2.0]
+        assert is_filled(line.params, line.workspace, as_of)
+
+    def test_is_marked_before_it_writes(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        line.tables([draught("ada", NOON, 1.0)])
+        line.fill(NOON)
+
+        def crash(*arguments: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(EmbeddedOnlineStore, "write_encoded", crash)
+        with pytest.raises(KeyboardInterrupt):
+            line.push([draught("ada", NOON + HOUR, 9.0)])
+        assert not is_filled(line.params, line.workspace, NOON)
+
+    def test_stops_a_replay(self, line: Line) -> None:
+        feed = line.feed([draught("ada", NOON, 1.0), draught("ada", NOON + HOUR, 2.0)])
+        feed.start_at(NOON)
+        line.push([draught("ada", NOON + 2 * HOUR, 9.0)])
+        assert not feed.can_advance(NOON + HOUR)
+        with pytest.raises(ClearwayError, match="written by another process"):
+            feed.advance(NOON + HOUR)
+
+    def test_waits_for_a_fill(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        line.tables([draught("ada", NOON, 1.0)])
+        line.fill(NOON)
+        monkeypatch.setattr(materialise, "LOCK_SECONDS", 0.01)
+        with (
+            FileLock(line.workspace.feature_store / "online.lock"),
+            pytest.raises(ClearwayError, match="another process fills the online store"),
+        ):
+            line.push([draught("ada", NOON + HOUR, 9.0)])
+        assert line.held("ada") == [1.0]
+
+    def test_to_a_view_that_is_not_there_names_those_that_are(self, line: Line) -> None:
+        with pytest.raises(UsageError, match=r"no feature view 'lengths' is kept online: there are draughts$"):
+            push(line.params, line.workspace, line.project, "lengths", draught_table([]))
+
+    def test_to_a_store_that_was_never_filled_says_what_to_run(self, line: Line) -> None:
+        with pytest.raises(ClearwayError, match=r"no table harbour_draughts: .*run scripts/build_features\.py"):
+            line.push([draught("ada", NOON, 1.0)])
 
     def test_values_come_back_as_they_were_given(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fields = {"f64": Float64, "f32": Float32, "i64": Int64, "i32": Int32, "text": String, "yes": Bool}
@@ -581,7 +699,8 @@ class TestPush:
             lists = [None if row["many"] is None else list(row.pop("many").val) for row in held]
             assert [{name: row[name] for name in fields} for row in held] == expected, filled
             assert [values or None for values in lists] == [[1.0], None, [2.0, 3.0], None], filled
-            push(open_store(line.params, line.workspace), view, rows.assign(known_at=NOON + HOUR))
+            line.project = Harbour(view)
+            push(line.params, line.workspace, line.project, view.name, rows.assign(known_at=NOON + HOUR))
 
     def test_times_are_read_as_utc_and_a_part_of_a_microsecond_is_not_known_early(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -598,11 +717,75 @@ class TestPush:
         line.project = Harbour(view)
         write_table(line.workspace, view, pd.DataFrame({"ship": ["x"], "known_at": [NOON], "draught": [0.0]}))
         line.fill(NOON)
-        store = open_store(line.params, line.workspace)
         for ship, known in times.items():
-            push(store, view, pd.DataFrame({"ship": [ship], "known_at": [known], "draught": [1.0]}))
+            rows = pd.DataFrame({"ship": [ship], "known_at": [known], "draught": [1.0]})
+            push(line.params, line.workspace, line.project, view.name, rows)
         exact = datetime(1066, 10, 14, 9, 0, 0, 1, tzinfo=UTC)
         assert [time for time, _ in line.read(*times, view=view)] == [NOON, NOON, NOON + US, exact]
+
+
+class TestFilesOfOurOwn:
+    """What is wrong with them is not said of the store."""
+
+    @pytest.mark.parametrize("name", ["write_record", "register"])
+    def test_a_full_disk_is_named(self, line: Line, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        line.tables([draught("ada", NOON, 1.0)])
+        line.fill(NOON)
+
+        def full(*arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(materialise, name, full)
+            with pytest.raises(ClearwayError, match=r"feature_store\S* cannot be written \(No space left") as caught:
+                line.fill(NOON - HOUR)
+        assert "is it up?" not in str(caught.value)
+        assert line.held("ada") == [1.0]
+
+    def test_a_fill_starts_with_an_empty_log_so_that_a_full_disk_gets_its_space_back(self, line: Line) -> None:
+        line.tables([draught("ada", NOON, 1.0), draught("ada", NOON + HOUR, 2.0)])
+        line.fill(NOON)
+        log = line.workspace.feature_store / "online.db-wal"
+        sizes: list[int] = []
+        with closing(sqlite3.connect(log.with_name("online.db"))) as server:
+            server.execute("SELECT count(*) FROM harbour_draughts").fetchall()
+            line.fill(NOON - HOUR)
+            assert log.stat().st_size > 0
+            line.fill(NOON + HOUR, progress=lambda *_: sizes.append(log.stat().st_size))
+        assert sizes == [0]
+
+    def test_a_folder_that_cannot_be_made_is_named(self, line: Line) -> None:
+        line.workspace.feature_store.parent.mkdir(parents=True, exist_ok=True)
+        line.workspace.feature_store.write_text("a file")
+        with pytest.raises(ClearwayError, match=r"^\S*feature_store cannot be written \([^\n]*$"):
+            line.fill(NOON)
+
+    def test_no_password_is_shown_of_a_store_that_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        address = {"type": "redis", "connection_string": "127.0.0.1:1,username=ada,password=tide"}
+        params, workspace = harbour_workspace(tmp_path / "h", address)
+        settings = open_store(params, workspace).config
+        with pytest.raises(ClearwayError) as caught, materialise._asked(settings):
+            raise ValueError("wrong: 'tide' of\nada@127.0.0.1")
+        assert (
+            str(caught.value) == "the online store (redis) failed: ValueError: wrong: '***' of ***@127.0.0.1: is it up?"
+        )
+
+
+class TestKeysInRedis:
+    @pytest.mark.parametrize(
+        "entity",
+        [key(ship="ada"), key(ship="ada", berth="7"), key(ship="", berth="quay_harbour"), key(**{"s" * 91: "x" * 300})],
+    )
+    def test_are_exactly_one_projects(self, entity: Any) -> None:
+        made = _redis_key("harbour", entity)
+        assert is_redis_key_of(made, b"harbour")
+        for other in (b"arbour", b"xharbour", b"my_harbour", b"", b"harbour2"):
+            assert not is_redis_key_of(made, other)
+        assert not is_redis_key_of(_redis_key("old_harbour", entity), b"harbour")
+
+    @pytest.mark.parametrize("foreign", [b"", b"harbour", b"x:harbour", b"\xff" * 40 + b"harbour", b"\1\0\0\0harbour"])
+    def test_are_told_from_what_others_keep(self, foreign: bytes) -> None:
+        assert not is_redis_key_of(foreign, b"harbour")
 
 
 def test_rows_encoded_for_the_embedded_store_are_those_that_feast_would_write(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from feast.types import Float64, Int64, String, UnixTimestamp
 
 import clearway.feature_store  # noqa: F401  # first, because it makes importing Feast quick
 from clearway.errors import ClearwayError, UsageError
+from clearway.feature_store import batching
 from clearway.feature_store.batching import plain_value, read_row
 from clearway.feature_store.definitions import Definitions
 from clearway.feature_store.online import FeatureReader, Lookup, Outcome, StoreUnavailable
 from clearway.instants import EPOCH
 from clearway.params import FeatureLookupParams
+from clearway.serving.metrics import describe_readers
 
 ASKED = datetime(2024, 6, 1, 12, tzinfo=UTC)
 AT = ASKED.timestamp()
@@ -128,6 +130,7 @@ class Orchard:
     def reader(self, names: Sequence[str] = NAMES, **settings: Any) -> Iterator[FeatureReader]:
         reader = FeatureReader(self.store, self.definitions, names, FeatureLookupParams(**settings))
         try:
+            reader.store.wait()
             yield reader
         finally:
             self.open.set()
@@ -284,7 +287,7 @@ def test_failing_store_is_an_error_that_names_view_and_cause(orchard: Orchard) -
         orchard.failure = OSError("the disk\nis full")
         with pytest.raises(StoreUnavailable, match=r"view soil: OSError: the disk is full$"):
             ask(reader, QUESTION)
-        status = reader.status()
+        status = describe_readers([reader], None)
         assert (status["status"], status["last_error"], status["failures"]) == (
             "down",
             "view soil: OSError: the disk is full",
@@ -308,7 +311,7 @@ def test_store_that_is_down_is_not_waited_for_and_recovers_by_itself(orchard: Or
             assert (await reader.read([QUESTION], [AT]))[0].features == {"acidity": 6.5}
 
         asyncio.run(live_through_it())
-        assert reader.status()["last_error"] == "view soil: no answer within timeout_ms = 50"
+        assert describe_readers([reader], None)["last_error"] == "view soil: no answer within timeout_ms = 50"
 
 
 def test_those_who_wait_behind_a_read_that_takes_too_long_are_told_too(orchard: Orchard) -> None:
@@ -386,6 +389,71 @@ def test_value_known_too_long_ago_does_not_stand_in(orchard: Orchard) -> None:
         time.sleep(0.02)
         with pytest.raises(StoreUnavailable, match=r"in the last 0\.01 s"):
             ask(reader, QUESTION)
+
+
+def test_many_keys_are_read_in_parts_and_keep_nobody_waiting_for_all_of_them(
+    orchard: Orchard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "KEYS_AT_ONCE", 10)
+    with orchard.reader(names=("acidity",)) as reader:
+        done: list[str] = []
+
+        async def note(name: str, questions: list[dict[str, Any]]) -> list[Lookup]:
+            found = await reader.read(questions, [AT] * len(questions))
+            done.append(name)
+            return found
+
+        async def ask_all() -> list[list[Lookup]]:
+            many = [QUESTION | {"orchard": f"none{number}"} for number in range(34)] + [QUESTION]
+            other = [QUESTION | {"orchard": f"other{number}"} for number in range(3)]
+            return await asyncio.gather(note("many", many), note("few", other))
+
+        many, few = asyncio.run(ask_all())
+        assert [lookup.outcomes["soil"] for lookup in many] == ["missing"] * 34 + ["present"]
+        assert [lookup.outcomes["soil"] for lookup in few] == ["missing"] * 3
+        assert [len(keys) for _, keys in orchard.batches] == [10, 10, 10, 8]
+
+
+def test_those_who_wait_for_later_parts_are_told_of_a_failure_too(
+    orchard: Orchard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "KEYS_AT_ONCE", 2)
+    with orchard.reader(names=("acidity",)) as reader:
+        orchard.failure = OSError("gone")
+        with pytest.raises(StoreUnavailable, match="OSError: gone"):
+            ask(reader, *(QUESTION | {"orchard": str(number)} for number in range(9)))
+        assert len(orchard.batches) == 1
+
+
+def test_store_that_nobody_asks_is_known_to_be_down(orchard: Orchard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "IDLE_SECONDS", 0.02)
+    with orchard.reader() as reader:
+        assert reader.store.health.up
+        orchard.failure = OSError("gone")
+        asyncio.run(until(lambda: not reader.store.health.up))
+        assert reader.store.health.error == "view soil: OSError: gone"
+
+
+def test_store_that_is_silent_from_the_start_is_down_after_the_timeout(orchard: Orchard) -> None:
+    orchard.open.clear()
+    with orchard.reader(timeout_ms=30) as reader:
+        assert not reader.store.health.up
+        assert reader.store.health.error == "view soil: no answer within timeout_ms = 30"
+
+
+def test_value_is_as_old_as_the_question_to_the_store_not_as_its_answer(orchard: Orchard) -> None:
+    with orchard.reader(names=("acidity",), max_staleness_ms=200, timeout_ms=5_000) as reader:
+        inner = orchard._read
+
+        def slow(*given: Any) -> Any:
+            found = inner(*given)
+            time.sleep(0.3)
+            return found
+
+        orchard._read = slow
+        ask(reader, QUESTION)
+        ask(reader, QUESTION)
+        assert len(orchard.batches) == 2
 
 
 def test_store_that_fails_from_the_start_is_known_before_anyone_asks(orchard: Orchard) -> None:

@@ -3,6 +3,7 @@
 import clearway.feature_store  # noqa: F401  # first: it makes importing Feast quick
 
 # isort: split
+import re
 import threading
 import warnings
 from datetime import timedelta
@@ -17,7 +18,7 @@ from filelock import FileLock
 from clearway.errors import ClearwayError, UsageError
 from clearway.feature_store import store as store_module
 from clearway.feature_store.definitions import Definitions, on_demand_view
-from clearway.feature_store.store import apply_definitions, feature_service, open_store
+from clearway.feature_store.store import apply_definitions, feature_service, open_store, without_secrets
 from clearway.params import Params
 from clearway.workspace import Workspace
 
@@ -96,6 +97,57 @@ class TestOpening:
         assert "4711" not in str(caught.value)
 
     @pytest.mark.parametrize(
+        ("address", "said"),
+        [
+            ("default:tide@127.0.0.1:6399,db=0", "part 1 of 2 .* must be host:port"),
+            ("tide@127.0.0.1:6399,db=0", "part 1 of 2 .* must be host:port"),
+            ("redis://:tide@127.0.0.1:6399/0", "part 1 of 1 .* must be host:port"),
+            ("127.0.0.1:6399,db=0,password=high,tide", "part 4 of 4 .* cannot hold a comma"),
+            ("127.0.0.1:6399,password=high,tide=", "part 3 of 3 .* no setting of a Redis client"),
+            ("127.0.0.1:6399,ti-de=1", "part 2 of 2 .* name=value"),
+            ("127.0.0.1,password=tide", "part 1 of 2 .* must be host:port"),
+            ("127.0.0.1:tide", "part 1 of 1 .* a port of 1 to 65535"),
+            ("127.0.0.1:0,password=tide", "part 1 of 2 .* a port of 1 to 65535"),
+            ("127.0.0.1:65536,password=tide", "part 1 of 2 .* a port of 1 to 65535"),
+            ("127.0.0.1:6399,,password=tide", "part 2 of 3 "),
+            ("db=0,password=tide", "has no host:port"),
+        ],
+    )
+    def test_an_address_of_redis_that_feast_would_misread_is_refused_and_not_shown(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, said: str
+    ) -> None:
+        monkeypatch.setenv("HARBOUR_REDIS", address)
+        pattern = rf"^[^\n]*feature_store\.yaml: online_store\.connection_string[^\n]*{said}[^\n]*$"
+        with pytest.raises(UsageError, match=pattern) as caught:
+            open_store(*harbour_workspace(tmp_path / "h", REDIS))
+        assert not {"tide", "high", "127"} & set(re.findall(r"\w+", str(caught.value).partition("yaml")[2]))
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "localhost:6379",
+            "redis_1.harbour:1,db=0,ssl=true,username=ada,password=a=b:c@d",
+            'h:65535,password="tide"',
+            "a:1,b:2,password=tide",
+        ],
+    )
+    def test_an_address_of_redis_as_feast_wants_it_is_taken(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+    ) -> None:
+        monkeypatch.setenv("HARBOUR_REDIS", address)
+        assert open_store(*harbour_workspace(tmp_path / "h", REDIS)).config.online_store.connection_string == address
+
+    def test_entity_keys_in_a_redis_are_of_the_version_that_is_known(self, tmp_path: Path) -> None:
+        workspace = harbour_workspace(tmp_path / "h", {**REDIS, "connection_string": "h:1"})
+        path = workspace[1].root / "feature_store.yaml"
+        path.write_text(path.read_text().replace("version: 3", "version: 2"))
+        with (
+            pytest.warns(DeprecationWarning, match="version below 3"),
+            pytest.raises(UsageError, match="entity_key_serialization_version = 2: in a Redis it must be 3"),
+        ):
+            open_store(*workspace)
+
+    @pytest.mark.parametrize(
         ("content", "said"),
         [
             (None, "is missing"),
@@ -122,6 +174,32 @@ class TestOpening:
             path.write_text(content)
         with pytest.raises(UsageError, match=f"^[^\n]*feature_store.yaml[^\n]*{said}[^\n]*$"):
             open_store(*harbour)
+
+
+class TestSecrets:
+    @pytest.mark.parametrize(
+        ("address", "text", "shown"),
+        [
+            ("h:1,password=tide", "no 'tide' at h:1", "no '***' at h:1"),
+            ("h:1,username=ada,password=tidemark", "ada: tidemark, tide", "***: ***, tide"),
+            ("h:1,username=tide,password=tidemark", "tidemark tide", "*** ***"),
+            ('h:1,password="tide"', "int('tide'), \"tide\"", "int('***'), ***"),
+            ("h:1,password=it's", "\"it's\" '\"it\\'s'", '"***" \'"***\''),
+            ("h:1,password=ti\\de", "ti\\de 'ti\\\\de'", "*** '***'"),
+            ("h:1,password=a=b,db=0", "a=b at db=0", "*** at db=0"),
+            ("h:1,ssl_password=tide", "tide", "***"),
+            ("h:1,password=,db=0", "nothing to hide", "nothing to hide"),
+            ("h:1", "h:1", "h:1"),
+        ],
+    )
+    def test_of_a_redis_are_taken_out_of_a_text(self, tmp_path: Path, address: str, text: str, shown: str) -> None:
+        config = open_store(*harbour_workspace(tmp_path / "h", {**REDIS, "connection_string": address})).config
+        assert without_secrets(config, text) == shown
+
+    def test_of_other_stores_are_too(self, harbour: tuple[Params, Workspace]) -> None:
+        config = open_store(*harbour).config
+        config.online_store.path = "postgresql://ada:tide@h:1/db"
+        assert without_secrets(config, "ada with tide at h:1") == "*** with *** at h:1"
 
 
 class TestApplying:
