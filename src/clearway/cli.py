@@ -5,15 +5,33 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clearway.errors import ClearwayError, UsageError
 
 DONE, STOPPED, WRONG_USAGE, HELD, ROLLED_BACK = 0, 1, 2, 3, 4
 
 
+def make_importable(folder: Path) -> None:
+    """Let a project package that lies in ``folder``, a project's, be imported; what is installed comes first."""
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.append(path)
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        parsed, rest = super().parse_known_args(args, namespace)
+        make_importable(parsed.project)
+        return parsed, rest
+
+
 def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the one option that all scripts have, ``--project``."""
-    made = argparse.ArgumentParser(description=description)
+    """An argument parser with the one option that all scripts have, ``--project``.
+
+    A project package that lies in this folder can then be imported.
+    """
+    made = _Parser(description=description)
     made.add_argument(
         "--project",
         type=Path,

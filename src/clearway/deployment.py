@@ -33,6 +33,7 @@ from clearway.ledger import (
 from clearway.local_target import Server, check_startable, ensure_serving
 from clearway.params import Params
 from clearway.routing import RoutingTable, read_routing, write_routing
+from clearway.skew_state import SkewState, read_skew_state
 from clearway.workspace import Workspace
 
 BOOTSTRAP_REASON = "bootstrap: labelled baseline is the first control"
@@ -50,6 +51,12 @@ class Situation:
     """The environment in which a digest must be stable first, and the digest that is."""
     verdict: CanaryVerdict | None = None
     """The last recorded verdict on the open canary at its current weight."""
+    skew: SkewState | None = None
+    """What the last skew check of a rollout found."""
+    stored: bool = False
+    """Whether the canary's features come from the feature store, so that it may have been served others."""
+    rollout: int = 0
+    """The ledger revision at which the current rollout began."""
 
     @property
     def stable(self) -> str | None:
@@ -115,8 +122,9 @@ def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, r
     UsageError
         The weight is outside 0 to 100.
     ClearwayError
-        The digest is stable, quarantined, or not stable where it must be first; another canary is open; or the weight
-        would rise without the verdict *promote* at the current weight.
+        The digest is stable, quarantined, or not stable where it must be first; another canary is open; the weight
+        would rise without the verdict *promote* at the current weight; or a canary with stored features would be
+        promoted without the skew verdict ``no_skew`` of this rollout.
     """
     where, stable, canary = situation.environment, situation.stable, situation.canary
     check_weight(weight)
@@ -145,6 +153,7 @@ def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, r
         return None
     evidence = _evidence_to_rise(situation, weight) if weight > situation.weight else {}
     if weight == 100:
+        evidence |= _evidence_of_no_skew(situation)
         return Change(action="promote", stable=digest, actor=actor, reason=reason, evidence=evidence)
     return Change(
         action="canary",
@@ -225,6 +234,22 @@ def _evidence_to_rise(situation: Situation, weight: int) -> dict[str, str]:
             f"{situation.weight}% {said}: scripts/check_canary.py --env {situation.environment} must say promote"
         )
     return as_evidence(verdict)
+
+
+def _evidence_of_no_skew(situation: Situation) -> dict[str, str]:
+    """Fails closed: a check of another version, of another rollout, or without a result, clears nobody."""
+    skew, canary, where = situation.skew, situation.canary, situation.environment
+    assert canary is not None
+    if not situation.stored:
+        return {}
+    own = skew is not None and (skew.environment, skew.digest, skew.rollout) == (where, canary, situation.rollout)
+    if skew is None or not own or skew.verdict != "no_skew":
+        said = f"is {skew.verdict!r} ({skew.sentence})" if skew is not None and own else "has not been given"
+        raise ClearwayError(
+            f"the canary {canary[:SHOWN]} may not be promoted: its skew verdict since entry {situation.rollout}, where "
+            f"its rollout began, {said}: scripts/check_skew.py --env {where} --rollout must say no skew"
+        )
+    return {"skew_verdict": skew.verdict}
 
 
 def _previous_good(situation: Situation) -> str:
@@ -308,6 +333,8 @@ def deploy(
         check_admissible(situation, digest)
         entries = _bootstrap(params, workspace, environment, digest, actor)
         situation = _situation(params, workspace, environment, entries)
+    if canary_weight == 100:
+        situation = _with_skew(workspace, situation)
     if canary_weight is None:
         change = plan_deploy(situation, digest, actor=actor, reason=reason)
     else:
@@ -548,6 +575,22 @@ def _situation(params: Params, workspace: Workspace, environment: str, entries: 
         if required
         else None,
         verdict=state.current if state else None,
+    )
+
+
+def _with_skew(workspace: Workspace, situation: Situation) -> Situation:
+    """With all that a promotion asks of a canary whose features come from the feature store."""
+    from clearway.model import recorded_definitions  # imports ONNX Runtime's types
+
+    if situation.canary is None or recorded_definitions(find_bundle(workspace, situation.canary)) is None:
+        return situation
+    from clearway.replay import rollout_revision  # imports an HTTP client
+
+    return replace(
+        situation,
+        stored=True,
+        skew=read_skew_state(workspace.environment(situation.environment)),
+        rollout=rollout_revision(list(situation.entries)),
     )
 
 

@@ -290,10 +290,16 @@ def run_line(
     runner.script(f"canary {first}%", "deploy.py", "--env", production, "--canary", str(first))
     watch = ("--env", production, "--watch", "--replay")
     code = runner.script("watch canary", "check_canary.py", *watch, accept=(0, HELD, ROLLED_BACK))
-    why = read_json(workspace.reports / "canary.json", made_by="scripts/check_canary.py")["sentence"]
+    judged = read_json(workspace.reports / "canary.json", made_by="scripts/check_canary.py")
+    why = judged["sentence"]
     if code != 0:
         return ended("held" if code == HELD else "rolled back", why)
-    runner.script("check skew", "check_skew.py", "--env", production)
+    served_to = ("--env", production, "--digest", judged["digest"], "--rollout")
+    try:
+        runner.script("check skew", "check_skew.py", *served_to)
+    except StepFailedError as error:  # skew, nothing compared or no check at all: nobody may be left on such a canary
+        runner.script("roll back", "rollback.py", "--env", production, "--reason", str(error))
+        return ended("rolled back", str(error))
     runner.script("promote", "deploy.py", "--env", production, "--canary", "100")
     return ended("promoted", why)
 

@@ -32,7 +32,7 @@ def print_summary(run: LineRun, params: Params, workspace: Workspace, console: C
     for name, value in (*_decision(workspace), *_drift(workspace), *_serving(params, workspace)):
         table.add_row(name, value)
     table.add_row("reports", escape(str(workspace.reports / "model_validation.html")))
-    for name in ("data_validation.html", "drift.html", "canary.html"):
+    for name in ("data_validation.html", "drift.html", "canary.html", "skew.html"):
         if (workspace.reports / name).exists():
             table.add_row("", escape(str(workspace.reports / name)))
     elsewhere = "" if workspace.root.resolve() == HOME else f" PROJECT={workspace.root}"

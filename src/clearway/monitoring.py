@@ -234,10 +234,13 @@ def judge_scores(past: DriftReference, answered: pd.DataFrame, params: DriftPara
 
 
 def judge_errors(log: pd.DataFrame) -> Check:
-    """Share of requests in the log that the server failed; the canary judges differences, this one only reports."""
+    """Share of requests in the log that the server failed; the canary judges differences, this one only reports.
+
+    A row by key that the model's schema refuses (422) counts: what is refused is what the feature store had.
+    """
     if log.empty:
         return Check(name="errors", status="unknown", sentence="the prediction log is empty", n=0)
-    failed = int((log["status"] >= 500).sum())
+    failed = int(((log["status"] >= 500) | (log["status"] == 422)).sum())
     share = failed / len(log)
     sentence = f"{failed:,} of {len(log):,} logged requests failed ({share:.2%})"
     # A server that fails more than it answers needs no statistics.

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ LOG_COLUMNS = (
 )
 """Fields of one record. ``features`` is what the model saw; ``inputs`` is what a request by key carried, from which the
 features were looked up, null where it carried them itself. Both are left out where ``serving.log_features`` is off."""
+
+ABOUT_RECORDS = ("asked_text", "where")
+"""What can be read beside the fields: ``asked_at`` as the record writes it, and the file and line of the record."""
 
 FLUSH_SECONDS = 0.1
 CLOSE_SECONDS = 5.0
@@ -136,47 +139,123 @@ def read_log(
     revisions
         Keep records of exactly these ledger revisions.
     columns
-        Which of :data:`LOG_COLUMNS` to return; all by default. Leaving out ``features`` and ``inputs`` saves much of
-        the memory.
+        Which of :data:`LOG_COLUMNS` and :data:`ABOUT_RECORDS` to return; all of the former by default. Leaving out
+        ``features`` and ``inputs`` saves much of the memory.
 
     Returns
     -------
     DataFrame
-        One row per record. ``revision`` and ``status`` are int64, ``latency_ms`` and ``score`` float64 (null is NaN),
-        ``asked_at`` and ``served_at`` UTC times, ``features`` and ``inputs`` dictionaries or None.
-        ``attrs["torn_lines"]`` counts lines that are no JSON record: one at the end of a file that is being written
-        or whose writer died is normal.
+        One row per record, whatever its status. ``revision`` and ``status`` are int64, ``latency_ms`` and ``score``
+        float64 (null is NaN), ``asked_at`` and ``served_at`` UTC times (NaT for what pandas cannot hold), ``features``
+        and ``inputs`` dictionaries or None.
+
+        ``attrs["torn_lines"]`` counts lines that are no JSON object: one in a file that is being written or whose
+        writer died is normal. ``attrs["damaged_lines"]`` counts those beyond one in a file, and records with a value
+        of the wrong type in a column that was asked for: they are left out. ``attrs["damaged"]`` says where the first
+        of them is and what is wrong.
     """
     wanted = tuple(LOG_COLUMNS if columns is None else columns)
-    if unknown := set(wanted) - set(LOG_COLUMNS):
+    if unknown := set(wanted) - {*LOG_COLUMNS, *ABOUT_RECORDS}:
         raise ValueError(f"the prediction log has no column {', '.join(sorted(unknown))}")
     kept = None if revisions is None else frozenset(revisions)
-    read = tuple(dict.fromkeys((*wanted, "served_at")))
-    values: dict[str, list[Any]] = {name: [] for name in read}
-    appends = [(name, values[name].append) for name in read]
-    torn = 0
+    needed = (*(name for name in wanted if name in LOG_COLUMNS), "served_at")
+    fields = tuple(dict.fromkeys((*needed, "asked_at") if "asked_text" in wanted else needed))
+    values: dict[str, list[Any]] = {name: [] for name in (*fields, "where")}
+    appends = [(name, values[name].append) for name in fields]
+    checks = [(name, _SOUND[name]) for name in fields]
+    torn, damaged, first = 0, 0, ""
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
+        torn_here = 0
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+            if not line:
+                continue
+            fault = ""
             try:
                 record = orjson.loads(line)
                 revision = record["revision"]
             except (orjson.JSONDecodeError, KeyError, TypeError):
-                torn += bool(line)
-                continue
-            if (since_revision is not None and revision < since_revision) or (
-                kept is not None and revision not in kept
-            ):
+                torn_here += 1
+                if torn_here == 1:
+                    continue
+                fault = "is no JSON record"
+            else:
+                if type(revision) is not int:
+                    fault = f"revision is {_brief(revision)}"
+                elif (since_revision is not None and revision < since_revision) or (
+                    kept is not None and revision not in kept
+                ):
+                    continue
+                else:
+                    wrong = next((name for name, sound in checks if not sound(record.get(name))), None)
+                    fault = f"{wrong} is {_brief(record.get(wrong))}" if wrong else ""
+            if fault:
+                damaged += 1
+                first = first or f"{path.name}:{number}: {fault}"
                 continue
             for name, add in appends:
                 add(record.get(name))
-    frame = pd.DataFrame({name: _typed(name, values[name]) for name in read})
+            values["where"].append(f"{path.name}:{number}")
+        torn += torn_here
+    if "asked_text" in wanted:
+        values["asked_text"] = values["asked_at"]
+    frame = pd.DataFrame({name: _typed(name, column) for name, column in values.items()})
     frame = frame.sort_values("served_at", kind="stable", ignore_index=True)[list(wanted)]
-    frame.attrs["torn_lines"] = torn
+    frame.attrs |= {"torn_lines": torn, "damaged_lines": damaged, "damaged": first}
     return frame
+
+
+def _brief(value: Any) -> str:
+    """A value for a message, on one line and not long."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _text_or_null(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
+def _number_or_null(value: Any) -> bool:
+    return value is None or type(value) in (float, int)
+
+
+def _flat_or_null(value: Any) -> bool:
+    """An object of plain values, or none."""
+    return value is None or (type(value) is dict and all(type(each) in _PLAIN for each in value.values()))
+
+
+_PLAIN = frozenset((float, int, str, bool, type(None)))
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "id": _text_or_null,
+    "revision": lambda value: type(value) is int,
+    "version": lambda value: type(value) is str,
+    "role": _text_or_null,
+    "entity": _text_or_null,
+    "asked_at": _text_or_null,
+    "served_at": _text_or_null,
+    "status": lambda value: type(value) is int,
+    "latency_ms": _number_or_null,
+    "score": _number_or_null,
+    "features": _flat_or_null,
+    "inputs": _flat_or_null,
+}
+"""Whether a record holds of each field what a server writes there."""
 
 
 def _typed(name: str, values: list[Any]) -> "pd.Series[Any]":
     if name in ("asked_at", "served_at"):
-        return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601", errors="coerce")
+        texts = pd.Series(values, dtype="object")
+        times = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce").astype("datetime64[ns, UTC]")
+        for place in texts.index[times.isna() & texts.notna()]:  # callers may write what pandas does not read
+            times[place] = _time(texts[place])
+        return times
     kinds = {"revision": "int64", "status": "int64", "latency_ms": "float64", "score": "float64"}
     return pd.Series(values, dtype=kinds.get(name, "object"))
+
+
+def _time(text: str) -> Any:
+    """A time in any form that Python reads; NaT for what is none, or is too far away for nanoseconds."""
+    try:
+        time = pd.Timestamp(datetime.fromisoformat(text))
+        return (time.tz_localize("UTC") if time.tz is None else time.tz_convert("UTC")).as_unit("ns")
+    except (ValueError, OverflowError):  # pandas' own error of times out of bounds is a ValueError
+        return pd.NaT

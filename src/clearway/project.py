@@ -111,6 +111,30 @@ class FlatProject:
         return features
 
 
+def find_source(package: str) -> Path:
+    """The folder of the project package, or the one file of a package that is a module; it is not imported.
+
+    Raises
+    ------
+    UsageError
+        It cannot be found.
+    ClearwayError
+        It has no source file.
+    """
+    try:
+        found = importlib.util.find_spec(package)  # finds it without importing it, and all that it imports
+    except (ImportError, ValueError) as error:
+        raise _not_imported(package, error) from None
+    if found is None:
+        raise UsageError(f"params.yaml: project.package = {package!r} cannot be found: {_INSTALL}")
+    if found.origin is None:
+        raise ClearwayError(
+            f"params.yaml: project.package = {package!r} has no source file: give its folder an __init__.py"
+        )
+    origin = Path(found.origin)
+    return origin if found.submodule_search_locations is None else origin.parent
+
+
 def load_package(name: str) -> ModuleType:
     """Import the project package.
 
@@ -175,23 +199,21 @@ def definitions_sha256(params: Params) -> str:
     if params.project.package is None:
         assert params.data is not None
         return sha256_bytes(canonical_json(params.data.model_dump(mode="json")))
-    package = params.project.package
-    try:
-        found = importlib.util.find_spec(package)  # finds it without importing it, and all that it imports
-    except (ImportError, ValueError) as error:
-        raise _not_imported(package, error) from None
-    if found is None:
-        raise UsageError(f"params.yaml: project.package = {package!r} cannot be found")
-    if found.origin is None:
-        raise ClearwayError(f"package {package!r} has no source files to hash")
-    folder = Path(found.origin).parent
-    sources = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
+    source = find_source(params.project.package)
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    folder = source if source.is_dir() else source.parent
+    sources = {str(path.relative_to(folder)): sha256_file(path) for path in files}
     return sha256_bytes(canonical_json(sources))
 
 
 def _not_imported(package: str, error: Exception) -> UsageError:
     cause = " ".join(f"{type(error).__name__}: {error}".split())
-    return UsageError(f"params.yaml: project.package = {package!r} cannot be imported: {cause}")
+    missing = isinstance(error, ModuleNotFoundError) and error.name == package.partition(".")[0]
+    hint = f": {_INSTALL}" if missing else ""
+    return UsageError(f"params.yaml: project.package = {package!r} cannot be imported: {cause}{hint}")
+
+
+_INSTALL = "install it, put it into the project's folder, or put its folder on PYTHONPATH"
 
 
 def _said(*names: str) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from clearway.cli import make_importable
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_text
+from clearway.project import find_source
 
 HOME = Path(__file__).resolve().parents[2]
 """The repository that holds the line."""
@@ -28,7 +30,8 @@ def prepare(project: Path, home: Path = HOME) -> None:
     Raises
     ------
     UsageError
-        The line's own repository is not under git, or its dvc.yaml would miss changes of a source.
+        The line's own repository is not under git, its dvc.yaml would miss changes of a source, or the project's
+        package cannot be found.
     ClearwayError
         A source file is missing, or DVC cannot be initialised.
     """
@@ -46,6 +49,7 @@ def prepare(project: Path, home: Path = HOME) -> None:
         kind = "--subdir" if inside_git and git_root(project) != project.resolve() else None
         _dvc(project, "init", "--quiet", *(["--no-scm"] if not inside_git else [kind] if kind else []))
         _dvc(project, "config", "core.analytics", "false")
+        write_text(project / ".dvcignore", "__pycache__\n")  # what Python compiles is no change of a package
     target = project / "dvc.yaml"
     if not target.exists() or target.read_text(encoding="utf-8").startswith(HEADER):
         write_text(target, render_dvc(home, project))
@@ -55,9 +59,14 @@ def prepare(project: Path, home: Path = HOME) -> None:
 
 
 def render_dvc(home: Path, project: Path) -> str:
-    """The line's dvc.yaml as ``project`` needs it: paths to the line's code, its own params, no example package.
+    """The line's dvc.yaml as ``project`` needs it: paths to the line's code, its own params, its own package.
 
     Params that ``project`` leaves at their defaults are left out, because DVC tracks only keys that exist.
+
+    Raises
+    ------
+    UsageError, ClearwayError
+        The project's package cannot be found.
     """
     pipeline: dict[str, Any] = yaml.safe_load((home / "dvc.yaml").read_text(encoding="utf-8"))
     params = _read_mapping(project / "params.yaml")
@@ -67,12 +76,19 @@ def render_dvc(home: Path, project: Path) -> str:
         prefix = home.resolve()
     described = params.get("project")
     package = described.get("package") if isinstance(described, dict) else None
+    own_package = [] if package is None else _package_deps(package, project)
     for name, stage in pipeline["stages"].items():
         stage["cmd"] = stage["cmd"].replace("python scripts/", f"python {prefix / 'scripts'}/")
         stage["deps"] = [
-            str(prefix / dep) if dep.startswith(("scripts/", "src/clearway/")) else dep
+            new
             for dep in stage["deps"]
-            if dep.startswith(("scripts/", "src/clearway/")) or not dep.startswith("src/") or dep == f"src/{package}"
+            for new in (
+                [str(prefix / dep)]
+                if dep.startswith(("scripts/", "src/clearway/"))
+                else own_package  # in place of the line's own example
+                if dep.startswith("src/")
+                else [dep]
+            )
         ]
         if FEATURE_STORE in stage["deps"]:  # a project that stores no features has none
             own = str(params.get("feature_store") or FEATURE_STORE)
@@ -85,6 +101,23 @@ def render_dvc(home: Path, project: Path) -> str:
         wanted = [*stage.get("params", []), *(["data"] if name == "features" else [])]
         stage["params"] = [key for key in wanted if _has(params, key)]
     return HEADER + yaml.safe_dump(pipeline, sort_keys=False, width=120)
+
+
+def _package_deps(package: str, project: Path) -> list[str]:
+    """Where the project's package lies, as dependencies, seen from the project's folder.
+
+    Outside of it DVC ignores nothing, and would take what Python compiles there for a change: there its source files
+    are named one by one.
+    """
+    make_importable(project)  # its scripts will look there too
+    source, folder = find_source(package).resolve(), project.resolve()
+    if source.is_relative_to(folder):
+        return [str(source.relative_to(folder))]
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    try:
+        return [os.path.relpath(file, folder) for file in files]
+    except ValueError:  # on another drive
+        return [str(file) for file in files]
 
 
 def _has(params: Mapping[str, Any], key: str) -> bool:
@@ -102,18 +135,26 @@ def local_sources(params: Mapping[str, Any]) -> list[str]:
 
 
 def check_source_deps(project: Path) -> None:
-    """Check that a hand-written dvc.yaml knows the files that ingest reads: else a new file would go unseen.
+    """Check that a hand-written dvc.yaml knows what the line reads of a project: else a change would go unseen.
 
     Raises
     ------
     UsageError
-        A local source is no dependency of the stage ingest.
+        A local source is no dependency of the stage ingest, or a package in the project's folder none of the stage
+        features.
     """
     params = _read_mapping(project / "params.yaml")
     ingest = (_read_mapping(project / "dvc.yaml").get("stages") or {}).get("ingest") or {}
     missing = [path for path in local_sources(params) if path not in (ingest.get("deps") or [])]
     if missing:
         raise UsageError(f"{project / 'dvc.yaml'}: stage ingest must list {', '.join(missing)} among its deps")
+    described = params.get("project")
+    package = described.get("package") if isinstance(described, dict) else None
+    known = ((_read_mapping(project / "dvc.yaml").get("stages") or {}).get("features") or {}).get("deps") or []
+    if package is not None:
+        (dep, *_) = _package_deps(package, project)
+        if not dep.startswith("..") and not Path(dep).is_absolute() and dep not in known:
+            raise UsageError(f"{project / 'dvc.yaml'}: stage features must list {dep} among its deps")
     if _remote_sources(params) and not ingest.get("always_changed"):
         remote = ", ".join(_remote_sources(params))
         raise UsageError(

@@ -256,7 +256,11 @@ def summary_text(now: Tick) -> str:
 
 
 def _observe(workspace: Workspace, environment: str, state: CanaryState, stable: str, last: int) -> pd.DataFrame:
-    """The answers of the two versions on trial since the step began."""
+    """The answers of the two versions on trial since the step began, whatever their status.
+
+    A row by key whose features the version's schema refuses (422) is one of them: the judge takes it for an error of
+    the version that refused it. So a canary that refuses what stable accepts is not promoted as if it were never asked.
+    """
     folder = workspace.environment(environment) / "predictions"
     log = read_log(folder, revisions=range(state.since_revision, last + 1), columns=OBSERVED)
     return log[log["version"].isin([stable, state.digest])]

@@ -4,6 +4,8 @@ Nothing here reads a file or a store: :func:`compare` gets both sides, and says 
 values themselves prove it, why.
 """
 
+import math
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,8 +28,11 @@ EXAMINED = 1_000
 """Predictions of each kind, differing and equal, that an explanation must hold for."""
 TELLING = 3
 """Different values, or rows, that it takes to call what they have in common a cause."""
-SHIFTS = tuple(hours for size in range(1, 15) for hours in (size, -size))
-"""Hours between time zones, the smallest first."""
+SHOWN = 80
+"""Characters of a value, or of a name that a caller chose, that people are shown."""
+_QUARTERS = sorted(range(1, 57), key=lambda quarters: (4 // math.gcd(quarters, 4), quarters))
+SHIFTS = tuple(hours for quarters in _QUARTERS for hours in (quarters / 4, -quarters / 4))
+"""Hours between time zones: whole ones first, then half and quarter ones, the smallest first."""
 
 
 class _Absent:
@@ -61,6 +66,8 @@ class FeatureSkew(BaseModel):
     compared: int
     different: int
     share: float
+    within_tolerance: int = 0
+    """Values that differ, and are those of the question's time plus the clock tolerance: served as documented."""
     largest: float | None
     """Largest absolute difference between two numbers; None where no two numbers differ."""
     first: Example | None
@@ -91,6 +98,14 @@ class SkewReport(BaseModel):
     different: int
     """Values that differ."""
     predictions_different: int
+    within_tolerance: int = 0
+    """Values that became known after the question, within the clock tolerance; not counted as different."""
+    version: str | None = None
+    """Digest of the version whose every feature had to be compared; None if no version was named."""
+    lacking: tuple[str, ...] = ()
+    """Its features of which no value was compared."""
+    rollout: int | None = None
+    """Only predictions since this revision of the ledger, at which the rollout began; None for the whole log."""
     asked_from: datetime | None
     asked_until: datetime | None
     first: Example | None
@@ -130,6 +145,14 @@ class Served:
         return len(self.id)
 
 
+@dataclass(frozen=True)
+class Required:
+    """A version that is to be cleared, and the features of its model."""
+
+    digest: str
+    features: Sequence[str]
+
+
 @dataclass
 class _Column:
     """One feature of all predictions, both sides in one notation."""
@@ -140,10 +163,16 @@ class _Column:
     recomputed: list[Value]
     wrong: list[int] = field(default_factory=list)
     """Places that differ, ascending."""
+    within_tolerance: int = 0
 
     def __post_init__(self) -> None:
         pairs = zip(self.served, self.recomputed, strict=True)
         self.wrong = [i for i, (served, own) in enumerate(pairs) if served != own and served is not ABSENT]
+
+    def tolerate(self, later: Mapping[int, Value]) -> None:
+        """Take what differs, and is the value of a later time, for right."""
+        wrong = [i for i in self.wrong if i not in later or self.served[i] != later[i]]
+        self.within_tolerance, self.wrong = len(self.wrong) - len(wrong), wrong
 
     def numbers(self) -> list[tuple[float, float]]:
         """The differing pairs, where both are numbers."""
@@ -161,6 +190,9 @@ def compare(
     views: Sequence[StoredView] = (),
     view_of: Mapping[str, str | None] | None = None,
     not_compared: Mapping[str, int] | None = None,
+    tolerated: "pd.DataFrame | None" = None,
+    required: Required | None = None,
+    rollout: int | None = None,
 ) -> SkewReport:
     """Compare each served value with the recomputed one, exactly.
 
@@ -183,6 +215,14 @@ def compare(
         For the report.
     not_compared : mapping of reason to int, optional
         Predictions left out before.
+    tolerated : DataFrame, optional
+        The features of some predictions, indexed by their places, with what became known within the server's clock
+        tolerance after their questions: what differs and equals them was served as it should be.
+    required : Required, optional
+        The version that is to be cleared: without a value of each of its features nothing is proven of it, whatever
+        other versions were served.
+    rollout : int, optional
+        The ledger revision from which on predictions were read; for the report.
 
     Raises
     ------
@@ -192,9 +232,14 @@ def compare(
     if len(recomputed) != len(served):
         raise ValueError(f"{len(served)} predictions, but {len(recomputed)} recomputed rows")
     names = (*numeric, *categorical)
-    if lacking := [name for name in names if name not in recomputed.columns]:
-        raise ValueError(f"not recomputed: {', '.join(lacking)}")
-    columns = {name: _column(name, served, recomputed[name], name in set(numeric)) for name in names}
+    if absent := [name for name in names if name not in recomputed.columns]:
+        raise ValueError(f"not recomputed: {', '.join(absent)}")
+    columns = _columns(served, recomputed, numeric, categorical)
+    if tolerated is not None:
+        for name, column in columns.items():
+            later = plain(tolerated[name], numeric=column.numeric)
+            column.tolerate(dict(zip(tolerated.index.tolist(), later, strict=True)))
+    lacking = _lacking(columns, served, required)
     hints = _hints(columns, served, views)
     features = tuple(_judge(column, served, hints, view_of or {}) for column in columns.values())
     left_out = Counter(not_compared or {}) + _unmatched(served, names)
@@ -203,13 +248,17 @@ def compare(
     examples = [feature.first for feature in features if feature.first is not None]
     place = {name: column.wrong[0] for name, column in columns.items() if column.wrong}
     report = SkewReport(
-        verdict="skew" if examples else "no_skew" if asked else "unknown",
+        verdict="skew" if examples else "no_skew" if asked and not lacking else "unknown",
         sentence="",
         environment=environment,
         predictions=len(asked),
         values=sum(feature.compared for feature in features),
         different=sum(feature.different for feature in features),
         predictions_different=len({i for column in columns.values() for i in column.wrong}),
+        within_tolerance=sum(column.within_tolerance for column in columns.values()),
+        version=required.digest if required else None,
+        lacking=lacking,
+        rollout=rollout,
         asked_from=min(asked, default=None),
         asked_until=max(asked, default=None),
         # min takes the first of equals: the features are in the model's order
@@ -218,6 +267,14 @@ def compare(
         not_compared=tuple(NotCompared(reason=r, predictions=n) for r, n in sorted(left_out.items()) if n),
     )
     return report.model_copy(update={"sentence": _sentence(report)})
+
+
+def differing(
+    served: Served, recomputed: "pd.DataFrame", numeric: Sequence[str], categorical: Sequence[str]
+) -> list[int]:
+    """Places of the predictions of which any value differs, ascending; arguments as of :func:`compare`."""
+    columns = _columns(served, recomputed, numeric, categorical)
+    return sorted({i for column in columns.values() for i in column.wrong})
 
 
 def plain(column: "pd.Series[Any]", *, numeric: bool) -> list[Value]:
@@ -229,9 +286,43 @@ def plain(column: "pd.Series[Any]", *, numeric: bool) -> list[Value]:
     ]
 
 
-def shown(value: Value) -> str:
-    """A value for people: every digit that tells it from its neighbours."""
-    return "null" if value is None else repr(value)
+def shown(value: Any) -> str:
+    """A value for people: every digit that tells it from its neighbours; text on one line, and not long."""
+    return "null" if value is None else _cut(repr(value))
+
+
+def named(name: str | None) -> str:
+    """A name that a caller chose: as it is if it is short and plain, else quoted, with its line breaks escaped."""
+    if name is None:
+        return "without id"
+    return name if _PLAIN_NAME.fullmatch(name) else _cut(repr(name))
+
+
+_PLAIN_NAME = re.compile(r"[\w.:~/-]{1,80}", re.ASCII)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _columns(
+    served: Served, recomputed: "pd.DataFrame", numeric: Sequence[str], categorical: Sequence[str]
+) -> dict[str, _Column]:
+    numbers = set(numeric)
+    return {name: _column(name, served, recomputed[name], name in numbers) for name in (*numeric, *categorical)}
+
+
+def _lacking(columns: Mapping[str, _Column], served: Served, required: Required | None) -> tuple[str, ...]:
+    """The features of the version to be cleared of which none of its own predictions was compared."""
+    if required is None:
+        return ()
+    places = [i for i, version in enumerate(served.version) if version == required.digest]
+
+    def compared(name: str) -> bool:
+        column = columns.get(name)
+        return column is not None and any(column.served[i] is not ABSENT for i in places)
+
+    return tuple(name for name in required.features if not compared(name))
 
 
 def _column(name: str, served: Served, recomputed: "pd.Series[Any]", numeric: bool) -> _Column:
@@ -256,6 +347,7 @@ def _judge(column: _Column, served: Served, hints: Mapping[str, str], view_of: M
         view=view_of.get(column.name),
         compared=compared,
         different=len(column.wrong),
+        within_tolerance=column.within_tolerance,
         share=len(column.wrong) / compared if compared else 0.0,
         largest=max((abs(a - b) for a, b in column.numbers()), default=None),
         first=None
@@ -279,24 +371,38 @@ def _unmatched(served: Served, names: Sequence[str]) -> Counter[str]:
     for row in served.features:
         if row.keys() != own:
             unmatched.update(f"feature {name} is not in the record" for name in own - row.keys())
-            unmatched.update(f"feature {name} is not defined here" for name in row.keys() - own)
+            unmatched.update(f"feature {named(name)} is not defined here" for name in row.keys() - own)
     return unmatched
 
 
 def _sentence(report: SkewReport) -> str:
-    left_out = "; ".join(f"{one.predictions:,} predictions not compared: {one.reason}" for one in report.not_compared)
-    if report.verdict == "unknown":
-        return f"Nothing was compared, so nothing is proven: {left_out or 'no prediction was served by key'}."
+    notes = [f"{one.predictions:,} predictions not compared: {one.reason}" for one in report.not_compared]
+    left_out = "; ".join(notes)
+    if report.within_tolerance:
+        notes.insert(
+            0, f"{report.within_tolerance:,} values became known within the clock tolerance after the question"
+        )
+    rest = f" ({'; '.join(notes)})" if notes else ""
+    since = "" if report.rollout is None else f" since the rollout began (revision {report.rollout})"
     compared = f"{report.values:,} values of {report.predictions:,} predictions"
-    rest = f" ({left_out})" if left_out else ""
+    if report.verdict == "unknown" and not report.predictions:
+        why = left_out or f"no prediction was served by key{since}"
+        return f"Nothing was compared, so nothing is proven: {why}."
+    if report.verdict == "unknown":
+        assert report.version is not None
+        more = f" and {len(report.lacking) - 1} others" if len(report.lacking) > 1 else ""
+        return (
+            f"No value of {report.lacking[0]}{more} was compared of version {report.version[:12]}{since}, so nothing "
+            f"is proven of it; none of {compared} differs{rest}."
+        )
     if report.first is None:
         return f"None of {compared} differs from what is recomputed as of its time{rest}."
     first = report.first
-    named = [feature for feature in report.features if feature.different]
-    hint = next((f": {feature.hint}" for feature in named if feature.name == first.feature and feature.hint), "")
-    others = f" in {len(named)} features" if len(named) > 1 else ""
+    wrong = [feature for feature in report.features if feature.different]
+    hint = next((f": {feature.hint}" for feature in wrong if feature.name == first.feature and feature.hint), "")
+    others = f" in {len(wrong)} features" if len(wrong) > 1 else ""
     return (
-        f"{first.feature} is the first feature that differs{hint}. Question {first.id or 'without id'} of "
+        f"{first.feature} is the first feature that differs{hint}. Question {named(first.id)} of "
         f"{first.asked_at:%Y-%m-%dT%H:%M:%SZ} was served {shown(first.served)}, recomputed {shown(first.recomputed)}; "
         f"{report.different:,} of {compared} differ{others}{rest}."
     )
@@ -325,10 +431,12 @@ def _value_hint(column: _Column, columns: Mapping[str, _Column]) -> str:
         if all(a == _float32(b) for a, b in pairs):
             return "served values are rounded to float32"
         if len({b for _, b in pairs}) >= TELLING:
-            if all(b for _, b in pairs) and _constant([a / b for a, b in pairs]):
-                return f"served values are {pairs[0][0] / pairs[0][1]:.6g} times the recomputed: another constant"
-            if _constant([a - b for a, b in pairs]):
-                return f"served values are the recomputed {pairs[0][0] - pairs[0][1]:+.6g}: another constant"
+            first, own = pairs[0]
+            # a ratio of 1, as a last bit gives it, is no constant; nor is a difference of that size
+            if all(b for _, b in pairs) and _constant([a / b for a, b in pairs]) and abs(first / own - 1) > 1e-6:
+                return f"served values are {first / own:.6g} times the recomputed: another constant"
+            if _constant([a - b for a, b in pairs]) and abs(first - own) > 1e-12 * max(abs(b) for _, b in pairs):
+                return f"served values are the recomputed {first - own:+.6g}: another constant"
     for other in columns.values():
         distinct = {column.served[i] for i in column.wrong}
         if other is not column and len(distinct) >= TELLING - 1 and column.served == other.recomputed:
@@ -361,20 +469,25 @@ def _view_hint(view: StoredView, parts: Sequence[_Column], served: Served) -> st
     questions = {i: (_key(view, served.inputs[i]), micros(served.asked_at[i])) for i in (*differing, *equal)}
     history = _History(view, [part.numeric for part in parts], {key for key, _ in questions.values()})
 
-    def explains(places: Sequence[int], *, hours: int = 0, step: int = 0, ttl: bool = True) -> bool:
+    def explains(places: Sequence[int], *, hours: float = 0, step: int = 0, ttl: bool = True) -> bool:
         asked = ((i, *questions[i]) for i in places)
         return all(
-            history.row(key, at - hours * _HOUR, step=step, ttl=ttl) == [part.served[i] for part in parts]
+            history.row(key, at - round(hours * _HOUR), step=step, ttl=ttl) == [part.served[i] for part in parts]
             for i, key, at in asked
         )
 
     if view.ttl is not None and explains(differing, ttl=False):
-        return f"served values are of rows older than the TTL of {view.name} ({view.ttl}): it was not applied"
+        cause = "it was not applied" if explains(equal, ttl=False) else "another TTL was applied"
+        return f"served values are of rows older than the TTL of {view.name} ({view.ttl}): {cause}"
     if len({history.place(*questions[i]) for i in differing}) >= TELLING:
         for hours in SHIFTS:
             if explains((*differing, *equal), hours=hours):
-                way = "later" if hours > 0 else "earlier"
-                return f"the store's rows of {view.name} count from {abs(hours)} h {way}: times of another time zone"
+                size = f"{abs(hours):g} h"
+                way, arrive = ("later", f"arrive {size} late") if hours > 0 else ("earlier", f"are stored {size} early")
+                return (
+                    f"the store's rows of {view.name} count from {size} {way}: times of another time zone, or rows "
+                    f"that {arrive}"
+                )
     if explains(differing, step=-1):
         return f"served values are of the row before in {view.name}: a late event, or a stale store"
     if explains(differing, step=1):

@@ -1,12 +1,13 @@
 """The skew check: reads served predictions from the log, recomputes their features, writes the report for people."""
 
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
@@ -15,13 +16,26 @@ from clearway.bundle import BundleError, verify
 from clearway.columns import PREDICTION_TIME
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_json
+from clearway.ledger import canary_digest, read_ledger, stable_digest
 from clearway.model import recorded_definitions
 from clearway.params import Params, UtcTime
 from clearway.prediction_log import read_log
 from clearway.project import StoredProject, load_project
 from clearway.reporting import Block, Card, Cards, Page, Table, write_page
 from clearway.schema import flat_columns
-from clearway.skew import Example, FeatureSkew, Served, SkewReport, StoredView, compare, shown
+from clearway.skew import (
+    Example,
+    FeatureSkew,
+    Required,
+    Served,
+    SkewReport,
+    StoredView,
+    compare,
+    differing,
+    named,
+    shown,
+)
+from clearway.skew_state import SkewState, write_skew_state
 from clearway.snapshot import read_tables_at
 from clearway.stored_features import event_tables, historical_features, typed_inputs
 from clearway.workspace import Workspace
@@ -29,11 +43,16 @@ from clearway.workspace import Workspace
 if TYPE_CHECKING:
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
 
-READ = ("id", "version", "asked_at", "status", "features", "inputs")
+READ = ("id", "version", "asked_at", "asked_text", "served_at", "status", "features", "inputs", "where")
 NO_FEATURES = "their features were not logged (params.yaml: serving.log_features)"
 NO_INPUTS = "they carried their features themselves"
 NO_TIME = "they did not say when they were asked"
+NOT_A_TIME = "their asked_at is no time between the years 1678 and 2261"
+FUTURE = "they were asked of a time after they were served, of which nothing was known yet"
 NO_LOOKUP = "the server could not look up their features"
+REFUSED = "they were refused (status 422) before their features were looked up"
+CELL = 24
+"""Characters of a cell in the terminal."""
 _PAGE_STATUS = {"skew": "fail", "no_skew": "pass", "unknown": "unknown"}
 _METHOD = (
     "Each served value is compared, bit by bit, with the one that the offline store gives for the same keys as of the "
@@ -48,10 +67,16 @@ def check_skew(
     *,
     last: int | None = None,
     since: datetime | None = None,
+    digest: str | None = None,
+    rollout: bool = False,
 ) -> SkewReport | None:
     """Compare the features that an environment served with those recomputed offline; write ``skew.json`` and page.
 
     None where the project stores no features: what a request carries is then what the model sees.
+
+    Any value that differs is skew, whichever version it was served to. ``no_skew`` also needs a value of each feature
+    of one version, ``digest``: what others were served clears nobody. A check of a whole rollout is recorded beside the
+    ledger (:mod:`clearway.skew_state`), where the promotion of the canary asks for it.
 
     Parameters
     ----------
@@ -63,11 +88,15 @@ def check_skew(
         Only the newest so many predictions of the log.
     since : datetime, optional
         Only questions asked then or later.
+    digest : str, optional
+        The version that is to be cleared: by default the open canary, else the stable version.
+    rollout : bool
+        Only predictions since the current rollout began: an earlier one's skew does not count against this one.
 
     Raises
     ------
     UsageError
-        There is no such environment, or ``last`` is below 1.
+        There is no such environment, ``last`` is below 1, or ``digest`` is none.
     ClearwayError
         A source cannot be read, or features cannot be recomputed.
     """
@@ -78,14 +107,20 @@ def check_skew(
     if not isinstance(project, StoredProject):
         return None
     from clearway.feature_store.definitions import describe_features
+    from clearway.replay import rollout_revision
 
     definitions = project.definitions()
     described = describe_features(definitions, project.numeric, project.categorical)
-    log = read_log(workspace.environment(environment) / "predictions", columns=READ)
+    entries = read_ledger(workspace.environment(environment), environment)
+    digest = digest or canary_digest(entries) or stable_digest(entries)
+    began = rollout_revision(entries) if rollout else None
+    log = read_log(workspace.environment(environment) / "predictions", since_revision=began, columns=READ)
+    damage = (log.attrs["damaged_lines"], log.attrs["damaged"])
     if since is not None:
         log = log[log["asked_at"] >= pd.Timestamp(since)]
     log = log if last is None else log.tail(last)
-    kept, left_out = comparable(log, _refused(log["version"].unique().tolist(), workspace, described))
+    refused = _refused(log["version"].unique().tolist(), workspace, described)
+    kept, left_out = comparable(log, refused, input_types(project), damage)
     served = Served(
         id=[None if pd.isna(name) else str(name) for name in kept["id"]],
         asked_at=[time.to_pydatetime(warn=False) for time in kept["asked_at"]],
@@ -94,9 +129,10 @@ def check_skew(
         features=kept["features"].tolist(),
     )
     names = [*project.numeric, *project.categorical]
-    recomputed, events = pd.DataFrame(columns=names), dict[str, pd.DataFrame]()
+    recomputed, tolerated, events = pd.DataFrame(columns=names), None, dict[str, pd.DataFrame]()
     if len(served):
         recomputed, events = recompute(params, workspace, project, served)
+        tolerated = _tolerated(params, workspace, project, served, recomputed)
     report = compare(
         served,
         recomputed,
@@ -106,8 +142,15 @@ def check_skew(
         views=_stored_views(definitions, described, events),
         view_of={name: definition.view for name, definition in described.items()},
         not_compared=left_out,
+        tolerated=tolerated,
+        required=None if digest is None else Required(digest, _features_of(digest, workspace, names)),
+        rollout=began,
     )
     write_report(report, described, workspace.reports)
+    if digest is not None and began is not None and last is None and since is None:
+        state = SkewState(environment=environment, digest=digest, rollout=began, verdict=report.verdict,
+                          sentence=report.sentence)  # fmt: skip
+        write_skew_state(workspace.environment(environment), state)
     return report
 
 
@@ -118,13 +161,19 @@ def write_report(report: SkewReport, described: "Mapping[str, FeatureDefinition]
 
 
 def recompute(
-    params: Params, workspace: Workspace, project: StoredProject, served: Served
+    params: Params, workspace: Workspace, project: StoredProject, served: Served, tolerance: timedelta = timedelta(0)
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """The features of served predictions as of the times of their questions, and the rows of each view.
 
     The rows are made anew from the sources, as these were known when the last question was asked. Beside the replay of
     traffic this is the only reader that may go past ``params.as_of``: the present of a served prediction is the time
     of its question.
+
+    Parameters
+    ----------
+    tolerance
+        How long after a question what becomes known still counts as known: rows are taken as known so much earlier.
+        The questions keep their times, so that features computed from them are those that were served.
 
     Returns
     -------
@@ -137,16 +186,27 @@ def recompute(
     ClearwayError
         A source cannot be read, an input is of another type than its definition says, or Feast fails.
     """
-    last = max(served.asked_at)
+    last = max(served.asked_at) + tolerance
     tables = accept_raw(read_tables_at(params, workspace, project, last), params, workspace, last)
     events = event_tables(project, tables, known_until=last)
+    if tolerance:
+        times = {view.name: view.batch_source.timestamp_field for view in project.definitions().views}
+        events = {name: rows.assign(**{times[name]: rows[times[name]] - tolerance}) for name, rows in events.items()}
     questions = pd.DataFrame({PREDICTION_TIME: pd.Series(served.asked_at, dtype="datetime64[ns, UTC]")})
     inputs = typed_inputs(project, pd.DataFrame(list(served.inputs)), "the inputs of the prediction log")
     return historical_features(params, workspace, project, questions, inputs, events), events
 
 
-def comparable(log: pd.DataFrame, refused: Mapping[str, str]) -> tuple[pd.DataFrame, dict[str, int]]:
+def comparable(
+    log: pd.DataFrame,
+    refused: Mapping[str, str],
+    inputs: Mapping[str, str],
+    damage: tuple[int, str] = (0, ""),
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """The logged predictions whose features can be recomputed, the earliest question first; and why not the others.
+
+    The status decides nothing: a row by key that the model's schema refuses (422) is logged with the features that were
+    looked up, and they are compared like all others.
 
     Parameters
     ----------
@@ -154,15 +214,58 @@ def comparable(log: pd.DataFrame, refused: Mapping[str, str]) -> tuple[pd.DataFr
         With the columns :data:`READ`, in the order served.
     refused : mapping of version to reason
         Versions whose predictions cannot be compared.
+    inputs : mapping of name to Feast's type
+        What a question by key carries.
+    damage : int and str
+        Records that could not be read, and where the first of them is.
     """
+    by_key, seen = log["inputs"].notna(), log["features"].notna()
     reasons = pd.Series(pd.NA, index=log.index, dtype="string")
-    reasons[log["asked_at"].isna()] = NO_TIME
+    faults = [None if carried is None else _input_fault(carried, inputs) for carried in log["inputs"]]
+    if any(faults):
+        place = next(place for place, fault in enumerate(faults) if fault)
+        first = f"{log['where'].iloc[place]}: {faults[place]}"
+        faulty = pd.Series([fault is not None for fault in faults], index=log.index)
+        reasons[faulty] = f"their inputs are not what the definitions ask for, the first is {first}"
+    reasons[log["asked_at"] > log["served_at"]] = FUTURE
+    reasons[log["asked_at"].isna()] = NOT_A_TIME
+    reasons[log["asked_text"].isna()] = NO_TIME
     reasons = reasons.mask(log["version"].isin(list(refused)), log["version"].map(refused))
-    reasons[log["features"].isna()] = NO_FEATURES
-    reasons[log["features"].isna() & log["inputs"].notna() & (log["status"] >= 500)] = NO_LOOKUP
-    reasons[log["features"].notna() & log["inputs"].isna()] = NO_INPUTS
+    reasons[~seen] = NO_FEATURES
+    reasons[~seen & by_key & (log["status"] >= 500)] = NO_LOOKUP
+    reasons[~seen & by_key & (log["status"] == 422)] = REFUSED
+    reasons[seen & ~by_key] = NO_INPUTS
     kept = log[reasons.isna()].sort_values("asked_at", kind="stable", ignore_index=True)
-    return kept, {str(reason): int(count) for reason, count in reasons.value_counts().items()}
+    left_out = {str(reason): int(number) for reason, number in reasons.value_counts().items()}
+    count, place_and_cause = damage
+    return kept, left_out | ({f"their records are damaged, the first is {place_and_cause}": count} if count else {})
+
+
+def input_types(project: StoredProject) -> dict[str, str]:
+    """Join keys and request fields that a question by key carries, and Feast's name of their types."""
+    definitions = project.definitions()
+    sent = [] if definitions.request is None else definitions.request.schema
+    keys = {entity.join_key: "String" for entity in definitions.entities}
+    return keys | {field.name: str(field.dtype) for field in sent if field.name != PREDICTION_TIME}
+
+
+def _input_fault(carried: Mapping[str, Any], types: Mapping[str, str]) -> str | None:
+    """What is wrong with the inputs of a record: a part of them cannot be looked up."""
+    for name, dtype in types.items():
+        if name not in carried:
+            return f"inputs lack {name}"
+        value = carried[name]
+        if value is not None and type(value) not in _HELD.get(dtype, (type(value),)):
+            return f"inputs.{name} is {shown(value)}, not {dtype}"
+    return None
+
+
+_HELD: dict[str, tuple[type, ...]] = {
+    "String": (str,),
+    "Bool": (bool,),
+    **dict.fromkeys(("Float64", "Float32", "Int64", "Int32"), (float, int)),
+}
+"""Types of a JSON value that is read as each of Feast's types."""
 
 
 def parse_time(text: str) -> datetime:
@@ -174,9 +277,21 @@ def parse_time(text: str) -> datetime:
         It is none.
     """
     try:
-        return TypeAdapter(UtcTime).validate_python(text)
-    except ValidationError:
+        if _is_number(text):  # it would be read as seconds since 1970
+            raise ValueError
+        time = TypeAdapter(UtcTime).validate_python(text)
+        pd.Timestamp(time).as_unit("ns")
+    except ValueError:  # pydantic's and pandas' own errors are ValueErrors
         raise UsageError(f"--since {text!r} is no time: write it as 2013-07-01T12:00:00Z") from None
+    return time
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def terminal_table(report: SkewReport) -> TerminalTable:
@@ -185,19 +300,42 @@ def terminal_table(report: SkewReport) -> TerminalTable:
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
     for feature in _differing(report):
-        table.add_row(*map(escape, _cells(feature)), style="red")
+        table.add_row(*(escape(_fit(cell)) for cell in _cells(feature)), style="red")
     return table
+
+
+def _fit(cell: str) -> str:
+    """A cell that leaves room for the others."""
+    return cell if len(cell) <= CELL else cell[: CELL - 1] + "…"
+
+
+def way_on(report: SkewReport) -> str:
+    """What to do about a verdict that is not ``no_skew``, as the end of a sentence."""
+    name = report.environment
+    if report.verdict == "unknown":
+        return f"have it asked by key (scripts/replay_traffic.py --env {name}), then check again"
+    if report.rollout is None:
+        return "--rollout looks at the current rollout only, what was served before it remains in the log"
+    return (
+        f"end the rollout (scripts/rollback.py --env {name}), correct the cause, and open another: what was served "
+        "before it will not count"
+    )
 
 
 def remarks(report: SkewReport) -> tuple[str, ...]:
     """What the report says beside its table, one sentence each: causes, and what was not compared."""
     causes = dict.fromkeys((feature.hint, feature.view) for feature in _differing(report) if feature.hint)
-    named = {
+    of_cause = {
         cause: ", ".join(feature.name for feature in _differing(report) if (feature.hint, feature.view) == cause)
         for cause in causes
     }
     return (
-        *(f"{names}: {hint}." for (hint, _), names in named.items()),
+        *(f"{names}: {hint}." for (hint, _), names in of_cause.items()),
+        *(
+            [f"{report.within_tolerance:,} values became known within the clock tolerance after their question."]
+            if report.within_tolerance
+            else []
+        ),
         *(f"{one.predictions:,} predictions not compared: {one.reason}." for one in report.not_compared),
     )
 
@@ -208,7 +346,10 @@ def _refused(versions: Sequence[str], workspace: Workspace, own: "Mapping[str, F
 
     refused = {}
     for digest in versions:
-        version = f"version {digest[:12]}"
+        version = f"version {named(digest[:12])}"
+        if not _DIGEST.fullmatch(digest):  # it would be read as a path
+            refused[digest] = f"{version} is no digest"
+            continue
         try:
             recorded = recorded_definitions(verify(workspace.bundles / digest, digest))
             if recorded is None:
@@ -220,6 +361,38 @@ def _refused(versions: Sequence[str], workspace: Workspace, own: "Mapping[str, F
         except ClearwayError as error:
             refused[digest] = str(error)
     return refused
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def _features_of(digest: str, workspace: Workspace, otherwise: Sequence[str]) -> Sequence[str]:
+    """The features of a version; those of the project where its bundle does not say, which refuses it anyhow."""
+    if not _DIGEST.fullmatch(digest):
+        raise UsageError(f"--digest {named(digest)}: must be the 64 hex digits of a version")
+    try:
+        return tuple(recorded_definitions(verify(workspace.bundles / digest, digest)) or otherwise)
+    except ClearwayError:
+        return tuple(otherwise)
+
+
+def _tolerated(
+    params: Params, workspace: Workspace, project: StoredProject, served: Served, recomputed: pd.DataFrame
+) -> pd.DataFrame | None:
+    """The features of the predictions that differ, with what became known within the server's clock tolerance."""
+    tolerance = timedelta(seconds=params.serving.features.clock_tolerance_seconds)
+    places = differing(served, recomputed, project.numeric, project.categorical) if tolerance else []
+    if not places:
+        return None
+    questions = Served(
+        id=[served.id[i] for i in places],
+        asked_at=[served.asked_at[i] for i in places],
+        version=[served.version[i] for i in places],
+        inputs=[served.inputs[i] for i in places],
+        features=[served.features[i] for i in places],
+    )
+    later, _ = recompute(params, workspace, project, questions, tolerance)
+    return later.set_axis(places)
 
 
 def _stored_views(
@@ -277,11 +450,14 @@ def _page(report: SkewReport, described: "Mapping[str, FeatureDefinition]") -> P
         ("values compared", f"{report.values:,}"),
         ("values that differ", f"{report.different:,}"),
         ("predictions with any", f"{report.predictions_different:,}"),
+        ("values within the clock tolerance", f"{report.within_tolerance:,}"),
+        *([("since revision", f"{report.rollout}")] if report.rollout is not None else []),
+        *([("version to be cleared", report.version)] if report.version else []),
     ]
-    differing = _differing(report)
+    wrong = _differing(report)
     blocks: list[Block] = []
-    if differing:
-        cards = [_card(feature, described.get(feature.name)) for feature in differing if feature.first]
+    if wrong:
+        cards = [_card(feature, described.get(feature.name)) for feature in wrong if feature.first]
         blocks.append(Cards(f"What differs ({len(cards)}), earliest first", cards, _METHOD))
     if report.not_compared:
         rows = [(one.reason, f"{one.predictions:,}") for one in report.not_compared]
@@ -289,7 +465,7 @@ def _page(report: SkewReport, described: "Mapping[str, FeatureDefinition]") -> P
     if report.predictions:
         status = ["fail" if feature.different else "pass" for feature in report.features]
         values = [_cells(feature) for feature in report.features]
-        note = "" if differing else _METHOD
+        note = "" if wrong else _METHOD
         blocks.append(Table("All features, in the model's order", _COLUMNS, values, status, note))
     return Page("Train-serve skew", report.verdict.replace("_", " "), _PAGE_STATUS[report.verdict], report.sentence,
                 facts, blocks)  # fmt: skip
@@ -320,8 +496,8 @@ def _example(first: Example) -> Table:
     inputs: dict[str, Any] = first.inputs
     rows = [
         ("asked (UTC)", f"{first.asked_at:%Y-%m-%d %H:%M:%S.%f}".rstrip("0").rstrip(".")),
-        ("id", first.id or "-"),
-        ("version", first.version[:12]),
+        ("id", "-" if first.id is None else named(first.id)),
+        ("version", named(first.version[:12])),
         ("served", shown(first.served)),
         ("recomputed", shown(first.recomputed)),
         *((name, shown(value)) for name, value in inputs.items()),

@@ -5,6 +5,7 @@ Every skew is planted in what fills the online store, never in the comparison.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,14 +24,17 @@ import yaml
 from filelock import FileLock
 from live_server import REPOSITORY, Server, deploy, keep, running, until
 
+from clearway.canary import CanaryVerdict
+from clearway.canary_state import read_state, write_state
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
+from clearway.ledger import read_ledger
 from clearway.model import load_estimator
 from clearway.params import load_params
 from clearway.prediction_log import read_log
 from clearway.replay import Replay
 from clearway.skew import FeatureSkew, SkewReport
-from clearway.skew_report import check_skew
+from clearway.skew_report import FUTURE, check_skew, way_on
 from clearway.workspace import Workspace
 
 AS_OF = pd.Timestamp("2024-03-15", tz="UTC")
@@ -179,7 +184,8 @@ SCHEMA = {
                                  "boat": {"kind": "str", "nullable": True}, "asked_at": {"kind": "timestamp"},
                                  "landed_at": {"kind": "timestamp"}, "distance": {"kind": "float"},
                                  "late": {"kind": "float", "nullable": True}}},
-    }
+    },
+    "features": {"temp": {"kind": "float", "nullable": True, "min": -60, "max": 60}},
 }  # fmt: skip
 STORE = {
     "project": "ferries",
@@ -228,9 +234,14 @@ def write_tables(folder: Path) -> None:
     sailings.to_csv(folder / "sailings.csv", index=False)
 
 
-def script(name: str, *arguments: str, project: Path) -> "subprocess.CompletedProcess[str]":
+def script(name: str, *arguments: str, project: Path, **more: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, f"scripts/{name}.py", *arguments]
-    environment = {**os.environ, "CLEARWAY_PROJECT": str(project), "PYTHONPATH": str(project), "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "CLEARWAY_PROJECT": str(project),
+        "COLUMNS": "200",
+        **more,
+    }  # which finds the package too
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, env=environment)
 
 
@@ -254,7 +265,6 @@ def ferries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     rows = json.loads(golden[list(schema.names)].to_json(orient="records", double_precision=15))
     digest = keep(workspace.model, rows, scores, workspace)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(folder))
         environment.syspath_prepend(str(folder))
         with running(workspace) as server:
             deploy(server.folder, digest)
@@ -289,10 +299,28 @@ def check(server: Server, *arguments: str) -> tuple["subprocess.CompletedProcess
     return done, SkewReport.model_validate_json((server.workspace.reports / "skew.json").read_bytes())
 
 
-def judge(server: Server, last: int | None = None, since: datetime | None = None) -> SkewReport:
+def judge(server: Server, last: int | None = None, since: datetime | None = None, **which: Any) -> SkewReport:
     """The same in this process, which has imported Feast already."""
     params = load_params(server.workspace.params_file)
-    return check_skew(params, server.workspace, "staging", last=last, since=since)
+    report = check_skew(params, server.workspace, "staging", last=last, since=since, **which)
+    assert report is not None
+    return report
+
+
+def ask(server: Server, **row: Any) -> tuple[int, dict[str, Any]]:
+    """One question, once its record is in the log."""
+    before = len(logged(server))
+    server.local = threading.local()  # the server has closed a connection that was long idle
+    status, answer, _ = server.predict({"pier": "north", "boat": "A", "distance": 1.5, **row})
+    until(lambda: len(logged(server)) == before + 1, "log")
+    return status, answer
+
+
+def last_seen(server: Server) -> pd.Timestamp:
+    """When the newest weather of the north pier became known, that the last replay brought into the store."""
+    rows = pd.read_parquet(kept_traffic(server) / "events" / "weather.parquet")
+    asked = logged(server)["asked_at"].iloc[-1]
+    return rows.loc[(rows["pier"] == "north") & (rows["known_at"] <= asked), "known_at"].max()
 
 
 def kept_traffic(server: Server) -> Path:
@@ -366,6 +394,7 @@ class TestPlanted:
         assert f"skew: skew: {said} → " in done.stdout
         assert "service_years  inspection" in done.stdout
         assert "service_years: served values are 1.01389 times" in done.stdout
+        assert done.stderr == f"error: skew: {said.rstrip('.')}: {way_on(judge(server=ferries, last=QUESTIONS))}\n"
 
     def test_exchanged_columns(self, ferries: Server, planted: Callable[..., None]) -> None:
         planted("weather", lambda rows: rows.rename(columns={"temp": "dewp", "dewp": "temp"}))
@@ -411,7 +440,7 @@ class TestPlanted:
         planted("weather", lambda rows: rows.assign(known_at=rows["known_at"] + pd.Timedelta(hours=5)))
         said, found = self.judged(ferries)
         assert set(found) == {"temp", "dewp", "sky"}
-        assert "count from 5 h later: times of another time zone" in said
+        assert "count from 5 h later: times of another time zone, or rows that arrive 5 h late" in said
 
     def test_a_ttl_that_is_not_applied(self, ferries: Server, planted: Callable[..., None]) -> None:
         def kept_alive(rows: pd.DataFrame) -> pd.DataFrame:
@@ -446,7 +475,7 @@ def test_served_under_other_definitions_is_unknown_and_names_the_feature(ferries
     finally:
         package.write_text(PACKAGE)
     assert (done.returncode, report.verdict) == (1, "unknown")
-    assert "served under other definitions: service_years" in done.stdout
+    assert re.search("was served under other definitions: .*service_years: the code that computes it", done.stdout)
 
 
 def test_full_rows_are_counted_not_compared(ferries: Server) -> None:
@@ -459,6 +488,104 @@ def test_full_rows_are_counted_not_compared(ferries: Server) -> None:
     report = judge(ferries, 8)
     assert (report.verdict, report.predictions) == ("no_skew", 5)
     assert "3 predictions not compared: they carried their features themselves" in report.sentence
+
+
+def test_rows_that_the_model_refused_are_compared_like_others(ferries: Server, planted: Callable[..., None]) -> None:
+    planted("weather", lambda rows: rows.assign(temp=rows["temp"] + 273.15))
+    (ferries.folder / "replay.json").unlink(missing_ok=True)
+    before = len(logged(ferries))
+    result = Replay(load_params(ferries.workspace.params_file), ferries.workspace, "staging").send(50)
+    assert result.client_errors > 20
+    until(lambda: len(logged(ferries)) == before + 50, "log")
+    assert (logged(ferries)["status"].tail(50) == 422).sum() == result.client_errors
+    report = judge(ferries, 50)
+    assert (report.verdict, report.predictions, report.not_compared) == ("skew", 50, ())
+    assert report.sentence.startswith(
+        "temp is the first feature that differs: served values are the recomputed +273.15"
+    )
+
+
+def test_what_became_known_within_the_clock_tolerance_is_no_skew(ferries: Server) -> None:
+    replay(ferries, QUESTIONS)
+    seen = last_seen(ferries)
+    status, answer = ask(ferries, boat="Z", asked_at=(seen - pd.Timedelta(seconds=3)).isoformat())
+    assert (status, answer["features"]) == (200, {"inspection": "missing"}), "weather was served, and as present"
+    report = judge(ferries, 1)
+    assert (report.verdict, report.different) == ("no_skew", 0)
+    assert report.within_tolerance > 0
+    ask(ferries, boat="Z", asked_at=(seen - pd.Timedelta(seconds=8)).isoformat())
+    assert judge(ferries, 1).verdict == "skew", "beyond the tolerance nothing is served where a value was known"
+
+
+def test_questions_of_the_future_are_counted_not_compared(ferries: Server) -> None:
+    replay(ferries, 5)
+    ahead = (datetime.now(UTC) + timedelta(days=8)).isoformat()
+    assert ask(ferries, id="::error::\nx", asked_at=ahead)[0] == 200
+    report = judge(ferries, 1)
+    assert (report.verdict, report.predictions) == ("unknown", 0)
+    assert [(one.reason, one.predictions) for one in report.not_compared] == [(FUTURE, 1)]
+
+
+def test_damaged_records_are_counted_and_alone_prove_nothing(ferries: Server, tmp_path: Path) -> None:
+    replay(ferries, 5)
+    record = json.loads(max((ferries.folder / "predictions").glob("*.jsonl")).read_text().splitlines()[-1])
+    folder = tmp_path / "var" / "environments" / "staging" / "predictions"
+    for name in ("params.yaml", "schema.yaml", "feature_store.yaml", *(f"{table}.csv" for table in TIMES)):
+        shutil.copy(ferries.workspace.root / name, tmp_path)
+    folder.mkdir(parents=True)
+    damaged = [{**record, "features": [1]}, {**record, "version": None}, {**record, "version": "../../x"}]
+    (folder / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in damaged))
+    done = script("check_skew", "--env", "staging", project=tmp_path, PYTHONPATH=str(ferries.workspace.root))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("error: unknown: Nothing was compared, so nothing is proven: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert (
+        "2 predictions not compared: their records are damaged, the first is a.jsonl:1: features is [1]" in done.stderr
+    )
+    assert "1 predictions not compared: version ../../x is no digest" in done.stderr
+
+
+def test_a_rollout_is_judged_by_itself_and_promoted_only_if_cleared(
+    ferries: Server, planted: Callable[..., None], tmp_path: Path
+) -> None:
+    planted("weather", lambda rows: rows.assign(temp=rows["temp"] + 1))
+    replay(ferries, 50)
+    stable = ferries.state()["stable"]
+    payload = shutil.copytree(ferries.workspace.model, tmp_path / "model")
+    (payload / "params.json").write_text((payload / "params.json").read_text() + "\n")
+    golden = json.loads((ferries.workspace.bundles / stable / "evidence" / "golden.json").read_text())
+    canary = keep(payload, golden["rows"], golden["scores"], ferries.workspace)
+    ferries.local = threading.local()
+    began = ferries.deploy(stable, canary, 50).revision
+
+    assert judge(ferries).verdict == "skew"
+    nothing = judge(ferries, rollout=True)
+    assert (nothing.verdict, nothing.rollout, nothing.version) == ("unknown", began, canary)
+    entries = read_ledger(ferries.folder, "staging")
+    passed = CanaryVerdict(verdict="promote", sentence="fine", weight=50, n_canary=9, n_stable=9, metrics=())
+    state = read_state(ferries.folder, entries)
+    assert state is not None
+    write_state(ferries.folder, state.judged(passed, began))
+    promote = ("deploy", "--env", "staging", "--digest", canary, "--canary", "100")
+    refused = script(*promote, project=ferries.workspace.root)
+    assert refused.returncode == 1
+    assert f"since entry {began}, where its rollout began, is 'unknown' (Nothing was compared" in refused.stderr
+    assert "scripts/check_skew.py --env staging --rollout must say no skew" in refused.stderr
+
+    kept = kept_traffic(ferries)
+    shutil.copy(kept.with_name("aside") / "weather.parquet", kept / "events" / "weather.parquet")
+    replay(ferries, 100)
+    other = judge(ferries, rollout=True, digest="f" * 64)
+    assert (other.verdict, other.lacking[0]) == ("unknown", "temp")
+    assert "No value of temp and 7 others was compared of version ffffffffffff" in other.sentence
+    assert script(*promote, project=ferries.workspace.root).returncode == 1, "another version's verdict"
+    done, cleared = check(ferries, "--rollout", "--digest", canary)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (cleared.verdict, cleared.version, cleared.rollout) == ("no_skew", canary, began)
+    promoted = script(*promote, project=ferries.workspace.root)
+    assert promoted.returncode == 0, promoted.stderr
+    assert read_ledger(ferries.folder, "staging")[-1].evidence["skew_verdict"] == "no_skew"
 
 
 def test_only_questions_since_a_time_are_compared(ferries: Server) -> None:

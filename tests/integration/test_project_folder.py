@@ -1,4 +1,7 @@
+import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +116,91 @@ def test_prepare_in_a_subfolder_of_a_repository_keeps_git(tmp_path: Path) -> Non
     prepare(project)
     assert "no_scm" not in (project / ".dvc" / "config").read_text()
     assert "/var/" in (project / ".gitignore").read_text()
+
+
+PACKAGED = """
+project: {name: pets, package: pets_of_a_test}
+sources: {pets: {kind: csv, path: pets.csv}}
+environments: {production: {port: 0}}
+"""
+PACKAGE = """
+OLD = 7
+
+
+class Pets:
+    numeric, categorical = ("age",), ()
+
+    def known_at(self, table, frame, as_of):
+        return frame
+
+    def questions(self, tables): ...
+
+    def features(self, questions, tables): ...
+
+
+PROJECT = Pets()
+"""
+
+
+@pytest.fixture
+def packaged(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a package in its folder, which no path names."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (project / "params.yaml").write_text(PACKAGED)
+    (project / "pets.csv").write_text("cat,age\n1,2\n")
+    (project / "pets_of_a_test").mkdir()
+    (project / "pets_of_a_test" / "__init__.py").write_text(PACKAGE)
+    return project
+
+
+def test_a_change_of_the_projects_own_package_is_a_change_to_dvc(packaged: Path) -> None:
+    """Every stage that names the example in the line's own pipeline names the package in its place."""
+    prepare(packaged)
+    own = yaml.safe_load((HOME / "dvc.yaml").read_text())["stages"]
+    made = yaml.safe_load((packaged / "dvc.yaml").read_text())["stages"]
+    stages = {name for name, stage in own.items() if "src/flights" in stage["deps"]}
+    assert stages == {name for name, stage in made.items() if "pets_of_a_test" in stage["deps"]} >= {"features"}
+
+    def dvc(*arguments: str) -> str:
+        place = {**os.environ, "CLEARWAY_PROJECT": ".", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        place.pop("PYTHONDONTWRITEBYTECODE", None)
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=packaged, env=place, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    dvc("repro", "ingest")
+    assert (packaged / "pets_of_a_test" / "__pycache__").exists(), "it was imported without being installed"
+    assert "up to date" in dvc("status", "ingest")
+    code = packaged / "pets_of_a_test" / "__init__.py"
+    code.write_text(code.read_text().replace("OLD = 7", "OLD = 8"))
+    for stage in ("ingest", "features"):
+        assert re.search(r"(modified|new): +pets_of_a_test", dvc("status", stage))
+
+
+def test_a_package_elsewhere_is_watched_file_by_file(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path_factory.mktemp("elsewhere"))])
+    package = Path(sys.path[-1]) / "pets_elsewhere"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "__init__.py").write_text(PACKAGE)
+    (package / "more.py").write_text("")
+    (project / "params.yaml").write_text(PACKAGED.replace("pets_of_a_test", "pets_elsewhere"))
+    deps = yaml.safe_load(render_dvc(HOME, project))["stages"]["features"]["deps"]
+    found = sorted((project / dep).resolve() for dep in deps if "pets_elsewhere" in dep)
+    assert found == [package / "__init__.py", package / "more.py"]
+
+
+def test_a_package_that_is_nowhere_is_refused_in_one_line(packaged: Path) -> None:
+    (packaged / "params.yaml").write_text(PACKAGED.replace("pets_of_a_test", "nowhere_at_all"))
+    with pytest.raises(UsageError, match=r"package = 'nowhere_at_all' cannot be found: install it, put") as raised:
+        prepare(packaged)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_hand_written_pipeline_that_would_miss_a_changed_package_is_refused(packaged: Path) -> None:
+    stages = "ingest: {cmd: x, deps: [pets.csv], outs: [data/raw]}, features: {cmd: x, deps: [data/raw]}"
+    (packaged / "dvc.yaml").write_text(f"stages: {{{stages}}}\n")
+    with pytest.raises(UsageError, match="stage features must list pets_of_a_test among its deps"):
+        check_source_deps(packaged)

@@ -66,6 +66,13 @@ def test_errors_from_one_to_ten_percent_are_rolled_back() -> None:
     assert metric(verdict, "slow").status != "fail"
 
 
+def test_a_canary_that_refuses_what_stable_accepts_is_rolled_back() -> None:
+    refusing = traffic(n_canary=1500, errors=0.10)
+    refusing.loc[(refusing["role"] == "canary") & (refusing["status"] == 500), "status"] = 422
+    verdict = judge(refusing, STEP, PARAMS)
+    assert (verdict.verdict, metric(verdict, "errors").status) == ("rollback", "fail")
+
+
 def test_a_slow_canary_is_rolled_back() -> None:
     verdict = judge(traffic(n_canary=1500, slow=0.2), STEP, PARAMS)
     assert verdict.verdict == "rollback"

@@ -1,8 +1,9 @@
+import sys
 from pathlib import Path
 
 import pytest
 
-from clearway.cli import job_output, run
+from clearway.cli import job_output, parser, run
 from clearway.errors import ClearwayError, UsageError
 
 
@@ -17,6 +18,16 @@ def test_an_expected_error_is_one_line_and_an_exit_code(
         run(main)
     assert ended.value.code == code
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_package_in_the_projects_folder_can_be_imported_after_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    parser("x").parse_args(["--project", str(tmp_path)])
+    assert sys.path[-1] == str(tmp_path.resolve())
+    parser("x").parse_args(["--project", str(tmp_path)])
+    assert sys.path.count(str(tmp_path.resolve())) == 1
 
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:

@@ -30,6 +30,7 @@ from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.registry import register
 from clearway.rollout import step_at
 from clearway.routing import read_routing
+from clearway.skew_state import SkewState
 from clearway.workspace import Workspace
 
 A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
@@ -148,6 +149,37 @@ def test_a_passed_canary_rises_and_is_promoted_with_the_verdict_as_evidence(tryi
     assert promoted is not None
     assert (promoted.action, promoted.stable, promoted.canary) == ("promote", B, None)
     assert promoted.evidence["canary_verdict"] == higher.evidence["canary_verdict"] == "promote"
+
+
+@pytest.mark.parametrize(
+    ("skew", "said"),
+    [
+        (None, "has not been given"),
+        ({"verdict": "skew"}, r"is 'skew' \(temp differs\)"),
+        ({"verdict": "unknown"}, "is 'unknown'"),
+        ({"digest": A}, "has not been given"),
+        ({"rollout": 1}, "has not been given"),
+        ({"environment": "staging"}, "has not been given"),
+    ],
+)
+def test_stored_features_are_promoted_only_without_skew_in_this_rollout(
+    trying_b: list[Entry], skew: dict[str, object] | None, said: str
+) -> None:
+    clear: dict[str, object] = {"environment": ENV, "digest": B, "rollout": 2, "verdict": "no_skew"}
+
+    def where(skew: dict[str, object] | None) -> Situation:
+        found = None if skew is None else SkewState.model_validate({**clear, "sentence": "temp differs", **skew})
+        return situation(trying_b, verdict("promote", 10), stored=True, skew=found, rollout=2)
+
+    with pytest.raises(
+        ClearwayError, match=f"may not be promoted: its skew verdict since entry 2, .*{said}.*--rollout"
+    ):
+        plan_canary(where(skew), B, 100, **WHO)
+    higher, promoted = (plan_canary(where({}), B, weight, **WHO) for weight in (25, 100))
+    assert higher is not None
+    assert promoted is not None
+    assert (promoted.action, promoted.evidence["skew_verdict"]) == ("promote", "no_skew")
+    assert plan_canary(where(None), B, 25, **WHO) == higher, "rising needs no skew verdict"
 
 
 def test_a_canary_may_be_lowered_or_withdrawn_without_a_verdict_and_without_blame(trying_b: list[Entry]) -> None:

@@ -216,6 +216,7 @@ def test_errors() -> None:
     assert judge_errors(log(0)).status == "unknown"
     assert judge_errors(log(4)).status == "pass"
     assert judge_errors(log(4, status=[200, 500, 500, 500])).status == "alarm"
+    assert judge_errors(log(4, status=[200, 422, 422, 500])).status == "alarm", "the store's values were refused"
 
 
 def test_silence() -> None:

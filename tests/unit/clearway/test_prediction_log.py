@@ -192,3 +192,80 @@ def test_hundred_thousand_lines_read_in_seconds(tmp_path: Path) -> None:
     started = time.perf_counter()
     assert len(read_log(tmp_path, columns=["revision", "role", "status", "latency_ms", "score"])) == 100_000
     assert time.perf_counter() - started < 5.0  # 0.4 s on an idle core
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2013-07-01T12:00:00.250000+00:00",
+        "2013-W27-1T12:00:00.25Z",
+        "20130701T120000.25Z",
+        "2013-07-01T12:00:00,250Z",
+        "2013-07-01T12:00:30.25+00:00:30",
+        "2013-07-01T17:30:00.250+05:30",
+    ],
+)
+def test_any_time_that_python_reads_is_read(tmp_path: Path, text: str) -> None:
+    log = PredictionLog(tmp_path)
+    log.append(record(1, asked_at=text))
+    log.append(record(2))
+    log.close()
+    found = read_log(tmp_path, columns=["asked_at"])["asked_at"]
+    assert found.tolist()[0] == pd.Timestamp("2013-07-01T12:00:00.25Z")
+    assert str(found.dtype) == "datetime64[ns, UTC]"
+
+
+def test_a_time_that_pandas_cannot_hold_is_told_from_none(tmp_path: Path) -> None:
+    log = PredictionLog(tmp_path)
+    for number, text in enumerate(["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "soon", None]):
+        log.append(record(number, asked_at=text))
+    log.close()
+    found = read_log(tmp_path, columns=["asked_at", "asked_text"])
+    assert found["asked_at"].isna().all()
+    assert found["asked_text"].tolist() == ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "soon", None]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"version": None}, "version is None"),
+        ({"version": 5}, "version is 5"),
+        ({"status": "200"}, "status is '200'"),
+        ({"status": None}, "status is None"),
+        ({"features": [1]}, "features is [1]"),
+        ({"features": {"x": [1]}}, "features is {'x': [1]}"),
+        ({"inputs": ["JFK"]}, "inputs is ['JFK']"),
+        ({"revision": "1"}, "revision is '1'"),
+        ({"asked_at": 5}, "asked_at is 5"),
+        ({"score": "high"}, "score is 'high'"),
+    ],
+)
+def test_a_damaged_record_is_left_out_counted_and_located(tmp_path: Path, damage: dict[str, object], said: str) -> None:
+    log = PredictionLog(tmp_path)
+    for number, other in enumerate([{}, damage, damage, {}]):
+        log.append(record(number, **other))
+    log.close()
+    (file,) = tmp_path.iterdir()
+    found = read_log(tmp_path, columns=[*LOG_COLUMNS, "where"])
+    assert found["id"].tolist() == ["row-0", "row-3"]
+    assert found["where"].tolist() == [f"{file.name}:1", f"{file.name}:4"]
+    assert (found.attrs["damaged_lines"], found.attrs["damaged"]) == (2, f"{file.name}:2: {said}")
+
+
+def test_damage_in_a_column_that_nobody_asks_for_costs_no_record(tmp_path: Path) -> None:
+    log = PredictionLog(tmp_path)
+    log.append(record(1, features=[1]))
+    log.close()
+    found = read_log(tmp_path, columns=["id", "status"])
+    assert (len(found), found.attrs["damaged_lines"]) == (1, 0)
+
+
+def test_torn_lines_beyond_one_in_a_file_are_damage(tmp_path: Path) -> None:
+    log = PredictionLog(tmp_path)
+    log.append(record(1))
+    log.close()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b'{"id": \n' * 3 + file.read_bytes() + b'{"id":')
+    found = read_log(tmp_path)
+    assert (len(found), found.attrs["torn_lines"], found.attrs["damaged_lines"]) == (1, 4, 3)
+    assert found.attrs["damaged"] == f"{file.name}:2: is no JSON record"

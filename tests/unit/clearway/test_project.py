@@ -8,7 +8,9 @@ import pytest
 
 from clearway.errors import UsageError
 from clearway.params import Params
-from clearway.project import Project, StoredProject, load_package, load_project
+from clearway.project import Project, StoredProject, definitions_sha256, load_package, load_project
+
+VALUES = {"sources": {"pets": {"kind": "csv", "path": "pets.csv"}}, "environments": {"production": {"port": 0}}}
 
 
 @pytest.mark.parametrize("name", ["", ".relative", "../folder", "no_such_package_anywhere"])
@@ -16,6 +18,27 @@ def test_a_package_that_cannot_be_found_is_named(name: str) -> None:
     with pytest.raises(UsageError, match=r"params.yaml: project.package = .* cannot be imported") as raised:
         load_package(name)
     assert repr(name) in str(raised.value)
+
+
+def test_who_has_a_package_that_is_not_found_is_told_where_to_put_it() -> None:
+    params = Params.model_validate({"project": {"name": "x", "package": "no_such_package_anywhere"}, **VALUES})
+    for call in (lambda: load_package("no_such_package_anywhere"), lambda: definitions_sha256(params)):
+        with pytest.raises(UsageError, match="put it into the project's folder, or put its folder on PYTHONPATH"):
+            call()
+    with pytest.raises(UsageError) as raised:
+        load_package("../folder")
+    assert "PYTHONPATH" not in str(raised.value)
+
+
+def test_a_package_that_is_one_module_is_hashed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "one_module_alone.py").write_text("A = 1\n")
+    params = Params.model_validate({"project": {"name": "x", "package": "one_module_alone"}, **VALUES})
+    before = definitions_sha256(params)
+    (tmp_path / "neighbour.py").write_text("B = 1\n")
+    assert definitions_sha256(params) == before
+    (tmp_path / "one_module_alone.py").write_text("A = 2\n")
+    assert definitions_sha256(params) != before
 
 
 @pytest.mark.parametrize("code", ["1 / 0", "def (", "from json import nothing"])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clearway.skew import Served, SkewReport, StoredView, compare
+from clearway.skew import Required, Served, SkewReport, StoredView, compare, differing, named, shown
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 NUMERIC, CATEGORICAL = ("temp", "age"), ("colour",)
@@ -164,6 +164,16 @@ class TestCauses:
         moved = judge([row(age=d - 60) for d in days], [row(age=d) for d in days])
         assert "recomputed -60: another constant" in hint_of(moved, "age")
 
+    def test_a_last_bit_is_no_constant(self) -> None:
+        values = [1.0 + number / 64 for number in range(20)]  # of one binade: the last bit is worth the same in all
+        report = judge([row(temp=np.nextafter(v, 9.0)) for v in values], [row(temp=v) for v in values])
+        assert (report.verdict, hint_of(report, "temp")) == ("skew", "")
+
+    def test_a_minute_is_a_constant_of_times(self) -> None:
+        values = [1.7e9 + 1_000 * number for number in range(20)]
+        report = judge([row(age=v + 60) for v in values], [row(age=v) for v in values])
+        assert hint_of(report, "age") == "served values are the recomputed +60: another constant"
+
     def test_exchanged_columns(self) -> None:
         rows = [row(temp=float(number), age=float(number * number % 7)) for number in range(20)]
         report = judge([row(r["age"], r["temp"]) for r in rows], rows)
@@ -235,18 +245,23 @@ class TestCausesInARow:
             hint_of(report, "temp") == "served values are of the row before in weather: a late event, or a stale store"
         )
 
-    @pytest.mark.parametrize("hours", [1, 5, -4])
-    def test_times_of_another_zone(self, hours: int) -> None:
+    @pytest.mark.parametrize("hours", [1, 5, -4, 5.5, -3.5, 5.75])
+    def test_times_of_another_zone(self, hours: float) -> None:
         rows = self.rows()
         report = self.judge(rows.assign(known_at=rows["known_at"] + pd.Timedelta(hours=hours)))
-        expected = f"count from {abs(hours)} h {'later' if hours > 0 else 'earlier'}"
+        how = f"{hours:g} h later: times of another time zone, or rows that arrive {hours:g} h late"
+        expected = f"count from {how if hours > 0 else f'{-hours:g} h earlier: times of another time zone'}"
         assert report.verdict == "skew"
         assert expected in hint_of(report, "temp")
 
     def test_a_ttl_that_is_not_applied(self) -> None:
         report = self.judge(self.rows(), ttl=None)
         assert report.verdict == "skew"
-        assert "older than the TTL of weather (3:00:00)" in hint_of(report, "temp")
+        assert hint_of(report, "temp").endswith("older than the TTL of weather (3:00:00): it was not applied")
+
+    def test_another_ttl(self) -> None:
+        report = self.judge(self.rows(), ttl=timedelta(hours=4))
+        assert hint_of(report, "temp").endswith("older than the TTL of weather (3:00:00): another TTL was applied")
 
     def test_values_from_the_future_are_of_the_next_row(self) -> None:
         rows = self.rows().sort_values("known_at")
@@ -287,3 +302,68 @@ class TestCausesInARow:
             served, pd.DataFrame([row(temp=1.0)] * 4), NUMERIC, CATEGORICAL, environment="live", views=[view]
         )
         assert "nothing was served where a value is known" in hint_of(report, "temp")
+
+
+class TestOneVersion:
+    """``no_skew`` is said of a version only where each of its own features was compared."""
+
+    def judged(self, versions: str, features: Sequence[str] = ("temp", "age", "colour"), **other: Any) -> SkewReport:
+        served = predictions([row()] * len(versions))
+        served = Served(served.id, served.asked_at, [v * 64 for v in versions], served.inputs, served.features)
+        frame = pd.DataFrame([row()] * len(versions))
+        required = Required("b" * 64, features)
+        return compare(served, frame, NUMERIC, CATEGORICAL, environment="live", required=required, **other)
+
+    def test_other_versions_do_not_clear_it(self) -> None:
+        report = self.judged("aaa")
+        assert (report.verdict, report.lacking) == ("unknown", ("temp", "age", "colour"))
+        assert report.sentence.startswith("No value of temp and 2 others was compared of version bbbbbbbbbbbb, so")
+        assert self.judged("aab").verdict == "no_skew"
+
+    def test_a_feature_that_nobody_recomputes_is_named(self) -> None:
+        report = self.judged("b", ["temp", "wind"], rollout=7)
+        assert (report.verdict, report.lacking) == ("unknown", ("wind",))
+        assert "No value of wind was compared of version bbbbbbbbbbbb since the rollout began (revision 7)" in (
+            report.sentence
+        )
+
+    def test_a_feature_that_its_records_lack_is_named(self) -> None:
+        rest = {"age": 2.0, "colour": "red"}
+        served = predictions([row(), rest])
+        served = Served(served.id, served.asked_at, ["a" * 64, "b" * 64], served.inputs, served.features)
+        frame = pd.DataFrame([row()] * 2)
+        required = Required("b" * 64, ["temp", "age"])
+        report = compare(served, frame, NUMERIC, CATEGORICAL, environment="live", required=required)
+        assert (report.verdict, report.lacking) == ("unknown", ("temp",))
+
+    def test_a_difference_is_skew_whatever_is_lacking(self) -> None:
+        served = predictions([row(temp=9.0)])
+        required = Required("b" * 64, ["temp"])
+        frame = pd.DataFrame([row()])
+        report = compare(served, frame, NUMERIC, CATEGORICAL, environment="live", required=required)
+        assert report.verdict == "skew"
+
+
+def test_what_became_known_within_the_tolerance_is_listed_and_no_skew() -> None:
+    served = [row(), row(temp=7.0), row(temp=8.0, colour="blue")]
+    later = pd.DataFrame([row(temp=7.0), row(temp=8.0)], index=[1, 2])
+    frame = pd.DataFrame([row()] * 3)
+    assert differing(predictions(served), frame, NUMERIC, CATEGORICAL) == [1, 2]
+    report = compare(predictions(served), frame, NUMERIC, CATEGORICAL, environment="live", tolerated=later)
+    assert (report.verdict, report.within_tolerance, report.different) == ("skew", 2, 1)
+    assert report.first is not None
+    assert (report.first.feature, report.first.id) == ("colour", "q2")
+    clean = compare(predictions(served[:2]), frame[:2], NUMERIC, CATEGORICAL, environment="live", tolerated=later[:1])
+    assert (clean.verdict, clean.within_tolerance, clean.predictions_different) == ("no_skew", 1, 0)
+    assert "(1 values became known within the clock tolerance after the question)" in clean.sentence
+
+
+def test_what_callers_wrote_is_one_short_line() -> None:
+    served = predictions([{**row(temp=9.0), "x\n::error::y": 1.0}])
+    served = Served(["q\n::error title=z::hi\x1b[31m"], *list(vars(served).values())[1:])
+    report = compare(served, pd.DataFrame([row()]), NUMERIC, CATEGORICAL, environment="live")
+    assert report.sentence.isprintable()
+    assert r"Question 'q\n::error title=z::hi\x1b[31m' of" in report.sentence
+    assert named("q" * 200) == "'" + "q" * 78 + "…"
+    assert len(shown("x" * 200)) == 80
+    assert [named(name) for name in ("s12~1", None, "", "é")] == ["s12~1", "without id", "''", "'é'"]
