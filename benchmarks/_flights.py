@@ -23,12 +23,20 @@ def year_of_features(folder: Path) -> None:
     from clearway.params import load_params
     from clearway.project import load_project
     from clearway.snapshot import read_tables_at
+    from clearway.stored_features import event_tables, historical_features, inputs_of
     from clearway.workspace import Workspace
 
     workspace = Workspace(ROOT)
     params = load_params(workspace.params_file)
     project = load_project(params, {})
-    frame = ask(project, read_tables_at(params, workspace, project, END), known_until=END)
+    tables = read_tables_at(params, workspace, project, END)
+
+    def found(questions: pd.DataFrame, tables: Any) -> pd.DataFrame:
+        inputs = inputs_of(project, questions, tables)
+        events = event_tables(project, tables, known_until=END)
+        return historical_features(params, workspace, project, questions, inputs, events)
+
+    frame = ask(project, tables, known_until=END, features=found)
     frame = frame.sort_values([PREDICTION_TIME, ROW_ID], kind="stable")
     frame.to_parquet(folder / "year.parquet", index=False)
 
