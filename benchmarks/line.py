@@ -19,7 +19,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = (
-    "ingest", "validate_data", "build_features", "fetch_champion", "check_drift", "decide", "train", "validate_model",
+    "ingest", "validate_data", "build_features", "fetch_champion", "check_drift", "decide", "train",
+    "count_holdout_uses", "validate_model",
     "package_model", "register",
 )  # fmt: skip
 SCRIPTS = {

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-_LONGEST_FIRST = {"test_flights_line.py": -5, "test_delivery.py": -4, "test_flat_line.py": -3, "test_dvc.py": -2}
+_LONGEST_FIRST = {
+    "test_flights_line.py": -5,
+    "test_delivery.py": -4,
+    "test_flat_line.py": -3,
+    "test_dvc.py": -2,
+    "test_reproduce.py": -2,
+}
 """Files whose tests take a minute or more begin first, so that no worker ends alone."""
 
 

@@ -72,6 +72,11 @@ def job_output(**values: str) -> None:
             stream.writelines(f"{name}={value}\n" for name, value in values.items())
 
 
+def markdown_cell(text: str) -> str:
+    """A text as one cell of a Markdown table: it may hold what data held."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def job_summary(markdown: str) -> None:
     """Append Markdown to the GitHub Actions job summary; elsewhere do nothing."""
     target = os.environ.get("GITHUB_STEP_SUMMARY")

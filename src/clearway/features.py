@@ -107,8 +107,8 @@ def build_features(params: Params, workspace: Workspace, project: AnyProject) ->
         ``feature_store.yaml`` is wrong.
     ClearwayError
         A raw table is missing; the project breaks its contract; an answer is known that must not be known yet; what a
-        feature view knew before the holdout changes with what became known later; a feature is not what the schema declares; a window is empty; a numeric feature has no value in the training
-        window.
+        feature view knew before the holdout changes with what became known later; a feature is not what the schema
+        declares; a window is empty; a numeric feature has no value in the training window.
     """
     as_of = params.time()
     if as_of is None and isinstance(project, StoredProject):

@@ -1,20 +1,28 @@
 """The gates between a trained model and a bundle: pure functions from labels and scores to a verdict.
 
-Every bound comes from one bootstrap of the holdout: rows are drawn with replacement, seeded, and a comparison draws
-the same rows for both models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Rows
-are taken as independent: where they come in clumps (many rows of one bad day) the truth is less sure than the
-interval says. It is the percentile interval; where a resample leaves a metric undefined (no positive drawn) it is left
-out, and a metric undefined in more than a tenth of them has no interval.
+The champion is compared by a formula where there is one (``clearway.paired``). Every other bound comes from one
+bootstrap of the holdout: rows are drawn with replacement, seeded, and a comparison draws the same rows for both
+models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Where rows share an entity,
+entities are drawn, each with all its rows (Field & Welsh, JRSS B 69, 2007). Beyond that rows are taken as independent:
+where they come in other clumps (many entities on one bad day) the truth is less sure than the interval says.
+
+It is the percentile interval, expanded for few draws: its tails are as far out as Student's t says, not the normal
+(Hesterberg, The American Statistician 69, 2015). Where a resample leaves a metric undefined (no positive drawn) it is
+left out, and a metric undefined in more than a tenth of them has no interval; nor has any with fewer than ten entities.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 
 from clearway.metrics import Floats, Metric, metric
+from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution, widened
+from clearway.paired import Interval as Interval  # of every gate, so it is theirs to give
 from clearway.params import GateParams
 
 Status = Literal["pass", "fail", "unknown"]
@@ -47,15 +55,6 @@ class ModelVerdict:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A bootstrap interval; bounds are None where the metric was undefined too often."""
-
-    estimate: float
-    lower: float | None
-    upper: float | None
-
-
-@dataclass(frozen=True)
 class Holdout:
     """The rows that every model is judged on, and how they are resampled.
 
@@ -72,6 +71,8 @@ class Holdout:
         Bootstrap resamples.
     seed : int
         The same seed draws the same rows.
+    groups : int array of shape (rows,), optional
+        Equal numbers share an entity and are drawn together; None where each row stands for itself.
     """
 
     labels: Floats
@@ -79,10 +80,16 @@ class Holdout:
     confidence: float
     resamples: int
     seed: int
+    groups: NDArray[np.intp] | None = None
 
     @property
     def rows(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def units(self) -> int:
+        """How many independent draws the holdout is: entities where rows share them, else rows."""
+        return self.rows if self.groups is None else len(np.unique(self.groups))
 
     @property
     def both_answers(self) -> bool:
@@ -104,23 +111,35 @@ class Holdout:
         theirs = measured.weighted(self.labels, other, theirs_from)
         estimate = measured.value(self.labels, scores, self.threshold) - measured.value(self.labels, other, theirs_from)
         values = np.array([ours(weights) - theirs(weights) for weights in self._draws()])
-        return self._percentiles(measured.sign * estimate, measured.sign * values)
+        found = self._percentiles(measured.sign * estimate, measured.sign * values)
+        if found.lower != found.upper or (theirs_from == self.threshold and np.array_equal(scores, other)):
+            return found
+        return widened(found, 0, self.units, self.confidence)  # no row told them apart: not that none ever will
 
     def _draws(self) -> Iterator[NDArray[np.intp]]:
         """How often each row is drawn, resample by resample: integer arrays of shape (rows,)."""
         random = np.random.default_rng(self.seed)
+        units = self.units
+        codes = None if self.groups is None else np.unique(self.groups, return_inverse=True)[1]
         for _ in range(self.resamples):
-            yield np.bincount(random.integers(0, self.rows, self.rows), minlength=self.rows)
+            drawn = np.bincount(random.integers(0, units, units), minlength=units)
+            yield drawn if codes is None else drawn[codes]
 
     def _percentiles(self, estimate: float, values: NDArray[np.float64]) -> Interval:
         defined = values[np.isfinite(values)]
-        if len(defined) < 0.9 * len(values):
+        if len(defined) < 0.9 * len(values) or (self.groups is not None and self.units < FEWEST):
             return Interval(float(estimate), None, None)
-        tail = 1 - self.confidence
+        freedom = max(self.units - 1, 1)
+        tail = float(ndtr(-np.sqrt(1 + 1 / freedom) * stdtrit(freedom, self.confidence)))
+        if tail * len(defined) < FEWEST_BEYOND:
+            reach = float(stdtrit(freedom, self.confidence) * defined.std(ddof=1))
+            return Interval(float(estimate), float(estimate) - reach, float(estimate) + reach)
         lower, upper = np.quantile(defined, [tail, 1 - tail])
         return Interval(float(estimate), float(lower), float(upper))
 
 
+FEWEST_BEYOND = 4
+"""With fewer resamples beyond a bound their quantile says little: then it is Student's t times their spread."""
 LIVE_CONFIDENCE, LIVE_RESAMPLES = 0.95, 400
 """One-sided level of each bound, and bootstrap resamples, for a model in use: no gate's parameters apply to it."""
 
@@ -196,7 +215,9 @@ def floor_gate(holdout: Holdout, name: str, floor: float, scores: Floats) -> Gat
     bound, side = (found.lower, "lower") if measured.higher_is_better else (found.upper, "upper")
     need = "at least" if measured.higher_is_better else "at most"
     if bound is None:
-        return _gate(gate, "fail", f"{name} has no interval: too few rows of one answer", found, floor, holdout)
+        return _gate(
+            gate, "fail", f"{name} has no interval: too few rows of one answer, or entities", found, floor, holdout
+        )
     passed = measured.sign * bound >= measured.sign * floor
     detail = f"{side} bound of {name} is {bound:.4f}, {need} {floor:g} is needed"
     return _gate(gate, "pass" if passed else "fail", detail, found, floor, holdout)
@@ -234,18 +255,59 @@ def champion_gate(
 
     Pass if the paired difference is surely above −margin, fail if it is surely below, else unknown. ``threshold`` is
     the champion's own, so that a challenger which differs in nothing else is compared with what is really served.
+
+    The interval is DeLong's for ``roc_auc`` (Obuchowski's where rows share an entity), Tango's for ``accuracy`` of
+    independent rows, beside the exact McNemar test, and the paired bootstrap's for anything else. An uncertain answer
+    names the margin that these rows resolve.
+
+    Raises
+    ------
+    UsageError
+        There is no metric of that name.
     """
     measured = metric(name, "params.yaml: gates.champion.metric")
     if not _measurable(holdout, scores):
         return Gate("champion", "fail", f"{name} of the challenger is undefined", threshold=-margin, n=holdout.rows)
     if not _measurable(holdout, champion):
         return Gate("champion", "unknown", f"{name} of the champion is undefined", threshold=-margin, n=holdout.rows)
-    found = holdout.gain(measured, scores, champion, threshold)
+    theirs_from = holdout.threshold if threshold is None else threshold
+    if theirs_from == holdout.threshold and np.array_equal(scores, champion):
+        detail = f"every score is the champion's, so {name} is too"
+        return _gate("champion", "pass", detail, Interval(0.0, 0.0, 0.0), -margin, holdout)
+    found, how = paired_gain(holdout, measured, scores, champion, theirs_from)
     status: Status = "unknown"
     if found.lower is not None and found.upper is not None:
         status = "pass" if found.lower > -margin else "fail" if found.upper < -margin else "unknown"
-    detail = f"gain in {name} over the champion is {_range(found)}, above {-margin:g} is needed"
+    detail = f"gain in {name} over the champion is {_range(found)}, above {-margin:g} is needed ({how})"
+    if status == "unknown":
+        detail += f"; {_resolved(found, holdout.rows, margin)}"
     return _gate("champion", status, detail, found, -margin, holdout)
+
+
+def paired_gain(
+    holdout: Holdout, measured: Metric, scores: Floats, champion: Floats, theirs_from: float
+) -> tuple[Interval, str]:
+    """The gain over the champion by the sharpest method there is for the metric, and which that was."""
+    over = "" if holdout.groups is None else f" over {holdout.units:,} entities"
+    if measured.name == "roc_auc":
+        found = delong_gain(holdout.labels, scores, champion, holdout.confidence, holdout.groups)
+        return found, f"DeLong{over}"
+    if measured.name == "accuracy" and holdout.groups is None:
+        pairs = discordant(holdout.labels, scores >= holdout.threshold, champion >= theirs_from)
+        split = f"{pairs.better:,} rows only it answers rightly, {pairs.worse:,} only the champion"
+        return accuracy_gain(pairs, holdout.confidence), f"Tango; {split}, exact McNemar p = {pairs.p_value:.3g}"
+    return holdout.gain(measured, scores, champion, theirs_from), f"paired bootstrap{over}"
+
+
+def _resolved(found: Interval, rows: int, margin: float) -> str:
+    resolved = resolution(found, rows, margin)
+    if resolved is None:
+        return f"no interval: at least {FEWEST} rows, and entities where rows share them, of each answer are needed"
+    smallest, needed = resolved
+    if smallest < margin:
+        return f"these rows resolve a margin of {smallest:.2g}, so the difference itself is close to the margin"
+    said = f"these rows resolve a margin of {smallest:.2g} at best"
+    return said if needed is None else f"{said}, {margin:g} needs about {needed:,} rows"
 
 
 def judge(gates: Sequence[Gate], params: GateParams, *, champion: str | None, bootstrap: str = "") -> ModelVerdict:
@@ -256,7 +318,8 @@ def judge(gates: Sequence[Gate], params: GateParams, *, champion: str | None, bo
     gates : sequence of Gate
         All of them.
     params : GateParams
-        ``unknown_blocks`` says whether a comparison too uncertain to call stops the challenger.
+        ``unknown_blocks``, and that of slices and fairness, say whether a comparison too uncertain to call stops the
+        challenger.
     champion : str or None
         Digest of the champion that was compared with.
     bootstrap : str
@@ -264,13 +327,22 @@ def judge(gates: Sequence[Gate], params: GateParams, *, champion: str | None, bo
     """
     if not gates:
         return ModelVerdict("rejected", "nothing was judged: no gate was run", ())
-    blocking = ("fail", "unknown") if params.unknown_blocks else ("fail",)
-    stopped = [gate for gate in gates if gate.status in blocking]
+    stopped = [gate for gate in gates if gate.status == "fail" or (gate.status == "unknown" and _blocks(gate, params))]
     compared = f"compared with champion {champion[:12]}" if champion else f"bootstrap: {bootstrap or 'no champion'}"
     if stopped:
         said = "; ".join(f"{gate.name} {_SAID[gate.status]}: {gate.detail}" for gate in stopped)
         return ModelVerdict("rejected", f"{said} ({compared})", tuple(gates))
-    return ModelVerdict("passed", f"all {len(gates)} gates passed ({compared})", tuple(gates))
+    unknown = sum(gate.status == "unknown" for gate in gates)
+    passed = f"{len(gates) - unknown} gates passed, {unknown} uncertain ones do not block"
+    said = passed if unknown else f"all {len(gates)} gates passed"
+    return ModelVerdict("passed", f"{said} ({compared})", tuple(gates))
+
+
+def _blocks(gate: Gate, params: GateParams) -> bool:
+    """Whether the gate stops the challenger when it is too uncertain to call."""
+    if gate.name.startswith("slice_"):
+        return params.slices.unknown_blocks
+    return params.fairness.unknown_blocks if gate.name.startswith("fairness_") else params.unknown_blocks
 
 
 def unchanged(digest: str) -> ModelVerdict:

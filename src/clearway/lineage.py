@@ -1,6 +1,7 @@
 """What a model was made from, as evidence beside its bundle, and the hash of the recipe that made it."""
 
 import importlib.metadata
+import platform
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,11 @@ from clearway.params import Params
 from clearway.project import definitions_sha256
 from clearway.workspace import Workspace
 
-PACKAGES = ("scikit-learn", "numpy", "pandas", "scipy", "skl2onnx", "onnxruntime", "skops")
+PACKAGES = ("scikit-learn", "numpy", "pandas", "polars", "pyarrow", "scipy", "skl2onnx", "onnx", "onnxruntime", "skops")
+DIRTY = "-dirty"
+"""The end of a commit that does not hold all that was used."""
+KEPT_FILES = ("params.yaml", "dvc.lock")
+"""Files of a project that may differ from the commit: a bundle keeps the first, and a run of the line writes both."""
 RECIPE_MODULES = (
     "acceptance.py",
     "checks.py",
@@ -51,6 +56,9 @@ class Lineage(BaseModel):
     metrics: dict[str, float]
     """Metrics of this model on its holdout."""
     git_commit: str | None
+    """Commit of the repository that holds the project folder; see :func:`git_commit`."""
+    code_commit: str | None = None
+    """Commit of the repository that holds the line's code; None in a bundle of before this was recorded."""
     lock_sha256: str | None
     """Hash of ``dvc.lock`` when the bundle was made; its package stage is not in it yet."""
     trigger: str
@@ -74,12 +82,37 @@ def recipe_sha256(params: Params, workspace: Workspace) -> str:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit checked out in ``folder``, with ``-dirty`` if tracked files differ; None outside git."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    """The commit checked out in ``folder``, with ``-dirty`` if it does not hold what was used; None outside git.
+
+    A tracked file that differs makes it dirty, except ``KEPT_FILES`` in ``folder``.
+    """
+    head = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
+    if not head:
+        return None
+    kept = [f":(exclude){name}" for name in KEPT_FILES]
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *kept)
+    return head + (DIRTY if changed or changed is None else "")
+
+
+def code_commit() -> str | None:
+    """The commit of the line's own code, as :func:`git_commit` says it; None outside git."""
+    return git_commit(Path(__file__).resolve().parents[2])
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the libraries whose arithmetic or file formats a model depends on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of what a model's bytes depend on: Python, the libraries, and NumPy's and SciPy's linear algebra.
+
+    The last names the kind of processor too, for which its sums are arranged: on another their last bits may differ.
+    """
+    import scipy.linalg  # noqa: F401  loads the library that is asked for here
+    from threadpoolctl import threadpool_info
+
+    libraries = (found for found in threadpool_info() if found["user_api"] == "blas")
+    blas = {f"{found['version']} {found.get('architecture', '')}".strip() for found in libraries}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "blas": ", ".join(sorted(blas)) or "unknown", **versions}

@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,23 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 from threadpoolctl import threadpool_limits
 
-from clearway.champion import CHAMPION_BUNDLE, Champion, read_champion
-from clearway.errors import ClearwayError
+from clearway.behaviour import BehaviouralTest, behaviour_gates, column_test, declared_by
+from clearway.calibration_gate import (
+    Calibration,
+    calibration_champion_gate,
+    calibration_gate,
+    calibration_of,
+    described,
+)
+from clearway.champion import CHAMPION_BUNDLE, read_champion
+from clearway.cli import markdown_cell
+from clearway.columns import ENTITY, PREDICTION_TIME, ROW_ID
+from clearway.compatibility import Interface, schema_gate
+from clearway.encoding import CategoricalFeature
+from clearway.errors import ClearwayError, UsageError
+from clearway.fairness import fairness_gates
 from clearway.files import read_json, write_json, write_text
+from clearway.footprint import measure_memory, memory_gate, payload_bytes, size_gate
 from clearway.gates import (
     Gate,
     Holdout,
@@ -27,14 +42,28 @@ from clearway.gates import (
     floor_gate,
     judge,
     latency_gate,
+    paired_gain,
     parity_gate,
     rows_gate,
     unchanged,
 )
+from clearway.holdout_uses import (
+    HoldoutUses,
+    corrected_confidence,
+    holdout_identity,
+    read_uses,
+    uses_gate,
+)
+from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
 from clearway.metrics import METRICS, Floats, measure, metric
 from clearway.model import Model, load_estimator, load_model, load_payload
+from clearway.paired import groups_of
 from clearway.params import Params
+from clearway.project import load_project
 from clearway.reporting import Page, Picture, Table, draw, write_page
+from clearway.robustness import noise_gate
+from clearway.served_latency import measure_served, served_latency_gate
+from clearway.slices import check_columns, slice_gates
 from clearway.training import read_rows
 from clearway.workspace import Workspace
 
@@ -59,6 +88,30 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class _Judged:
+    """What the gates look at."""
+
+    model: Model
+    """The challenger, of ``payload``."""
+    payload: Path
+    champion: Model | None
+    contenders: dict[str, Contender]
+    """By role; the challenger's and the baseline's scores are there."""
+    frame: pd.DataFrame
+    """The holdout's rows, with the reserved columns; all arrays here are in their order."""
+    training: pd.DataFrame
+    matrix: NDArray[np.float32]
+    """The holdout as the challenger encodes it."""
+    estimated: Floats
+    """What scikit-learn says of it, where the model says what ONNX Runtime will."""
+    holdout: Holdout
+    uses: HoldoutUses
+    base_rate: float
+    """Share of positives in training."""
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
 class Validation:
     """The content of ``reports/model_validation.json``."""
 
@@ -69,6 +122,8 @@ class Validation:
     metrics: dict[str, dict[str, float] | None]
     """By role: challenger, champion (None in a bootstrap), baseline."""
     rows: int
+    calibration: Calibration | None = None
+    """Of the challenger; None where nothing was judged, or its scores are no probabilities."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -79,8 +134,27 @@ class Validation:
             "champion_digest": self.champion_digest,
             "rows": self.rows,
             "metrics": self.metrics,
+            "calibration": None if self.calibration is None else _finite(asdict(self.calibration)),
             "gates": [asdict(gate) for gate in self.verdict.gates],
         }
+
+
+def _groups(params: Params, frame: pd.DataFrame) -> NDArray[np.intp] | None:
+    """Which rows of the holdout stand or fall together; None where each stands for itself."""
+    cluster = params.gates.cluster
+    if cluster == "day":
+        times = frame[PREDICTION_TIME]
+        if times.isna().any():
+            raise UsageError("params.yaml: gates.cluster = 'day', but rows of the holdout have no prediction_time")
+        return groups_of(times.dt.floor("D"))
+    return groups_of(frame[ENTITY]) if cluster == "entity" else None
+
+
+def _finite(content: Any) -> Any:
+    """The same with null for numbers that are none, such as the slope of scores that are all the same."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return None if isinstance(content, float) and not np.isfinite(content) else content
 
 
 def validate(params: Params, workspace: Workspace) -> Validation:
@@ -100,28 +174,57 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     for name in params.gates.floors:
         metric(name, "params.yaml: gates.floors")
     metric(params.gates.champion.metric, "params.yaml: gates.champion.metric")
+    metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric")
     trained = read_json(workspace.reports / "training.json", made_by="scripts/train.py")
     challenger = load_payload(workspace.model, trained["challenger"]["digest"])
+    check_columns(params.gates.slices.declared, challenger.schema.names, "gates.slices.declared")
+    check_columns(params.gates.fairness.attributes, challenger.schema.names, "gates.fairness.attributes")
     simple = load_payload(workspace.baseline, trained["baseline"]["digest"])
     record = read_champion(workspace)
     frame, labels = read_rows(workspace, "holdout")
+    training, _ = read_rows(workspace, "training")
 
     matrix = challenger.schema.encode(frame)
     contenders = [
         Contender("challenger", challenger.digest, challenger.score(matrix), challenger.threshold),
         Contender("baseline", simple.digest, simple.score(simple.schema.encode(frame)), simple.threshold),
     ]
+    champion = None
     if not record.bootstrap:
-        contenders.append(_champion(workspace, record, frame))
-    by_role = {contender.role: contender for contender in contenders}
-    if not record.bootstrap and record.digest == challenger.digest:
+        assert record.digest is not None
+        champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest)
+        contenders.append(_champion(champion, frame))
+    calibration = None
+    if champion is not None and champion.digest == challenger.digest:
         verdict = unchanged(challenger.digest)
     else:
         with threadpool_limits(limits=params.train.threads):
             estimated = load_estimator(workspace.model).predict_proba(matrix)[:, 1].astype(np.float64)
-        gates = _gates(params, by_role, labels, estimated, _latencies(challenger, matrix), trained["positive_share"])
+        chosen = params.gates
+        uses = read_uses(workspace, holdout_identity(frame[ROW_ID], labels), challenger.digest)
+        confidence = corrected_confidence(chosen.confidence, uses.place)
+        holdout = Holdout(
+            labels, challenger.threshold, confidence, chosen.resamples, params.seed, _groups(params, frame)
+        )
+        scores = contenders[0].scores
+        assert scores is not None  # only a champion may fail to score
+        calibration = calibration_of(holdout, scores, chosen.calibration.bins)
+        judged = _Judged(
+            model=challenger,
+            payload=workspace.model,
+            champion=champion,
+            contenders={contender.role: contender for contender in contenders},
+            frame=frame,
+            training=training,
+            matrix=matrix,
+            estimated=estimated,
+            holdout=holdout,
+            uses=uses,
+            base_rate=trained["positive_share"],
+            calibration=calibration,
+        )
         verdict = judge(
-            gates,
+            _gates(params, judged),
             params.gates,
             champion=None if record.bootstrap else record.digest,
             bootstrap=record.reason,
@@ -136,42 +239,45 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         champion_digest=None if record.bootstrap else record.digest,
         metrics={"challenger": None, "champion": None, "baseline": None, **measured},
         rows=len(labels),
+        calibration=calibration,
     )
     _write_reports(params, workspace, validation, contenders, labels)
     return validation
 
 
-def _champion(workspace: Workspace, record: Champion, frame: pd.DataFrame) -> Contender:
+def _champion(model: Model, frame: pd.DataFrame) -> Contender:
     """The champion on the same rows, encoded as it was trained to see them."""
-    assert record.digest is not None  # it is no bootstrap
-    model = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest)
     try:
-        return Contender("champion", record.digest, model.score(model.schema.encode(frame)), model.threshold)
+        return Contender("champion", model.digest, model.score(model.schema.encode(frame)), model.threshold)
     except ClearwayError as error:
         problem = f"the champion cannot score this holdout: {error}"
-        return Contender("champion", record.digest, None, model.threshold, problem)
+        return Contender("champion", model.digest, None, model.threshold, problem)
 
 
-def _gates(
-    params: Params,
-    contenders: dict[str, Contender],
-    labels: Floats,
-    estimated: Floats,
-    latencies: Sequence[float],
-    base_rate: float,
-) -> list[Gate]:
-    chosen = params.gates
-    challenger = contenders["challenger"]
-    holdout = Holdout(labels, challenger.threshold, chosen.confidence, chosen.resamples, params.seed)
-    scores = challenger.scores
+def _gates(params: Params, judged: _Judged) -> list[Gate]:
+    """Every gate, in the order of judgement: the answers, then what they rest on, then what they cost."""
+    return [
+        *_quality_gates(params, judged),
+        *_group_gates(params, judged),
+        *_robustness_gates(params, judged),
+        *_leakage_gates(params, judged),
+        *_contract_gates(params, judged),
+        *_cost_gates(params, judged),
+    ]
+
+
+def _quality_gates(params: Params, judged: _Judged) -> list[Gate]:
+    chosen, holdout, contenders = params.gates, judged.holdout, judged.contenders
+    scores = contenders["challenger"].scores
     assert scores is not None  # only a champion may fail to score
     compared = chosen.champion.metric
     gates = [
+        uses_gate(judged.uses, chosen.confidence, chosen.max_challengers),
         rows_gate(holdout, chosen.min_rows),
         finite_gate(scores),
-        parity_gate(scores, estimated, chosen.onnx_tolerance),
+        parity_gate(scores, judged.estimated, chosen.onnx_tolerance),
         *(floor_gate(holdout, name, floor, scores) for name, floor in chosen.floors.items()),
-        constant_gate(holdout, compared, scores, base_rate),
+        constant_gate(holdout, compared, scores, judged.base_rate),
     ]
     if chosen.baseline_gain is not None:
         gates.append(baseline_gate(holdout, compared, scores, contenders["baseline"].scores, chosen.baseline_gain))
@@ -183,8 +289,108 @@ def _gates(
             gates.append(
                 champion_gate(holdout, compared, scores, champion.scores, margin, threshold=champion.threshold)
             )
-    gates.append(latency_gate(latencies, chosen.latency_ms))
+    bins, limit, most = chosen.calibration.bins, chosen.calibration.max_error, chosen.calibration.champion_margin
+    if limit is not None:
+        gates.append(calibration_gate(holdout, judged.calibration, limit))
+    if champion is not None and most is not None:
+        if champion.scores is None:
+            gates.append(Gate("calibration_champion", "fail", champion.problem, threshold=most, n=holdout.rows))
+        else:
+            gates.append(calibration_champion_gate(holdout, scores, champion.scores, most, bins))
     return gates
+
+
+def _group_gates(params: Params, judged: _Judged) -> list[Gate]:
+    """Whether it holds in every part of the holdout, and treats groups alike."""
+    scores, champion = judged.contenders["challenger"].scores, judged.contenders.get("champion")
+    assert scores is not None  # only a champion may fail to score
+    theirs = None if champion is None else champion.scores  # where it cannot score its own gate has failed already
+    theirs_from = None if champion is None else champion.threshold
+    schema = judged.model.schema
+    features = judged.frame[list(schema.names)]
+    categories = {each.name: each.categories for each in schema.features if isinstance(each, CategoricalFeature)}
+    return [
+        *slice_gates(
+            features,
+            judged.holdout,
+            scores,
+            theirs,
+            params.gates.slices,
+            compared=params.gates.champion.metric,
+            base_rate=judged.base_rate,
+            gain=paired_gain,
+            champion_threshold=theirs_from,
+        ),
+        *fairness_gates(
+            features,
+            judged.holdout,
+            scores,
+            theirs,
+            params.gates.fairness,
+            champion_threshold=theirs_from,
+            trained_on=categories,
+        ),
+    ]
+
+
+def _robustness_gates(params: Params, judged: _Judged) -> list[Gate]:
+    chosen, model = params.gates, judged.model
+    tests: list[BehaviouralTest] = [column_test(**test.model_dump()) for test in chosen.behaviour]
+    if params.project.package is not None:
+        tests += declared_by(load_project(params, {}))
+    return [
+        noise_gate(
+            model.score,
+            model.schema,
+            judged.matrix,
+            model.threshold,
+            share=chosen.noise.share,
+            keep=chosen.noise.keep,
+            confidence=judged.holdout.confidence,
+            seed=params.seed,
+        ),
+        *behaviour_gates(
+            tests,
+            judged.frame,
+            model.schema,
+            model.score,
+            model.threshold,
+            confidence=judged.holdout.confidence,
+            seed=params.seed,
+        ),
+    ]
+
+
+def _leakage_gates(params: Params, judged: _Judged) -> list[Gate]:
+    chosen, frame, training, schema = params.gates.leakage, judged.frame, judged.training, judged.model.schema
+    timed = params.time() is not None
+    return [
+        target_gate(frame, judged.holdout.labels, schema, chosen.max_single_auc, params.seed),
+        row_id_gate(training, frame),
+        duplicate_gate(training, frame, schema, timed=timed, max_duplicates=chosen.max_duplicates),
+        *([time_gate(training, frame)] if timed else []),
+    ]
+
+
+def _contract_gates(params: Params, judged: _Judged) -> list[Gate]:
+    if judged.champion is None:
+        return []
+    before, after = (Interface(model.schema, model.definitions) for model in (judged.champion, judged.model))
+    return [schema_gate(before, after, params.gates.accept_changes)]
+
+
+def _cost_gates(params: Params, judged: _Judged) -> list[Gate]:
+    chosen, model = params.gates, judged.model
+    size = size_gate(payload_bytes(judged.payload), chosen.max_bundle_mb)
+    if not chosen.through_server:
+        return [size, latency_gate(_latencies(model, judged.matrix), chosen.latency_ms)]
+    memory = measure_memory(judged.payload, model.digest, judged.matrix)
+    served = measure_served(params, judged.payload, model, judged.frame)
+    return [
+        size,
+        memory_gate(memory, chosen.max_memory_mb),
+        served_latency_gate(served, chosen.latency_ms, chosen.latency_p99_ms),
+    ]
 
 
 def _latencies(model: Model, matrix: NDArray[np.float32]) -> list[float]:
@@ -223,6 +429,7 @@ def _write_reports(
             ("baseline", validation.baseline_digest),
             ("as of", f"{params.as_of or 'no time in the data'}"),
             ("holdout", f"{validation.rows:,} rows, {labels.mean():.1%} positive"),
+            *([] if validation.calibration is None else [("calibration", described(validation.calibration))]),
         ],
         blocks=[_gate_table(validation.verdict.gates), _metric_table(validation), *pictures],
     )
@@ -359,6 +566,7 @@ def summary(validation: Validation) -> str:
     if validation.verdict.gates:
         lines += ["| gate | status | detail |", "| --- | --- | --- |"]
         lines += [
-            f"| {gate.name} | {gate.status} | {gate.detail} |" for gate in failing_first(validation.verdict.gates)
+            f"| {markdown_cell(gate.name)} | {gate.status} | {markdown_cell(gate.detail)} |"
+            for gate in failing_first(validation.verdict.gates)
         ]
     return "\n".join(lines)

@@ -9,11 +9,12 @@ import yaml
 
 from clearway.bundle import BASELINE, CHALLENGER, OUTCOME, Bundle, keep, pack
 from clearway.calibration import read_calibration
+from clearway.cli import markdown_cell
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
 from clearway.errors import ClearwayError
 from clearway.files import atomic_directory, canonical_json, read_json, sha256_file, write_json
-from clearway.lineage import Lineage, git_commit, package_versions, recipe_sha256
+from clearway.lineage import Lineage, code_commit, git_commit, package_versions, recipe_sha256
 from clearway.model import Model, load_estimator, load_payload
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
@@ -86,6 +87,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             seed=params.seed,
         )
     lineage = _lineage(params, workspace, validation, role)
+    lock = workspace.root / "dvc.lock"
     made = pack(
         payload,
         {
@@ -97,6 +99,8 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
             "params.yaml": workspace.params_file,
+            "snapshot.json": workspace.snapshot,
+            **({"dvc.lock": lock} if lock.is_file() else {}),
             "model_card.md": _card(params, validation, lineage, judged).encode(),
         },
         folder / role,
@@ -126,6 +130,7 @@ def _lineage(params: Params, workspace: Workspace, validation: dict[str, Any], r
         trained_until=described.get("answers_until", {}).get("training"),
         metrics=validation["metrics"][role],
         git_commit=git_commit(workspace.root),
+        code_commit=code_commit(),
         lock_sha256=sha256_file(lock) if lock.is_file() else None,
         trigger=decision["evidence"]["trigger"],
         reasons=tuple(decision["reasons"]),
@@ -153,7 +158,10 @@ def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: 
     """A model card for people: what it is, what it was made from, how good it was, what it was held to."""
     when = f"{lineage.as_of:%Y-%m-%d %H:%M} UTC" if lineage.as_of else "no time in the data"
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in lineage.metrics.items())
-    gates = "\n".join(f"| {gate['name']} | {gate['status']} | {gate['detail']} |" for gate in validation["gates"])
+    gates = "\n".join(
+        f"| {markdown_cell(gate['name'])} | {gate['status']} | {markdown_cell(gate['detail'])} |"
+        for gate in validation["gates"]
+    )
     arguments = params.train.arguments if lineage.role == CHALLENGER else params.train.baseline_arguments
     estimator = params.train.estimator if lineage.role == CHALLENGER else params.train.baseline
     judged = f"## Gates\n\n{validation['reason']}.\n\n| gate | status | detail |\n| --- | --- | --- |\n{gates}\n"

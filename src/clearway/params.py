@@ -240,6 +240,101 @@ class ChampionGate(Section):
     """The challenger passes when the lower bound of its paired difference is above minus this."""
 
 
+class NoiseGate(Section):
+    """How the model is shaken: its answers must stand."""
+
+    share: float = Field(0.01, gt=0)
+    """Standard deviation of the noise, as a share of each numeric column's own."""
+    keep: Probability = 0.95
+    """Smallest share of holdout rows that keep their answer, lower bound."""
+
+
+class LeakageGate(Section):
+    """When a feature or the split gives the answer away."""
+
+    max_single_auc: float = Field(0.99, gt=0.5, le=1)
+    """A feature that separates the answers as well as this by itself is taken for one made from the answer."""
+    max_duplicates: Share | None = None
+    """Largest share of holdout rows with the features of a training row. Null: 0.05 with time; without, no row may
+    have the entity, label and features of one."""
+
+
+class CalibrationGate(Section):
+    """How far scores may be from what they say."""
+
+    max_error: Probability | None = None
+    """Largest expected calibration error, upper bound; null: reported, not judged."""
+    champion_margin: float | None = Field(None, ge=0)
+    """By how much it may be larger than the champion's; null: not judged."""
+    bins: int = Field(10, ge=2)
+
+
+class ColumnTest(Section):
+    """A change of one column of the holdout, and what it must do to the score."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$")]
+    """Of the gate: ``behaviour_<name>``."""
+    column: str
+    multiply: float | None = None
+    add: float | None = None
+    set: float | str | None = None
+    """Just one of the three: what is done to each value that is there; ``set`` fills missing ones too."""
+    expect: Literal["same", "up", "down"]
+    """The score does not move; does not fall; does not rise."""
+    tolerance: Share = 0.01
+    """How far a score may still move otherwise."""
+    min_share: Annotated[float, Field(gt=0, le=0.9999)] = 0.95
+    """Smallest share of the changed rows that behave, lower bound."""
+
+    @model_validator(mode="after")
+    def _one_change(self) -> Self:
+        if [self.multiply, self.add, self.set].count(None) != 2:
+            raise ValueError(f"{self.name}: give one of multiply, add and set")
+        return self
+
+
+class SliceGates(Section):
+    """In which parts of the holdout the challenger must hold, and how far it may fall behind the champion there."""
+
+    declared: tuple[str | tuple[str, ...], ...] = ()
+    """Columns whose levels are judged each; a list of columns means their combinations."""
+    discover: bool = True
+    """Search for the parts where the challenger is worst, too."""
+    bins: int = Field(4, ge=2)
+    """Equally full ranges that a numeric column is cut into; one of no more values is taken value by value."""
+    min_rows: int = Field(200, ge=20)
+    """A level of fewer rows is pooled with others like it and not judged by itself."""
+    metric: str | None = None
+    """Null: the champion gate's."""
+    margin: float = Field(0.05, ge=0)
+    """A part holds when the lower bound of its gain over the champion is above minus this."""
+    floor: float | None = None
+    """Without a champion: what each part must reach (a loss: stay below); null: nothing is judged then."""
+    unknown_blocks: bool = False
+    """Whether a part too uncertain to call stops the challenger."""
+
+
+class FairnessGates(Section):
+    """Which groups the challenger must treat alike, and how much so. At its own threshold."""
+
+    attributes: tuple[str | tuple[str, ...], ...] = ()
+    """Columns whose levels are groups; a list of columns means their combinations."""
+    min_rows: int = Field(200, ge=20)
+    """A smaller group is not judged, and named."""
+    bins: int = Field(4, ge=2)
+    """Equally full ranges that a numeric column is cut into."""
+    max_difference: Share | None = None
+    """Largest difference of a rate between any two groups, upper bound; null: not judged."""
+    min_ratio: Share | None = None
+    """Smallest ratio of a rate between any two groups, lower bound; 0.8 is the four-fifths rule; null: not judged."""
+    margin: Share | None = 0.05
+    """By how much the largest difference may exceed the champion's, upper bound; null: not judged."""
+    ratio_margin: Share | None = None
+    """By what share of the champion's the smallest ratio may fall below it, lower bound; null: not judged."""
+    unknown_blocks: bool = True
+    """Whether a comparison too uncertain to call, or a group that could not be judged, stops the challenger."""
+
+
 class GateParams(Section):
     """What a challenger must prove on the holdout. Every bound is the lower one of a confidence interval."""
 
@@ -247,16 +342,45 @@ class GateParams(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """One-sided level of each bound."""
     resamples: int = Field(400, ge=100)
+    cluster: Literal["entity", "day"] | None = "entity"
+    """Rows that stand or fall together: of one entity, or asked on one day (UTC). Null: each row is a draw of its own.
+    At least ten entities or days are needed."""
     min_rows: int = Field(50, ge=2)
     champion: ChampionGate = ChampionGate()
     baseline_gain: float | None = None
     """Smallest gain over the simple model, lower bound, in the champion gate's metric; null: reported, not judged."""
+    noise: NoiseGate = NoiseGate()
+    behaviour: tuple[ColumnTest, ...] = ()
+    """Changes of one column and what they must do; a project package may declare others as ``PROJECT.behaviour``."""
+    leakage: LeakageGate = LeakageGate()
+    calibration: CalibrationGate = CalibrationGate()
+    slices: SliceGates = SliceGates()
+    fairness: FairnessGates = FairnessGates()
+    max_challengers: int | None = Field(None, ge=1)
+    """Challengers that one holdout may judge; null: any number, each held to a higher confidence than the last."""
+    accept_changes: tuple[str, ...] = ()
+    """Features, join keys and fields whose callers are ready for the change: the schema gate lets these pass."""
     latency_ms: float = Field(100.0, gt=0)
     """Largest p95 of a single-row answer."""
+    latency_p99_ms: float | None = Field(None, gt=0)
+    through_server: bool = True
+    """Measure latency and memory in processes of their own, as they are served. Without it the latency is that of the
+    model alone, in this process, and memory is not measured."""
+    max_bundle_mb: float = Field(100.0, gt=0)
+    """Largest size of the model's files, in 2²⁰ bytes."""
+    max_memory_mb: float = Field(512.0, gt=0)
+    """Most memory that loading the model and scoring 1,000 rows may add to a process, in 2²⁰ bytes."""
     onnx_tolerance: float = Field(1e-5, gt=0)
     """Largest difference between ONNX and scikit-learn scores on the holdout."""
     unknown_blocks: bool = True
     """Whether a comparison too uncertain to call stops the challenger."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        names = [test.name for test in self.behaviour]
+        if len(names) != len(set(names)):
+            raise ValueError("behaviour: two tests have one name")
+        return self
 
 
 class RegistryParams(Section):

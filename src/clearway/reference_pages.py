@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from clearway.cli import markdown_cell
 from clearway.params import Params, load_params
 from clearway.project import StoredProject, load_project
 from clearway.project_folder import HOME
@@ -140,6 +141,6 @@ def _meaning(field: FieldInfo, docstring: str) -> str:
         for limit in field.metadata
         if type(limit).__name__ in signs
     ]
-    text = " ".join((field.description or docstring).replace("|", "\\|").split())
+    text = markdown_cell(field.description or docstring)
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
     return " ".join(part for part in (text, f"({', '.join(limits)})" if bounds else "") if part)

@@ -31,7 +31,9 @@ from clearway.workspace import Workspace
 BRANCH = "clearway-state"
 REF = f"refs/heads/{BRANCH}"
 KEPT_OF_ENVIRONMENT = ("ledger.jsonl", "head.json", "routing.json", "canary.json", "replay.json")
-DECISIONS, RUN, STORE, RESTORED = "decisions.jsonl", "run.json", "store.json", "restored.json"
+LOGS = ("decisions.jsonl", "holdout_uses.jsonl")
+"""Histories that every run adds lines to."""
+RUN, STORE, RESTORED = "run.json", "store.json", "restored.json"
 LEFT_BEHIND = ("server.json", "server.log", "*.lock", "logs", "*.pid", RESTORED)
 """What belongs to one machine or one run and is carried by nobody."""
 ATTEMPTS = 5
@@ -263,7 +265,7 @@ def pack_store(workspace: Workspace) -> tuple[str, ...]:
         A needed bundle is missing or damaged.
     """
     needed = verify_bundles(workspace)
-    small = set(_kept(workspace.var)) | {DECISIONS, RUN, STORE}
+    small = set(_kept(workspace.var)) | {*LOGS, RUN, STORE}
     with atomic_directory(workspace.build / "store") as folder:
         for path in sorted(workspace.var.rglob("*")):
             relative = PurePosixPath(path.relative_to(workspace.var).as_posix())
@@ -332,8 +334,8 @@ def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
             joined |= mine if unit in (RUN, STORE) else other
         elif other == before:
             joined |= mine
-        elif unit == DECISIONS:
-            joined[unit] = _joined_log(before.get(unit, b""), mine.get(unit, b""), other.get(unit, b""))
+        elif unit in LOGS:
+            joined[unit] = _joined_log(unit, before.get(unit, b""), mine.get(unit, b""), other.get(unit, b""))
         else:
             raise ClearwayError(
                 f"{BRANCH} moved while this run worked, and both changed {unit}: nothing was pushed; the branch holds "
@@ -356,9 +358,9 @@ def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
     )
 
 
-def _joined_log(before: bytes, mine: bytes, other: bytes) -> bytes:
+def _joined_log(name: str, before: bytes, mine: bytes, other: bytes) -> bytes:
     if not (mine.startswith(before) and other.startswith(before)):
-        raise ClearwayError(f"{BRANCH}: lines of {DECISIONS} were changed, not added: nothing was pushed")
+        raise ClearwayError(f"{BRANCH}: lines of {name} were changed, not added: nothing was pushed")
     return other + mine[len(before) :]
 
 
@@ -374,7 +376,7 @@ def _ours_among(files: Files) -> dict[str, bytes]:
 
 def _is_kept(path: PurePosixPath) -> bool:
     if len(path.parts) == 1:
-        return str(path) in (DECISIONS, RUN, STORE)
+        return str(path) in (*LOGS, RUN, STORE)
     return len(path.parts) == 3 and path.parts[0] == "environments" and path.name in KEPT_OF_ENVIRONMENT
 
 

@@ -103,9 +103,10 @@ def check_no_foresight(
         else:
             now = events[view.name][events[view.name][time] <= earlier].reset_index(drop=True)
         if not now.equals(then[view.name]):
+            changed = _first_change(now, then[view.name], [*keys, time])
             raise ClearwayError(
-                f"feature view {view.name} looks ahead: {_first_change(now, then[view.name], [*keys, time])}, though it "
-                f"was known by then ({earlier.isoformat()}): correct its event builder, or the project's known_at()"
+                f"feature view {view.name} looks ahead: {changed}, though it was known by then "
+                f"({earlier.isoformat()}): correct its event builder, or the project's known_at()"
             )
 
 
@@ -121,7 +122,7 @@ def _first_change(now: pd.DataFrame, then: pd.DataFrame, identity: list[str]) ->
     for row in both.rename(columns=str).to_dict("records"):
         for field in then.columns.difference(identity, sort=False):
             old, new = row[field], row[f"{field} now"]
-            if not (old == new) is True and not (pd.isna(old) and pd.isna(new)):  # noqa: SIM201  # it may be pd.NA
+            if (old == new) is not True and not (pd.isna(old) and pd.isna(new)):  # it may be pd.NA
                 return f"{field} of {_named(row, identity)} was {old}, and is {new} with what became known later"
     return "its rows come in another order with what became known later"
 

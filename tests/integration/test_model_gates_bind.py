@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from clearway.bundle import keep, payload_digest, verify
 from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import read_json, sha256_file, write_json
+from clearway.holdout_uses import count_uses
 from clearway.model import load_estimator, load_model
 from clearway.model_validation import Validation, validate
 from clearway.packaging import package
@@ -34,7 +36,7 @@ def flat_project(root: Path, **changes: Any) -> tuple[Params, Workspace]:
         "sources": {"things": {"kind": "csv", "path": "things.csv"}},
         "data": {"table": "things", "label": "answer"},
         "train": {"arguments": {"max_iter": 30, "min_samples_leaf": 20}},
-        "gates": {"floors": {"roc_auc": 0.7}, "resamples": 200, "baseline_gain": -0.05},
+        "gates": {"floors": {"roc_auc": 0.7}, "resamples": 200, "baseline_gain": -0.05, "through_server": False},
         "environments": {"production": {"port": 0}},
     }
     for section, values in changes.items():
@@ -64,6 +66,7 @@ def rows(workspace: Workspace, *, seed: int = 1, learnable: bool = True) -> None
         frame.loc[random.random(count) < 0.1, "size"] = np.nan
         frame.loc[random.random(count) < 0.1, "colour"] = pd.NA
         frame.insert(0, "row_id", [f"{window}-{i}" for i in range(count)])
+        frame.insert(1, "entity", pd.Series(pd.NA, index=frame.index, dtype="string"))
         frame.to_parquet(workspace.features / f"{window}.parquet")
     described = {
         "numeric": NUMERIC,
@@ -73,6 +76,12 @@ def rows(workspace: Workspace, *, seed: int = 1, learnable: bool = True) -> None
         "rows": counts,
     }
     write_json(workspace.features / "features.json", described)
+
+
+def judge(params: Params, workspace: Workspace) -> Validation:
+    """What the stages after training do."""
+    count_uses(workspace, at=datetime(2026, 1, 1, tzinfo=UTC))
+    return validate(params, workspace)
 
 
 def failed(validation: Validation) -> set[str]:
@@ -119,7 +128,7 @@ def promote(params: Params, workspace: Workspace) -> str:
 def test_a_good_model_passes_and_its_bundle_answers_as_it_was_trained(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.verdict.verdict == "passed", validation.verdict.reason
     assert "bootstrap: first" in validation.verdict.reason
 
@@ -152,7 +161,7 @@ def test_random_labels_are_rejected(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     rows(workspace, learnable=False)
     train(params, workspace)
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.verdict.verdict == "rejected"
     assert {"floor_roc_auc", "gain_over_constant"} <= failed(validation)
     assert "floor_roc_auc failed" in validation.verdict.reason
@@ -163,7 +172,7 @@ def test_inverted_scores_are_rejected(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
     replace_onnx(workspace, {"scale": -1.0, "shift": 1.0})
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.verdict.verdict == "rejected"
     assert {"onnx_parity", "floor_roc_auc", "gain_over_baseline"} <= failed(validation)
     assert_nothing_deployable(params, workspace)
@@ -175,7 +184,7 @@ def test_a_constant_model_is_rejected_even_without_floors(tmp_path: Path) -> Non
         tmp_path, gates={"floors": {}, "baseline_gain": -1.0}, train={"arguments": arguments}
     )
     train(params, workspace)
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.verdict.verdict == "rejected"
     assert failed(validation) == {"gain_over_constant"}
     assert_nothing_deployable(params, workspace)
@@ -185,7 +194,7 @@ def test_scores_that_are_not_numbers_are_rejected(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
     replace_onnx(workspace, {"scale": float("nan"), "shift": 0.0})
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.verdict.verdict == "rejected"
     assert {"finite_scores", "onnx_parity", "floor_roc_auc"} <= failed(validation)
     assert validation.metrics["challenger"] == {}
@@ -197,13 +206,13 @@ def test_a_payload_changed_after_training_stops(tmp_path: Path) -> None:
     train(params, workspace)
     (workspace.model / "params.json").write_text("{}")
     with pytest.raises(ClearwayError, match=r"build/model has changed since it was trained: expected digest"):
-        validate(params, workspace)
+        judge(params, workspace)
 
 
 def test_a_payload_changed_after_its_verdict_is_not_packaged(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    assert validate(params, workspace).verdict.verdict == "passed"
+    assert judge(params, workspace).verdict.verdict == "passed"
     (workspace.model / "schema.json").write_text("{}")
     with pytest.raises(ClearwayError, match="build/model has changed"):
         package(params, workspace)
@@ -213,13 +222,13 @@ def test_a_payload_changed_after_its_verdict_is_not_packaged(tmp_path: Path) -> 
 def test_a_corrupted_champion_stops_and_names_the_file(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    validate(params, workspace)
+    judge(params, workspace)
     promote(params, workspace)
     network = workspace.champion / "bundle" / "payload" / "model.onnx"
     before = sha256_file(network)
     network.write_bytes(network.read_bytes()[:-1] + b"\0")
     with pytest.raises(ClearwayError) as caught:
-        validate(params, workspace)
+        judge(params, workspace)
     assert str(network) in str(caught.value)
     assert before in str(caught.value)
 
@@ -227,10 +236,10 @@ def test_a_corrupted_champion_stops_and_names_the_file(tmp_path: Path) -> None:
 def test_the_same_model_again_is_unchanged(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    validate(params, workspace)
+    judge(params, workspace)
     digest = promote(params, workspace)
     assert train(params, workspace).digest == digest
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.verdict.verdict == "unchanged"
     assert validation.verdict.gates == ()
     assert validation.metrics["challenger"] == validation.metrics["champion"]
@@ -240,15 +249,35 @@ def test_the_same_model_again_is_unchanged(tmp_path: Path) -> None:
 def test_a_worse_model_than_the_champion_is_rejected(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    validate(params, workspace)
+    judge(params, workspace)
     digest = promote(params, workspace)
     weaker = {"train": {"arguments": {"max_iter": 1, "max_leaf_nodes": 2}}}
     changed, _ = flat_project(tmp_path / "weaker", gates={"floors": {"roc_auc": 0.52}, "baseline_gain": -1.0}, **weaker)
     train(changed, workspace)
-    validation = validate(changed, workspace)
+    validation = judge(changed, workspace)
     assert validation.verdict.verdict == "rejected"
-    assert failed(validation) == {"champion"}
+    assert "champion" in failed(validation)
+    assert all(name == "champion" or name.startswith("slice_discovered_") for name in failed(validation))
     assert f"compared with champion {digest[:12]}" in validation.verdict.reason
+
+
+def test_a_model_that_is_broken_in_one_slice_is_rejected_and_the_slice_is_named(tmp_path: Path) -> None:
+    gates = {"champion": {"margin": 0.5}, "slices": {"declared": ["colour"], "min_rows": 100}, "floors": {}}
+    params, workspace = flat_project(tmp_path, gates={**gates, "baseline_gain": None})
+    train(params, workspace)
+    judge(params, workspace)
+    promote(params, workspace)
+    path = workspace.features / "training.parquet"
+    frame = pd.read_parquet(path)
+    red = (frame["colour"] == "red").fillna(False)
+    frame.loc[red, "label"] = 1 - frame.loc[red, "label"]
+    frame.to_parquet(path)
+    train(params, workspace)
+    validation = judge(params, workspace)
+    assert "slice_colour=red" in failed(validation)
+    assert not failed(validation) & {"champion", "slice_colour=green", "slice_colour=blue"}
+    assert "slice_colour=red" in validation.verdict.reason
+    assert package(params, workspace).digest is None
 
 
 def test_a_threshold_worse_than_the_champions_is_rejected(tmp_path: Path) -> None:
@@ -256,7 +285,7 @@ def test_a_threshold_worse_than_the_champions_is_rejected(tmp_path: Path) -> Non
     gates = {"champion": {"metric": "f1", "margin": 0.01}, "baseline_gain": None}
     params, workspace = flat_project(tmp_path, gates=gates)
     train(params, workspace)
-    before = validate(params, workspace).metrics["challenger"]
+    before = judge(params, workspace).metrics["challenger"]
     promote(params, workspace)
     path = workspace.params_file
     changed = yaml.safe_load(path.read_text())
@@ -264,7 +293,7 @@ def test_a_threshold_worse_than_the_champions_is_rejected(tmp_path: Path) -> Non
     path.write_text(yaml.safe_dump(changed))
     params = load_params(path)
     train(params, workspace)
-    validation = validate(params, workspace)
+    validation = judge(params, workspace)
     assert validation.metrics["champion"] == before
     assert validation.verdict.verdict == "rejected"
     assert "champion" in failed(validation)
@@ -273,7 +302,7 @@ def test_a_threshold_worse_than_the_champions_is_rejected(tmp_path: Path) -> Non
 def test_a_champion_that_needs_a_feature_the_holdout_lacks_is_a_failed_gate(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    validate(params, workspace)
+    judge(params, workspace)
     promote(params, workspace)
     for window in ("training", "holdout"):
         path = workspace.features / f"{window}.parquet"
@@ -281,23 +310,65 @@ def test_a_champion_that_needs_a_feature_the_holdout_lacks_is_a_failed_gate(tmp_
     described = read_json(workspace.features / "features.json")
     write_json(workspace.features / "features.json", {**described, "numeric": ["size", "weight"]})
     train(params, workspace)
-    validation = validate(params, workspace)
-    assert failed(validation) == {"champion"}
+    validation = judge(params, workspace)
+    assert failed(validation) == {"champion", "schema_compatibility"}
     assert "features missing from the table: noise" in validation.verdict.reason
+
+
+def test_a_leaked_target_is_rejected_and_named(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    random = np.random.default_rng(3)
+    for window in ("training", "holdout"):
+        path = workspace.features / f"{window}.parquet"
+        frame = pd.read_parquet(path)
+        frame.assign(noise=frame["label"] + random.normal(0, 0.05, len(frame))).to_parquet(path)
+    train(params, workspace)
+    validation = judge(params, workspace)
+    assert failed(validation) == {"target_leakage"}
+    assert "noise" in validation.verdict.reason
+    assert_nothing_deployable(params, workspace)
+
+
+def test_rows_in_both_windows_are_rejected(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    training, holdout = (pd.read_parquet(workspace.features / f"{name}.parquet") for name in ("training", "holdout"))
+    pd.concat([holdout, training.head(40)]).to_parquet(workspace.features / "holdout.parquet")
+    train(params, workspace)
+    validation = judge(params, workspace)
+    assert failed(validation) == {"split_row_ids", "split_duplicates"}
+    assert_nothing_deployable(params, workspace)
+
+
+def test_a_model_that_breaks_its_behaviour_is_rejected(tmp_path: Path) -> None:
+    tests = [{"name": "weight_is_nothing", "column": "weight", "add": 1.0, "expect": "same"}]
+    params, workspace = flat_project(tmp_path, gates={"behaviour": tests})
+    train(params, workspace)
+    validation = judge(params, workspace)
+    assert failed(validation) == {"behaviour_weight_is_nothing"}
+    assert_nothing_deployable(params, workspace)
+
+
+def test_a_model_too_slow_for_its_server_is_rejected(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path, gates={"through_server": True, "latency_ms": 0.01})
+    train(params, workspace)
+    validation = judge(params, workspace)
+    assert failed(validation) == {"served_latency_p95_ms"}
+    assert "served_latency_p95_ms" in validation.verdict.reason
+    assert_nothing_deployable(params, workspace)
 
 
 def test_an_unknown_metric_is_wrong_usage(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path, gates={"floors": {"auc": 0.7}})
     train(params, workspace)
     with pytest.raises(UsageError, match=r"gates.floors: unknown metric 'auc' \(known: roc_auc"):
-        validate(params, workspace)
+        judge(params, workspace)
 
 
 def test_the_estimator_in_the_bundle_scores_as_its_onnx_graph(tmp_path: Path) -> None:
     """For both roles, from the kept bundle alone."""
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
-    validate(params, workspace)
+    judge(params, workspace)
     outcome = package(params, workspace)
     frame = pd.read_parquet(workspace.features / "holdout.parquet")
     for digest in (outcome.digest, outcome.baseline_digest):

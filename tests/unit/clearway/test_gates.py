@@ -1,14 +1,19 @@
 """The gates are pure: labels, scores and numbers in, a judgement out."""
 
+import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from clearway.errors import UsageError
 from clearway.gates import (
     Gate,
     Holdout,
+    Interval,
     baseline_gate,
     champion_gate,
     constant_gate,
@@ -52,6 +57,17 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         assert found.upper is not None
         covered += found.lower <= truth <= found.upper
     assert 80 <= covered <= 98
+
+
+def test_a_bound_beyond_all_resamples_is_not_the_last_of_them() -> None:
+    random = np.random.default_rng(5)
+    labels = (random.random(2000) < 0.3).astype(np.float64)
+    scores = np.clip(labels * 0.2 + random.random(2000) * 0.8, 0, 1)
+    usual, strict = (Holdout(labels, 0.5, level, 400, 1).interval(METRICS["f1"], scores) for level in (0.95, 0.9999))
+    assert usual.lower is not None
+    assert strict.lower is not None
+    spread = (usual.estimate - usual.lower) / 1.645
+    assert usual.estimate - strict.lower == pytest.approx(3.72 * spread, rel=0.15)
 
 
 def test_a_paired_comparison_is_sharper_than_two_intervals() -> None:
@@ -160,6 +176,124 @@ def test_the_champion_answers_from_its_own_threshold() -> None:
     assert champion_gate(careless, "f1", GOOD, GOOD, 0.01, threshold=0.4).status == "fail"
     assert champion_gate(holdout(), "f1", GOOD, GOOD, 0.01, threshold=0.9).status == "pass"
     assert champion_gate(careless, "roc_auc", GOOD, GOOD, 0.01, threshold=0.4).status == "pass"
+
+
+SLIGHTLY = np.clip(GOOD + 0.01 * np.random.default_rng(8).normal(size=ROWS), 0, 1)
+PAIRS = np.arange(ROWS) // 2
+
+
+def grouped(groups: np.ndarray = PAIRS) -> Holdout:
+    return replace(holdout(), groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "said_of_entities"),
+    [
+        ("roc_auc", "(DeLong)", "(DeLong over 1,000 entities)"),
+        ("accuracy", "exact McNemar p = ", "(paired bootstrap over 1,000 entities)"),
+        ("brier", "(paired bootstrap)", "(paired bootstrap over 1,000 entities)"),
+    ],
+)
+def test_the_champion_is_compared_by_the_method_for_the_metric_and_says_which(
+    name: str, said: str, said_of_entities: str
+) -> None:
+    assert said in champion_gate(holdout(), name, SLIGHTLY, GOOD, 0.01).detail
+    assert said_of_entities in champion_gate(grouped(), name, SLIGHTLY, GOOD, 0.01).detail
+
+
+def test_the_formulas_agree_with_the_bootstrap() -> None:
+    """The bounds of the same gain, within the bootstrap's own noise."""
+    many = replace(holdout(), resamples=1000)
+    for name in ("roc_auc", "accuracy"):
+        formula = champion_gate(many, name, WORSE, GOOD, 0.01)
+        resampled = many.gain(METRICS[name], WORSE, GOOD)
+        assert formula.estimate == pytest.approx(resampled.estimate)
+        assert formula.lower == pytest.approx(resampled.lower, abs=0.003)
+        assert formula.upper == pytest.approx(resampled.upper, abs=0.003)
+
+
+def test_accuracy_is_of_each_models_own_threshold() -> None:
+    gate = champion_gate(holdout(), "accuracy", SLIGHTLY, GOOD, 0.01, threshold=0.35)
+    ours, theirs = ((scores >= at) == (LABELS == 1) for scores, at in ((SLIGHTLY, 0.4), (GOOD, 0.35)))
+    assert gate.estimate == pytest.approx(ours.mean() - theirs.mean())
+    assert f"{(ours & ~theirs).sum():,} rows only it answers rightly" in gate.detail
+    assert f"{(theirs & ~ours).sum():,} only the champion" in gate.detail
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+def test_the_champions_own_scores_pass_by_every_metric(name: str, margin: float) -> None:
+    gate = champion_gate(holdout(60), name, GOOD[:60], GOOD[:60], margin)
+    assert (gate.status, gate.estimate, gate.lower, gate.upper) == ("pass", 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1"])
+def test_the_same_answers_from_other_scores_are_no_certainty_in_few_rows(name: str) -> None:
+    other = np.where(GOOD >= 0.4, GOOD + 0.001, GOOD - 0.001)
+    assert champion_gate(holdout(60), name, other[:60], GOOD[:60], 0.01).status == "unknown"
+    assert champion_gate(holdout(), name, other, GOOD, 0.01).status == "pass"
+
+
+def test_an_uncertain_comparison_says_which_margin_the_rows_resolve() -> None:
+    few = champion_gate(holdout(200), "roc_auc", NOISE[:200], NOISE[::-1][:200], 0.01)
+    assert (few.status, few.n) == ("unknown", 200)
+    assert few.lower is not None
+    assert few.upper is not None
+    resolved = (few.upper - few.lower) / 2
+    said = re.search(r"these rows resolve a margin of (\S+) at best, 0\.01 needs about (\S+) rows", few.detail)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(resolved, rel=0.05)
+    assert int(said[2].replace(",", "")) == pytest.approx(200 * (resolved / 0.01) ** 2, abs=1)
+    none = champion_gate(holdout(200), "roc_auc", NOISE[:200], NOISE[::-1][:200], 0.0)
+    assert none.detail.endswith(" at best")
+
+
+def test_a_difference_near_the_margin_is_uncertain_whatever_the_rows() -> None:
+    found = champion_gate(holdout(), "roc_auc", WORSE, GOOD, 0.01)
+    assert found.estimate is not None
+    near = champion_gate(holdout(), "roc_auc", WORSE, GOOD, -found.estimate)
+    assert near.status == "unknown"
+    assert "the difference itself is close to the margin" in near.detail
+
+
+def test_a_single_entity_or_few_are_never_a_pass() -> None:
+    for groups in (np.zeros(ROWS, int), np.arange(ROWS) % 9):
+        for name in ("roc_auc", "accuracy", "brier"):
+            gate = champion_gate(grouped(groups), name, GOOD, WORSE, 0.01)
+            assert gate.status == "unknown"
+            assert "entities where rows share them" in gate.detail
+        assert floor_gate(grouped(groups), "roc_auc", 0.1, GOOD).status == "fail"
+        assert baseline_gate(grouped(groups), "roc_auc", GOOD, WORSE, -1).status == "unknown"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_saying_each_row_three_times_adds_no_evidence_once_it_is_known(name: str) -> None:
+    once = Holdout(LABELS[:500], 0.4, 0.95, 200, 1)
+    three = Holdout(np.repeat(LABELS[:500], 3), 0.4, 0.95, 200, 1, np.repeat(np.arange(500), 3))
+    short = once.interval(METRICS[name], GOOD[:500])
+    told = three.interval(METRICS[name], np.repeat(GOOD[:500], 3))
+    untold = replace(three, groups=None).interval(METRICS[name], np.repeat(GOOD[:500], 3))
+    assert (told.lower, told.upper) == pytest.approx((short.lower, short.upper))
+    assert width(untold) < 0.75 * width(short)
+    gains = [h.gain(METRICS[name], *(np.repeat(s[:500], k) for s in (GOOD, WORSE))) for h, k in ((once, 1), (three, 3))]
+    assert (gains[0].lower, gains[0].upper) == pytest.approx((gains[1].lower, gains[1].upper))
+
+
+def width(found: Interval) -> float:
+    assert found.lower is not None
+    assert found.upper is not None
+    return found.upper - found.lower
+
+
+def test_few_draws_reach_as_far_as_students_t() -> None:
+    """Of 10 entities the plain 5% percentile would be missed by 7.7%: Hesterberg's is the one at 2.7%."""
+    labels, scores = np.arange(10) % 2.0, np.linspace(0, 1, 10) ** 2
+    found = Holdout(labels, 0.5, 0.95, 200, 7, np.arange(10)).interval(METRICS["brier"], scores)
+    random, losses = np.random.default_rng(7), (scores - labels) ** 2
+    means = [losses[random.integers(0, 10, 10)].mean() for _ in range(200)]
+    tail = norm.cdf(-np.sqrt(10 / 9) * student.ppf(0.95, 9))
+    assert 0.026 < tail < 0.027
+    assert (found.lower, found.upper) == pytest.approx(np.quantile(means, [tail, 1 - tail]))
 
 
 def test_a_lower_loss_counts_as_better_than_the_champion() -> None:
