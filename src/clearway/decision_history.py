@@ -5,17 +5,14 @@ its snapshot was first decided on. So the same question asked again sees the sam
 ``build/past_decisions.json`` can be a hashed input of the stage that decides.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clearway.decision import WINDOWED, Decision, LastRetrain, PastWindow, TriggerName
 from clearway.errors import ClearwayError
-from clearway.files import read_json, sha256_file, write_json, write_text
+from clearway.files import add_line, held, read_json, sha256_file, write_json
 from clearway.params import Params, describe
 from clearway.workspace import Workspace
 
@@ -75,28 +72,13 @@ def record_decision(decision: Decision, workspace: Workspace, *, at: datetime, r
         The history is damaged, or another command holds it.
     """
     path = workspace.decisions
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise ClearwayError(f"{lock.lock_file} is held by another command: wait for it to end") from None
-    try:
+    with held(path.with_name(f"{path.name}.lock"), LOCK_SECONDS):
         history = read_history(workspace)
         if history and (history[-1].run, history[-1].decision) == (run, decision):
             return False
-        line: dict[str, Any] = {
-            "at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "run": run,
-            "decision": decision.model_dump(mode="json"),
-        }
-        # The lines that are there stay as they are, byte for byte: two runs' histories are joined by their lines.
-        before = path.read_text(encoding="utf-8") if history else ""
-        before += "\n" if before and not before.endswith("\n") else ""
-        write_text(path, before + json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
+        moment = at.isoformat(timespec="seconds").replace("+00:00", "Z")
+        add_line(path, {"at": moment, "run": run, "decision": decision.model_dump(mode="json")})
         return True
-    finally:
-        lock.release()
 
 
 def read_history(workspace: Workspace) -> list[Record]:

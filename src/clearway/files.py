@@ -12,9 +12,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from clearway.errors import ClearwayError
 
 _ABANDONED_SECONDS = 86_400.0
+
+
+@contextmanager
+def held(lock: Path, seconds: float) -> Iterator[None]:
+    """Hold the file ``lock``, for which to wait at most so many seconds; its folder is made.
+
+    Raises
+    ------
+    ClearwayError
+        Another command holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    one = FileLock(lock)
+    try:
+        one.acquire(timeout=seconds)
+    except Timeout:
+        raise ClearwayError(f"{lock} is held by another command for {seconds:.0f} s: wait for it to end") from None
+    try:
+        yield
+    finally:
+        one.release()
+
+
+def add_line(path: Path, content: Any) -> None:
+    """Add ``content`` as a line of JSON. The lines that are there stay byte for byte: histories are joined by lines."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before += "\n" if before and not before.endswith("\n") else ""
+    write_text(path, before + json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 @contextmanager

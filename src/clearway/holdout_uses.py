@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.champion import read_champion
 from clearway.columns import ROW_ID
 from clearway.errors import ClearwayError
-from clearway.files import read_json, write_json, write_text
+from clearway.files import add_line, held, read_json, write_json
 from clearway.gates import Gate
 from clearway.metrics import Floats
 from clearway.params import describe
@@ -149,26 +148,11 @@ def count_uses(workspace: Workspace, *, at: datetime) -> HoldoutUses:
     champion = read_champion(workspace)
     judged = champion.bootstrap or champion.digest != challenger
     path = workspace.var / LOG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise ClearwayError(f"{lock.lock_file} is held by another command: wait for it to end") from None
-    try:
+    with held(path.with_name(f"{path.name}.lock"), LOCK_SECONDS):
         log = read_log(workspace)
         if judged and not any((use.holdout, use.challenger) == (holdout, challenger) for use in log):
-            line = {
-                "at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
-                "challenger": challenger,
-                "holdout": holdout,
-            }
-            # The lines that are there stay as they are, byte for byte: two runs' logs are joined by their lines.
-            before = path.read_text(encoding="utf-8") if log else ""
-            before += "\n" if before and not before.endswith("\n") else ""
-            write_text(path, before + json.dumps(line, sort_keys=True) + "\n")
-    finally:
-        lock.release()
+            moment = at.isoformat(timespec="seconds").replace("+00:00", "Z")
+            add_line(path, {"at": moment, "challenger": challenger, "holdout": holdout})
     uses = HoldoutUses(holdout=holdout, challenger=challenger, earlier=earlier_challengers(log, holdout, challenger))
     write_json(workspace.build / FOUND, uses.model_dump(mode="json"))
     return uses

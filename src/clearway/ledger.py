@@ -25,11 +25,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import ClearwayError
-from clearway.files import canonical_json, fsync_directory, sha256_bytes, write_json
+from clearway.files import canonical_json, fsync_directory, held, sha256_bytes, write_json
 from clearway.params import describe
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -158,18 +157,8 @@ def locked(folder: Path) -> Iterator[None]:
     ClearwayError
         Another command holds it for more than ``LOCK_SECONDS``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "ledger.lock")
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise ClearwayError(
-            f"{folder / 'ledger.lock'} is held by another command for {LOCK_SECONDS:.0f} s: wait for it to end"
-        ) from None
-    try:
+    with held(folder / "ledger.lock", LOCK_SECONDS):
         yield
-    finally:
-        lock.release()
 
 
 def head(entries: Sequence[Entry]) -> Entry | None:

@@ -3,12 +3,15 @@
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from clearway.files import canonical_json, sha256_bytes, sha256_file
+from clearway.errors import ClearwayError
+from clearway.files import canonical_json, read_json, sha256_bytes, sha256_file
 from clearway.params import Params
 from clearway.project import definitions_sha256
 from clearway.workspace import Workspace
@@ -64,6 +67,48 @@ class Lineage(BaseModel):
     trigger: str
     reasons: tuple[str, ...]
     packages: dict[str, str]
+
+
+def lineage_of(params: Params, workspace: Workspace, role: str, metrics: Mapping[str, float]) -> Lineage:
+    """What the model in ``build/`` was made from, by the files that the stages have left.
+
+    Parameters
+    ----------
+    role : str
+        ``challenger`` or ``baseline``.
+    metrics : mapping of str to float
+        Of this model on its holdout.
+
+    Raises
+    ------
+    ClearwayError
+        A stage that must run first has not.
+    """
+    described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
+    decided = workspace.reports / "decision.json"
+    decision: dict[str, Any] = {"reasons": [], "evidence": {"trigger": "manual"}}
+    if decided.is_file():
+        decision = read_json(decided)
+    if not workspace.snapshot.is_file():
+        raise ClearwayError(f"{workspace.snapshot} is missing: run scripts/ingest.py first")
+    lock = workspace.root / "dvc.lock"
+    return Lineage(
+        project=params.project.name,
+        role=role,
+        as_of=params.time(),
+        snapshot_sha256=sha256_file(workspace.snapshot),
+        recipe_sha256=recipe_sha256(params, workspace),
+        training_rows=described["rows"]["training"],
+        labelled_rows=described["rows"]["training"] + described["rows"]["holdout"],
+        trained_until=described.get("answers_until", {}).get("training"),
+        metrics=dict(metrics),
+        git_commit=git_commit(workspace.root),
+        code_commit=code_commit(),
+        lock_sha256=sha256_file(lock) if lock.is_file() else None,
+        trigger=decision["evidence"]["trigger"],
+        reasons=tuple(decision["reasons"]),
+        packages=package_versions(),
+    )
 
 
 def recipe_sha256(params: Params, workspace: Workspace) -> str:

@@ -14,7 +14,7 @@ from clearway.bundle import CHALLENGER, PAYLOAD, Bundle, BundleError, payload_di
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import read_json, sha256_file
 from clearway.ledger import read_ledger, stable_digest
-from clearway.lineage import Lineage, code_commit, git_commit, package_versions, recipe_sha256
+from clearway.lineage import Lineage, lineage_of
 from clearway.model import FEATURES, PARAMS, SCHEMA
 from clearway.params import Params, describe
 from clearway.snapshot import Snapshot
@@ -151,29 +151,7 @@ def read_build(params: Params, workspace: Workspace) -> ModelRecord:
     validation = read_json(report) if report.is_file() else {}
     if validation.get("digest") != digest:
         validation = {"verdict": "not judged", "reason": "run scripts/validate_model.py"}
-    described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
-    decided = workspace.reports / "decision.json"
-    decision: dict[str, Any] = {"reasons": [], "evidence": {"trigger": "manual"}}
-    if decided.is_file():
-        decision = read_json(decided)
-    lock = workspace.root / "dvc.lock"
-    lineage = Lineage(
-        project=params.project.name,
-        role=CHALLENGER,
-        as_of=params.time(),
-        snapshot_sha256=sha256_file(workspace.snapshot),
-        recipe_sha256=recipe_sha256(params, workspace),
-        training_rows=described["rows"]["training"],
-        labelled_rows=described["rows"]["training"] + described["rows"]["holdout"],
-        trained_until=described.get("answers_until", {}).get("training"),
-        metrics=validation.get("metrics", {}).get(CHALLENGER, {}),
-        git_commit=git_commit(workspace.root),
-        code_commit=code_commit(),
-        lock_sha256=sha256_file(lock) if lock.is_file() else None,
-        trigger=decision["evidence"]["trigger"],
-        reasons=tuple(decision["reasons"]),
-        packages=package_versions(),
-    )
+    lineage = lineage_of(params, workspace, CHALLENGER, validation.get("metrics", {}).get(CHALLENGER, {}))
     payload = read_json(workspace.model / FEATURES)
     return ModelRecord(
         digest=digest,

@@ -12,9 +12,8 @@ from clearway.calibration import read_calibration
 from clearway.cli import markdown_cell
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
-from clearway.errors import ClearwayError
-from clearway.files import atomic_directory, canonical_json, read_json, sha256_file, write_json
-from clearway.lineage import Lineage, code_commit, git_commit, package_versions, recipe_sha256
+from clearway.files import atomic_directory, canonical_json, read_json, write_json
+from clearway.lineage import Lineage, lineage_of
 from clearway.model import Model, load_estimator, load_payload
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
@@ -86,7 +85,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             times=rows.get(PREDICTION_TIME),
             seed=params.seed,
         )
-    lineage = _lineage(params, workspace, validation, role)
+    lineage = lineage_of(params, workspace, role, validation["metrics"][role])
     lock = workspace.root / "dvc.lock"
     made = pack(
         payload,
@@ -108,34 +107,6 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
     if role == BASELINE:
         reference.unlink()
     return made
-
-
-def _lineage(params: Params, workspace: Workspace, validation: dict[str, Any], role: str) -> Lineage:
-    described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
-    decided = workspace.reports / "decision.json"
-    decision: dict[str, Any] = (
-        read_json(decided) if decided.exists() else {"reasons": [], "evidence": {"trigger": "manual"}}
-    )
-    if not workspace.snapshot.is_file():
-        raise ClearwayError(f"{workspace.snapshot} is missing: run scripts/ingest.py first")
-    lock = workspace.root / "dvc.lock"
-    return Lineage(
-        project=params.project.name,
-        role=role,
-        as_of=params.time(),
-        snapshot_sha256=sha256_file(workspace.snapshot),
-        recipe_sha256=recipe_sha256(params, workspace),
-        training_rows=described["rows"]["training"],
-        labelled_rows=described["rows"]["training"] + described["rows"]["holdout"],
-        trained_until=described.get("answers_until", {}).get("training"),
-        metrics=validation["metrics"][role],
-        git_commit=git_commit(workspace.root),
-        code_commit=code_commit(),
-        lock_sha256=sha256_file(lock) if lock.is_file() else None,
-        trigger=decision["evidence"]["trigger"],
-        reasons=tuple(decision["reasons"]),
-        packages=package_versions(),
-    )
 
 
 def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
