@@ -1,6 +1,8 @@
 """A model as the line runs it: verified bytes, then ONNX Runtime; and the scikit-learn estimator behind it."""
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,11 +163,13 @@ def read_estimator(content: bytes) -> Any:
     Raises
     ------
     ClearwayError
-        The bytes are no skops file, or ask for a type that is not in ``TRUSTED_TYPES``.
+        The bytes are no skops file, or one that would unpack to more than it is, or ask for a type that is not in
+        ``TRUSTED_TYPES``.
     """
     import skops.io
     from skops.io.exceptions import UntrustedTypesFoundException
 
+    _check_archive(content)
     try:
         return skops.io.loads(content, trusted=list(TRUSTED_TYPES))
     except UntrustedTypesFoundException:
@@ -175,6 +179,21 @@ def read_estimator(content: bytes) -> Any:
         ) from None
     except Exception as error:  # a damaged archive fails anywhere in zipfile, json or numpy
         raise ClearwayError(f"not a readable skops file ({type(error).__name__}: {error})") from None
+
+
+def _check_archive(content: bytes) -> None:
+    """Refuse an archive that unpacks to more than its bytes: :mod:`clearway.export` stores entries as they are."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise ClearwayError(f"not a readable skops file ({type(error).__name__}: {error})") from None
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ClearwayError(f"refused, {packed[0]!r} in it is compressed, which this line never writes")
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > len(content):
+        raise ClearwayError(f"refused, its {len(content):,} bytes claim to hold {unpacked:,}")
 
 
 def _read(folder: Path) -> dict[str, bytes]:

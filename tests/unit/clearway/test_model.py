@@ -1,6 +1,10 @@
 """A model is loaded from verified bytes only, and answers what its estimator answered."""
 
+import copy
+import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +117,46 @@ def test_trees_are_on_the_allow_list_though_skops_asks(payload: Path) -> None:
     assert skops.io.get_untrusted_types(data=content) == ["sklearn.tree._tree.Tree"]
     (payload / "model.skops").write_bytes(content)
     np.testing.assert_array_equal(load_estimator(payload).predict_proba(MATRIX), tree.predict_proba(MATRIX))
+
+
+class Bomb:
+    """Pickled, it touches a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_place_of_the_estimator_is_not_run(payload: Path, tmp_path: Path) -> None:
+    (payload / "model.skops").write_bytes(pickle.dumps(Bomb(tmp_path / "went off")))
+    with pytest.raises(ClearwayError, match=r"model\.skops: not a readable skops file"):
+        load_estimator(payload)
+    assert not (tmp_path / "went off").exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_refused_by_name(payload: Path) -> None:
+    path = payload / "model.skops"
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.npy", bytes(5_000_000))
+    with pytest.raises(ClearwayError, match=r"model\.skops: refused, 'zeros\.npy' in it is compressed"):
+        load_estimator(payload)
+
+
+def test_entries_that_overlap_are_refused(payload: Path) -> None:
+    """Many names for the same stored bytes."""
+    path = payload / "model.skops"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("once.npy", bytes(50_000))
+        first = archive.getinfo("once.npy")
+        for number in range(20):
+            again = copy.copy(first)
+            again.filename = f"again{number}.npy"
+            archive.filelist.append(again)
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(ClearwayError, match=r"model\.skops: refused, its [\d,]+ bytes claim to hold 1,0\d\d,\d+"):
+        load_estimator(payload)
 
 
 def test_a_damaged_or_missing_estimator_is_one_clear_line(payload: Path) -> None:
