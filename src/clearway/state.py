@@ -387,6 +387,8 @@ def _kept(var: Path) -> dict[str, bytes]:
 
 
 def _left_behind(path: PurePosixPath) -> bool:
+    if path.parts[0] == "bundles":  # whole or not at all, whatever their files are called
+        return False
     return any(PurePosixPath(part).match(pattern) for part in path.parts for pattern in LEFT_BEHIND)
 
 
