@@ -29,8 +29,15 @@ def main() -> None:
 
 
 def _peak_bytes() -> int:
-    """Largest resident size so far; Linux counts it in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Largest resident size so far.
+
+    On Linux of this program alone: ``ru_maxrss`` also counts the process that started it, as it was before ``exec``.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (FileNotFoundError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

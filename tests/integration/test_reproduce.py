@@ -85,6 +85,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     for folder in ("src/clearway", "scripts"):
         shutil.copytree(here / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(here / "dvc.yaml", home / "dvc.yaml")
+    (home / ".gitignore").write_text("__pycache__/\n")
     write_flat_project = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["write_flat_project"]
     project = write_flat_project(home / "models" / "cells")
     params = yaml.safe_load((project / "params.yaml").read_text())

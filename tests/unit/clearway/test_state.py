@@ -38,7 +38,9 @@ class Checkout:
         payload = self.workspace.build / f"payload-{name}"
         payload.mkdir(parents=True)
         (payload / "model.onnx").write_text(name)
-        bundle = pack(payload, {"note.txt": b"made by a test", "dvc.lock": b"stages: {}"}, self.workspace.build / f"bundle-{name}")
+        bundle = pack(
+            payload, {"note.txt": b"made by a test", "dvc.lock": b"stages: {}"}, self.workspace.build / f"bundle-{name}"
+        )
         digest = keep(bundle.path, self.workspace.bundles)
         folder = self.workspace.environment(environment)
         change = Change(action="deploy", stable=digest, actor="test", reason="a test deploys")
