@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, Validati
 
 from clearway.decision import WINDOWED, Decision, LastRetrain, PastWindow, TriggerName
 from clearway.errors import ClearwayError
-from clearway.files import add_line, held, read_json, sha256_file, write_json
+from clearway.files import add_line, held, history_lines, read_json, sha256_file, write_json
 from clearway.params import Params, describe
 from clearway.workspace import Workspace
 
@@ -90,14 +90,8 @@ def read_history(workspace: Workspace) -> list[Record]:
         A line is no decision.
     """
     path = workspace.decisions
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClearwayError(f"{path} cannot be read ({error}): restore the file, or move it aside") from None
     history = []
-    for number, line in enumerate(filter(None, content.split("\n")), start=1):
+    for number, line in enumerate(filter(None, history_lines(path)), start=1):
         try:
             history.append(Record.model_validate_json(line))
         except ValidationError:

@@ -40,6 +40,22 @@ def held(lock: Path, seconds: float) -> Iterator[None]:
         one.release()
 
 
+def history_lines(path: Path) -> list[str]:
+    """The lines that :func:`add_line` has added, and what else is there; none if there is no file.
+
+    Raises
+    ------
+    ClearwayError
+        The file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClearwayError(f"{path} cannot be read ({error}): restore the file, or move it aside") from None
+
+
 def add_line(path: Path, content: Any) -> None:
     """Add ``content`` as a line of JSON. The lines that are there stay byte for byte: histories are joined by lines."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""

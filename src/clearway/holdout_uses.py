@@ -19,6 +19,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -26,12 +27,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from clearway.champion import read_champion
 from clearway.columns import ROW_ID
 from clearway.errors import ClearwayError
-from clearway.files import add_line, held, read_json, write_json
-from clearway.gates import Gate
-from clearway.metrics import Floats
+from clearway.files import add_line, held, history_lines, read_json, write_json
+from clearway.labelled_rows import read_rows
 from clearway.params import describe
-from clearway.training import read_rows
 from clearway.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clearway.gates import Gate
+    from clearway.metrics import Floats
 
 LOG, FOUND = "holdout_uses.jsonl", "holdout_uses.json"
 MADE_BY = "scripts/count_holdout_uses.py"
@@ -67,7 +70,7 @@ class HoldoutUses(BaseModel):
         return len(self.earlier) + 1
 
 
-def holdout_identity(row_ids: "pd.Series[str]", labels: Floats) -> Sha256:
+def holdout_identity(row_ids: "pd.Series[str]", labels: "Floats") -> Sha256:
     """What makes a holdout this one: its rows and their answers, in any order.
 
     Parameters
@@ -105,7 +108,7 @@ def corrected_confidence(confidence: float, place: int) -> float:
     return 1 - (1 - confidence) * 6 / (math.pi**2 * place**2)
 
 
-def uses_gate(uses: HoldoutUses, confidence: float, most: int | None) -> Gate:
+def uses_gate(uses: HoldoutUses, confidence: float, most: int | None) -> "Gate":
     """At which confidence this challenger is judged, and whether the holdout is worn out.
 
     Parameters
@@ -116,6 +119,8 @@ def uses_gate(uses: HoldoutUses, confidence: float, most: int | None) -> Gate:
     most : int or None
         Challengers that one holdout may judge; None: any number.
     """
+    from clearway.gates import Gate  # imports scikit-learn, which the count does without
+
     passed = most is None or uses.place <= most
     limit = "" if most is None else f", at most {most} are allowed: take a newer holdout (split, as_of)"
     detail = (
@@ -167,14 +172,8 @@ def read_log(workspace: Workspace) -> list[Use]:
         The file cannot be read, or a line is no use.
     """
     path = workspace.var / LOG
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClearwayError(f"{path} cannot be read ({error}): restore the file, or move it aside") from None
     log = []
-    for number, line in enumerate(content.split("\n"), start=1):
+    for number, line in enumerate(history_lines(path), start=1):
         if not line:
             continue
         try:

@@ -31,6 +31,7 @@ RECIPE_MODULES = (
     "features.py",
     "frames.py",
     "instants.py",
+    "labelled_rows.py",
     "point_in_time.py",
     "project.py",
     "repeats.py",

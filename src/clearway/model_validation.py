@@ -54,6 +54,7 @@ from clearway.holdout_uses import (
     read_uses,
     uses_gate,
 )
+from clearway.labelled_rows import read_rows
 from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
 from clearway.metrics import METRICS, Floats, measure, metric
 from clearway.model import Model, load_estimator, load_model, load_payload
@@ -64,7 +65,6 @@ from clearway.reporting import Page, Picture, Table, draw, write_page
 from clearway.robustness import noise_gate
 from clearway.served_latency import measure_served, served_latency_gate
 from clearway.slices import check_columns, slice_gates
-from clearway.training import read_rows
 from clearway.workspace import Workspace
 
 REPORT = "model_validation.json"
@@ -182,7 +182,6 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     simple = load_payload(workspace.baseline, trained["baseline"]["digest"])
     record = read_champion(workspace)
     frame, labels = read_rows(workspace, "holdout")
-    training, _ = read_rows(workspace, "training")
 
     matrix = challenger.schema.encode(frame)
     contenders = [
@@ -215,7 +214,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             champion=champion,
             contenders={contender.role: contender for contender in contenders},
             frame=frame,
-            training=training,
+            training=read_rows(workspace, "training")[0],
             matrix=matrix,
             estimated=estimated,
             holdout=holdout,

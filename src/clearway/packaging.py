@@ -13,12 +13,12 @@ from clearway.cli import markdown_cell
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
 from clearway.files import atomic_directory, canonical_json, read_json, write_json
+from clearway.labelled_rows import read_rows
 from clearway.lineage import Lineage, lineage_of
 from clearway.model import Model, load_estimator, load_payload
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
 from clearway.profile import read_reference, write_reference
-from clearway.training import read_rows
 from clearway.workspace import Workspace
 
 GOLDEN_ROWS = 64

@@ -387,6 +387,8 @@ def test_a_canary_that_defines_a_feature_otherwise_than_the_stable_version_is_re
 def test_a_canary_may_have_features_of_its_own_and_do_without_some(workspace: Workspace) -> None:
     stable = find_bundle(workspace, build(workspace, temp="last hour", wind="knots"))
     check_same_features(stable, find_bundle(workspace, build(workspace, temp="last hour", rain="mm")))
+    with pytest.raises(ClearwayError, match="defines temp otherwise"):  # what both have is compared all the same
+        check_same_features(stable, find_bundle(workspace, build(workspace, temp="last day", rain="mm")))
 
 
 def test_quarantine_and_release_are_entries_that_move_nothing(params: Params, workspace: Workspace) -> None:

@@ -21,10 +21,11 @@ from clearway.encoding import InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import canonical_onnx, canonical_skops, to_onnx, to_skops
 from clearway.files import read_json, write_json
+from clearway.labelled_rows import read_rows
 from clearway.model import TRUSTED_TYPES, load_payload, read_estimator
 from clearway.params import Params, load_params
 from clearway.profile import read_reference
-from clearway.training import Recipe, fit, make_estimator, read_rows, train
+from clearway.training import Recipe, fit, make_estimator, train
 from clearway.workspace import Workspace
 
 

@@ -636,7 +636,7 @@ def test_a_result_is_stored_and_read_again(ours, tmp_path):
 # What cannot be
 
 
-def refused(store, frame, *parts, features=("view:value",), kind=ClearwayError):
+def assert_refused(store, frame, *parts, features=("view:value",), kind=ClearwayError):
     with pytest.raises(kind) as caught:
         ask(store, frame, features)
     message = str(caught.value)
@@ -646,28 +646,30 @@ def refused(store, frame, *parts, features=("view:value",), kind=ClearwayError):
 
 
 def test_sql_and_no_questions_at_all_are_refused(ours):
-    refused(ours, "select * from questions", "entity_df is SQL text", kind=UsageError)
+    assert_refused(ours, "select * from questions", "entity_df is SQL text", kind=UsageError)
     with pytest.raises(UsageError, match="give a pandas DataFrame"):
         ours.get_historical_features(features=["view:value"], start_date=datetime(2024, 1, 1, tzinfo=UTC))
 
 
 def test_what_a_question_lacks_is_named(ours):
     frame = questions([(1, "a")])
-    refused(ours, frame.drop(columns="key"), "feature view 'view'", "no column 'key'")
-    refused(ours, frame.drop(columns="event_timestamp"), "no column 'event_timestamp'")
-    refused(ours, frame.assign(event_timestamp=1), "event_timestamp", "int64")
+    assert_refused(ours, frame.drop(columns="key"), "feature view 'view'", "no column 'key'")
+    assert_refused(ours, frame.drop(columns="event_timestamp"), "no column 'event_timestamp'")
+    assert_refused(ours, frame.assign(event_timestamp=1), "event_timestamp", "int64")
     for number in (1, 1.5, True):
         mixed = pd.concat([frame, frame]).astype({"event_timestamp": object}).reset_index(drop=True)
         mixed.loc[1, "event_timestamp"] = number
-        refused(ours, mixed, f"event_timestamp holds {number!r}, a number: give times")
-    refused(ours, frame.assign(event_timestamp="soon"), "entity_df cannot be read", "soon")
-    refused(ours, frame.assign(value=1), "two columns named 'value'", "full_feature_names")
-    refused(ours, frame.assign(mixed=pd.Series([b"1"])).assign(mixed=[object()]), "entity_df cannot be read", "mixed")
+        assert_refused(ours, mixed, f"event_timestamp holds {number!r}, a number: give times")
+    assert_refused(ours, frame.assign(event_timestamp="soon"), "entity_df cannot be read", "soon")
+    assert_refused(ours, frame.assign(value=1), "two columns named 'value'", "full_feature_names")
+    assert_refused(
+        ours, frame.assign(mixed=pd.Series([b"1"])).assign(mixed=[object()]), "entity_df cannot be read", "mixed"
+    )
 
 
 def test_a_key_that_is_text_here_and_a_number_there_is_named_with_both(ours):
     frame = questions([(1, "a")])
-    refused(
+    assert_refused(
         ours, frame.assign(key=1), "feature view 'view'", "key 'key'", "int in entity_df", "text in", "table.parquet"
     )
 
@@ -675,21 +677,21 @@ def test_a_key_that_is_text_here_and_a_number_there_is_named_with_both(ours):
 def test_a_missing_file_folder_or_column_is_named(ours, tmp_path):
     path, frame = tmp_path / "table.parquet", questions([(1, "a")])
     pq.write_table(pq.read_table(path).drop(["value"]), path)
-    refused(ours, frame, "feature view 'view'", str(path), "no column 'value'", "known_at, key")
+    assert_refused(ours, frame, "feature view 'view'", str(path), "no column 'value'", "known_at, key")
     twice = [times([0]), pa.array(["a"]), pa.array([1.0]), pa.array([2.0])]
     pq.write_table(pa.Table.from_arrays(twice, ["known_at", "key", "value", "value"]), path)
-    refused(ours, frame, "feature view 'view'", str(path), "2 columns named 'value'")
+    assert_refused(ours, frame, "feature view 'view'", str(path), "2 columns named 'value'")
     path.unlink()
-    refused(ours, frame, "feature view 'view'", str(path), "is missing")
+    assert_refused(ours, frame, "feature view 'view'", str(path), "is missing")
     path.mkdir()
-    refused(ours, frame, str(path), "holds no .parquet file")
+    assert_refused(ours, frame, str(path), "holds no .parquet file")
     (path / "broken.parquet").write_bytes(b"PAR1 but no more")
-    refused(ours, frame, "broken.parquet cannot be read")
+    assert_refused(ours, frame, "broken.parquet cannot be read")
     pq.write_table(pa.table({"known_at": ["now"], "key": ["a"], "value": [1.0]}), path / "broken.parquet")
-    refused(ours, frame, "column 'known_at'", "must be a time, found text")
+    assert_refused(ours, frame, "column 'known_at'", "must be a time, found text")
     pq.write_table(pa.table({"known_at": times([0]), "key": ["a"], "value": ["x"]}), path / "broken.parquet")
     pq.write_table(pa.table({"known_at": times([0]), "key": ["a"], "value": [1.0]}), path / "other.parquet")
-    refused(ours, frame, "differ in their types", "value")
+    assert_refused(ours, frame, "differ in their types", "value")
 
 
 def test_a_source_that_is_no_parquet_file_is_named(tmp_path):
