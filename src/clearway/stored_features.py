@@ -262,23 +262,24 @@ def _retrieve(
     asked = inputs.assign(event_timestamp=times, **{PREDICTION_TIME: seconds(times)})
     names = [*project.numeric, *project.categorical]
     try:
-        frame = store.get_historical_features(entity_df=asked.reset_index(drop=True), features=service).to_df()
+        table = store.get_historical_features(entity_df=asked.reset_index(drop=True), features=service).to_arrow()
     except ClearwayError:
         raise
     except Exception as error:  # an on-demand function is the project's own, and may raise anything
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ClearwayError(f"the features of {len(questions)} questions cannot be read: {cause}") from error
-    if len(frame) != len(questions):
+    if len(table) != len(questions):
         raise ClearwayError(
-            f"the offline store answered {len(frame)} of {len(questions)} questions: use one that keeps every row "
+            f"the offline store answered {len(table)} of {len(questions)} questions: use one that keeps every row "
             f"({params.feature_store}: offline_store.type)"
         )
-    if lost := [name for name in names if name not in frame.columns]:
+    if lost := [name for name in names if name not in table.column_names]:
         views = [view.name for view in definitions_of(project).on_demand if lost[0] in {f.name for f in view.features}]
         raise ClearwayError(
             f"on-demand view {', '.join(views)} gives no {lost[0]!r}: have its function return what its schema declares"
         )
-    found: pd.DataFrame = frame[names].set_axis(questions.index)
+    found: pd.DataFrame = table.select(names).to_pandas()  # what was asked with is not needed again: no copy of it
+    found.index = questions.index
     return found
 
 

@@ -222,16 +222,16 @@ def inputs(questions: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
 
 def schedule(given: Lists) -> Lists:
     """The flight's own schedule, on New York's clock; a time that cannot be read is missing."""
-    departures = given["scheduled_departure"]
-    clock = {text: _on_the_clock(text) for text in set(departures)}  # of a year's departures a third differ
+    departures, arrivals = given["scheduled_departure"], given["scheduled_arrival"]
+    clock = {text: _on_the_clock(text) for text in set(departures)}  # of a year's times a third differ
     starts = [clock[text] for text in departures]
-    ends = [_time(text) for text in given["scheduled_arrival"]]
+    ends = {text: _time(text) for text in set(arrivals)}
     return {
         "departure_minute": [minute for _, minute, _ in starts],
         "weekday": [weekday for _, _, weekday in starts],
         "scheduled_minutes": [
             (end - start).total_seconds() / 60 if start is not None and end is not None else None
-            for (start, _, _), end in zip(starts, ends, strict=True)
+            for (start, _, _), end in zip(starts, map(ends.__getitem__, arrivals), strict=True)
         ],
     }
 

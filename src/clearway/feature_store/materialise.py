@@ -258,7 +258,7 @@ class _Filling:
             full = since is None
             self._mark_filling(time)
             _make_space(self.store)
-            with _at_once(self.store):
+            with _at_once(self.store), _into_empty(self.store) if full else nullcontext():
                 if full:
                     self._empty()
                 written = {}
@@ -429,6 +429,20 @@ def _at_once(store: FeatureStore, *, durable: bool = True) -> AbstractContextMan
     if isinstance(online, EmbeddedOnlineStore):
         return online.transaction(store.config, durable=durable)
     return nullcontext()
+
+
+@contextmanager
+def _into_empty(store: FeatureStore) -> Iterator[None]:
+    """Let Feast's Redis store not ask of each key whether it has a newer row: it has none, and each is written once."""
+    settings = store.config.online_store
+    if not is_redis(store.config):
+        yield
+        return
+    before, settings.skip_dedup = settings.skip_dedup, True
+    try:
+        yield
+    finally:
+        settings.skip_dedup = before
 
 
 def _make_space(store: FeatureStore) -> None:
