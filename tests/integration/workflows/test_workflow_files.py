@@ -183,6 +183,19 @@ def test_versioned_data_is_asked_for_on_a_pull_request_and_before_a_delivery_tou
     assert not any(key in step for step in first if step.get("run") == asked for key in ("if", "continue-on-error"))
 
 
+def test_a_pull_request_builds_a_model_and_builds_it_again() -> None:
+    job = load(GITHUB / "workflows/pull_request.yml")["jobs"]["rebuild"]
+    commands = runs(job)
+    built, again = commands.index("dvc repro package"), commands.index('python scripts/reproduce.py "$DIGEST"')
+    assert built < again
+    (rebuild,) = [step for step in job["steps"] if "reproduce.py" in step.get("run", "")]
+    assert rebuild["if"] == "steps.package.outputs.verdict == 'passed'"
+    assert rebuild["env"] == {"DIGEST": "${{ steps.package.outputs.digest }}"}
+    assert not any("continue-on-error" in step for step in job["steps"])
+    insisted = [step.get("if") for step in job["steps"] if step.get("run") == "exit 1"]
+    assert insisted == ["steps.package.outputs.verdict == ''"], "without a verdict nothing is green"
+
+
 def test_deployments_happen_in_their_environments_one_after_the_other() -> None:
     jobs = load(GITHUB / "workflows/delivery.yml")["jobs"]
     assert {job: content["environment"] for job, content in jobs.items() if "environment" in content} == {
