@@ -14,7 +14,7 @@ PROJECT ?= .
 # Moves time: AS_OF=2013-10-01
 AS_OF ?=
 
-.PHONY: help setup run stop ui repro test test-unit test-integration test-workflows coverage lint format bench docs lock clean
+.PHONY: help setup run stop ui repro data-push data-pull test test-unit test-integration test-workflows coverage lint format bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -41,6 +41,12 @@ ui: setup ## open MLflow's pages on the runs and models of PROJECT
 
 repro: setup ## run the DVC stages that changed, up to the bundle
 	@dvc repro
+
+data-push: setup ## upload the data that dvc.lock of PROJECT names to its DVC remote
+	@python scripts/push_data.py --project $(PROJECT)
+
+data-pull: setup ## download the data that dvc.lock of PROJECT names, and verify it
+	@python scripts/pull_data.py --project $(PROJECT)
 
 test: setup ## run every test: unit, integration, workflows
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests

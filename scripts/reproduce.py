@@ -1,8 +1,9 @@
 """Rebuild a kept model in a clean git worktree, from the commit, params and data it records, and compare digests."""
 
 import json
+import sys
 
-from clearway.cli import DONE, STOPPED, parser, run
+from clearway.cli import DONE, STOPPED, job_summary, parser, run
 
 
 def main() -> int:
@@ -26,7 +27,11 @@ def main() -> int:
         print(json.dumps(document(made), indent=2, ensure_ascii=False))
     else:
         show(made, Console())
-    return DONE if made.same else STOPPED
+    job_summary(f"### Reproduction\n\n{made.sentence}")
+    if made.same:
+        return DONE
+    print(f"error: {made.sentence}", file=sys.stderr)
+    return STOPPED
 
 
 if __name__ == "__main__":

@@ -123,6 +123,17 @@ class Reproduction:
     def same(self) -> bool:
         return self.digest == self.rebuilt_digest
 
+    @property
+    def sentence(self) -> str:
+        """The outcome in a line, with the first file that differs, by name."""
+        if self.same:
+            return f"built twice, the same digest: {self.digest}"
+        first = next((file for file in self.files if not file.equal), None)
+        where = (
+            f", first in {first.name} ({first.recorded or 'missing'} and {first.rebuilt or 'missing'})" if first else ""
+        )
+        return f"built twice, and different{where}: recorded {self.digest}, rebuilt {self.rebuilt_digest}"
+
 
 # --- decisions: pure -------------------------------------------------------------------------------------------------
 

@@ -198,7 +198,8 @@ def test_a_dirty_commit_is_refused_and_tried_when_asked_and_the_difference_is_me
     digest = repack(built, project, built.baseline, git_commit=None, code_commit=dirty)
     _, errors = line.run(project, "reproduce", digest, code=1)
     assert f"lineage.json: code_commit = {dirty}: files were used that the commit does not hold" in errors
-    output, _ = line.run(project, "reproduce", digest, "--allow-dirty", "--json", code=1)
+    output, errors = line.run(project, "reproduce", digest, "--allow-dirty", "--json", code=1)
+    assert "error: built twice, and different, first in model.onnx (" in errors
     made = json.loads(output)
     assert (made["digest"], made["rebuilt_digest"]) == (digest, built.digest)
     differing = {file["name"] for file in made["files"] if not file["equal"]}

@@ -170,6 +170,32 @@ def test_delivery_starts_on_what_can_change_a_model() -> None:
     assert len(on["schedule"]) == 1
 
 
+def runs(job: dict[str, Any]) -> list[str]:
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_versioned_data_is_asked_for_on_a_pull_request_and_before_a_delivery_touches_any_state() -> None:
+    asked = "python scripts/check_data.py"
+    assert runs(load(GITHUB / "workflows/pull_request.yml")["jobs"]["data"]) == [asked]
+    first = load(GITHUB / "workflows/delivery.yml")["jobs"]["validate"]["steps"]
+    used = [step.get("run", step.get("uses")) for step in first]
+    assert used.index("./.github/actions/setup") < used.index(asked) < used.index("./.github/actions/restore-state")
+    assert not any(key in step for step in first if step.get("run") == asked for key in ("if", "continue-on-error"))
+
+
+def test_a_pull_request_builds_a_model_and_builds_it_again() -> None:
+    job = load(GITHUB / "workflows/pull_request.yml")["jobs"]["rebuild"]
+    commands = runs(job)
+    built, again = commands.index("dvc repro package"), commands.index('python scripts/reproduce.py "$DIGEST"')
+    assert built < again
+    (rebuild,) = [step for step in job["steps"] if "reproduce.py" in step.get("run", "")]
+    assert rebuild["if"] == "steps.package.outputs.verdict == 'passed'"
+    assert rebuild["env"] == {"DIGEST": "${{ steps.package.outputs.digest }}"}
+    assert not any("continue-on-error" in step for step in job["steps"])
+    insisted = [step.get("if") for step in job["steps"] if step.get("run") == "exit 1"]
+    assert insisted == ["steps.package.outputs.verdict == ''"], "without a verdict nothing is green"
+
+
 def test_deployments_happen_in_their_environments_one_after_the_other() -> None:
     jobs = load(GITHUB / "workflows/delivery.yml")["jobs"]
     assert {job: content["environment"] for job, content in jobs.items() if "environment" in content} == {

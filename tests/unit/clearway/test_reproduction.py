@@ -11,6 +11,7 @@ from clearway.reproduction import (
     File,
     Pins,
     Predictions,
+    Reproduction,
     changed_packages,
     changed_tables,
     choose_pins,
@@ -109,6 +110,13 @@ def test_files_of_either_payload_are_compared() -> None:
     files = compare_files({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"})
     assert files == (File("a", "1", "1"), File("b", "2", "9"), File("c", "3", None), File("d", None, "4"))
     assert [file.equal for file in files] == [True, False, False, False]
+
+
+def test_a_difference_is_told_by_the_first_file_that_differs() -> None:
+    files = compare_files({"a": "1", "b": "2", "c": "3"}, {"a": "1", "c": "9"})
+    made = Reproduction("1" * 64, "2" * 64, files, None, ())
+    assert made.sentence.startswith("built twice, and different, first in b (2 and missing): recorded 1111")
+    assert Reproduction("1" * 64, "1" * 64, files[:1], None, ()).sentence.endswith("the same digest: " + "1" * 64)
 
 
 def lock(**stages: dict[str, str]) -> dict[str, Any]:
