@@ -225,7 +225,7 @@ class DecisionParams(Section):
 class IntSpace(Section):
     """Whole numbers from ``low`` to ``high``."""
 
-    type: Literal["int"]
+    kind: Literal["int"]
     low: int
     high: int
     step: int = Field(1, ge=1)
@@ -241,7 +241,7 @@ class IntSpace(Section):
 class FloatSpace(Section):
     """Numbers from ``low`` to ``high``."""
 
-    type: Literal["float"]
+    kind: Literal["float"]
     low: float
     high: float
     step: float | None = Field(None, gt=0)
@@ -257,7 +257,7 @@ class FloatSpace(Section):
 class CategoricalSpace(Section):
     """Values without an order: text, numbers, true or false, null, or lists of them."""
 
-    type: Literal["categorical"]
+    kind: Literal["categorical"]
     choices: tuple[Any, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -278,7 +278,7 @@ def _check_range(low: float, high: float, step: float | None, log: bool) -> None
         raise ValueError(f"log = true and step = {step:g} exclude each other")
 
 
-Space = Annotated[IntSpace | FloatSpace | CategoricalSpace, Field(discriminator="type")]
+Space = Annotated[IntSpace | FloatSpace | CategoricalSpace, Field(discriminator="kind")]
 
 
 class TuneParams(Section):

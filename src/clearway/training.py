@@ -36,7 +36,7 @@ from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import ExportError, to_onnx, to_skops
-from clearway.files import atomic_directory, held, read_json, write_json
+from clearway.files import atomic_directory, held, read_json, write_json, write_text
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
@@ -238,6 +238,7 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
             challenger, arguments={**challenger.arguments, **found.best.arguments}, trials=len(found.trials)
         )
         report["tuning"] = found.report(params.train.tune)
+    _write_plot(report.get("tuning", {}).get("trials", ()), workspace)
     for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
         name = state_key({**basis, "role": recipe.role, "arguments": dict(recipe.arguments)})
@@ -326,6 +327,12 @@ def _search(
     )
     study = workspace.unfinished / f"{state_key({**basis, **places})}.db"
     return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
+
+
+def _write_plot(trials: Sequence[Mapping[str, Any]], workspace: Workspace) -> None:
+    """The values of a search's trials, in their order; without a search the table has no rows."""
+    rows = [f"{trial['number']},{trial['value']}" for trial in trials if trial["value"] is not None]
+    write_text(workspace.reports / "plots" / "tuning.csv", "\n".join(("trial,value", *rows)) + "\n")
 
 
 def _fold_value(
