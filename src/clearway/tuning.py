@@ -25,11 +25,12 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sqlalchemy.exc import SQLAlchemyError
 
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import canonical_json
+from clearway.files import atomic_path, canonical_json
 from clearway.params import CategoricalSpace, FloatSpace, IntSpace, TuneParams
 from clearway.progress import Show, silent
 
 KEY = "train.tune"
+_STUDY = "search"
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Rows to learn from, and rows to be judged on."""
 Evaluate = Callable[[Mapping[str, Any], int], float]
@@ -397,14 +398,18 @@ def _kept_trial(kept: Any, suggested: Mapping[str, Any], tune: TuneParams, study
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any], Any, Trial], None]]]:
     """The finished trials of a study, and what adds one. A trial is added whole, once it is finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    broken = f"{path} cannot be used as a study of Optuna: delete it, and the search starts again"
+    if not path.exists():
+        with atomic_path(path) as made:  # a study that was killed while it was made is none
+            _study(made).engine.dispose()
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+        storage = _study(path)
+        study = optuna.load_study(storage=storage, study_name=_STUDY)
         kept = study.get_trials(deepcopy=False)
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ValueError) as error:
-        raise ClearwayError(f"{broken} ({' '.join(str(error).split())[:200]})") from None
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, KeyError, ValueError) as error:
+        raise ClearwayError(
+            f"{path} cannot be used as a study of Optuna: delete it, and the search starts again "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
 
     def add(suggested: Mapping[str, Any], space: dict[str, BaseDistribution], trial: Trial) -> None:
         attributes = {"seconds": trial.seconds, "reason": trial.reason}
@@ -420,3 +425,11 @@ def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any]
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _study(path: Path) -> optuna.storages.RDBStorage:
+    """An SQLite file as Optuna's storage, with a study in it."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    optuna.create_study(storage=storage, study_name=_STUDY, load_if_exists=True)
+    storage.remove_session()
+    return storage
