@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,6 +88,12 @@ def test_a_batch_killed_while_it_is_kept_ends_alike(tmp_path: Path) -> None:
     whole = run(Objective(), tmp_path / "whole.db", batch=4)
     run(Objective(), tmp_path / "study.db", batch=4, trials=6)  # the second batch has two of its four
     assert outcome(run(Objective(), tmp_path / "study.db", batch=4)) == outcome(whole)
+
+
+def test_workers_change_nothing(tmp_path: Path, undisturbed: Search) -> None:
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        found = run(Objective(), tmp_path / "study.db")
+    assert outcome(found) == outcome(undisturbed)
 
 
 def test_a_smaller_metric_may_be_better(tmp_path: Path) -> None:
