@@ -5,12 +5,23 @@ from clearway.cli import DONE, parser, run
 
 def main() -> int:
     arguments = parser(__doc__ or "").parse_args()
+    from rich.console import Console
+
     from clearway.params import load_params
+    from clearway.progress import progress
     from clearway.training import train
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
-    made = train(load_params(workspace.params_file), workspace)
+    with progress("train", Console(stderr=True)) as show:
+        made = train(load_params(workspace.params_file), workspace, show)
+    if searched := made.report.get("tuning"):
+        print(
+            f"train: search: {searched['metric']} {searched['best_value']:.5g} by trial {searched['best_trial']} of "
+            f"{searched['finished']} ({searched['failed']} failed): {searched['arguments']}"
+        )
+        if searched["note"]:
+            print(f"train: {searched['note']}")
     for role in ("challenger", "baseline"):
         for warning in made.report[role]["warnings"]:
             print(f"train: {role} warned: {warning}")

@@ -2,7 +2,8 @@
 
 A skops file is a zip with the time of writing in each entry, and it names objects and arrays by their address in
 memory, so no two processes write the same one. Here addresses become 1, 2, 3… in order of first appearance, entries
-are sorted, stored without compression, and dated 1980. What the file means does not change: skops only asks which
+are sorted, stored without compression, and dated 1980. Bytes between the fields of a table, which hold whatever was in
+memory, become zero. What the file means does not change: skops only asks which
 nodes share an id. Names inside the ONNX graph are numbered the same way.
 """
 
@@ -42,7 +43,7 @@ def to_skops(estimator: Any) -> bytes:
 
     try:
         return canonical_skops(skops.io.dumps(estimator))
-    except (TypeError, skops.io.exceptions.UnsupportedTypeException) as error:
+    except (TypeError, RecursionError, skops.io.exceptions.UnsupportedTypeException) as error:
         raise ExportError(f"cannot be stored by skops: {' '.join(str(error).split())}") from None
 
 
@@ -53,7 +54,7 @@ def canonical_skops(content: bytes) -> bytes:
     schema = json.loads(entries.pop("schema.json"))
     renamed: dict[str, str] = {}
     _renumber(schema, {}, renamed, frozenset(entries))
-    written = {renamed[name]: entry for name, entry in entries.items()}
+    written = {renamed[name]: _without_padding(entry) for name, entry in entries.items()}
     written["schema.json"] = json.dumps(schema, separators=(",", ":")).encode()
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
@@ -62,6 +63,21 @@ def canonical_skops(content: bytes) -> bytes:
             entry.create_system = 3
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, written[name])
+    return target.getvalue()
+
+
+def _without_padding(entry: bytes) -> bytes:
+    """A ``.npy`` file whose rows hold nothing but their fields: the padding of a tree that was read is not zero."""
+    if not entry.startswith(np.lib.format.MAGIC_PREFIX):
+        return entry
+    array = np.load(io.BytesIO(entry), allow_pickle=False)
+    if array.dtype.names is None or sum(kind.itemsize for kind, *_ in array.dtype.fields.values()) == array.itemsize:
+        return entry
+    clean = np.zeros(array.shape, array.dtype)
+    for name in array.dtype.names:
+        clean[name] = array[name]
+    target = io.BytesIO()
+    np.save(target, clean, allow_pickle=False)
     return target.getvalue()
 
 

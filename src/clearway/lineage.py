@@ -16,13 +16,26 @@ from clearway.params import Params
 from clearway.project import definitions_sha256
 from clearway.workspace import Workspace
 
-PACKAGES = ("scikit-learn", "numpy", "pandas", "polars", "pyarrow", "scipy", "skl2onnx", "onnx", "onnxruntime", "skops")
+PACKAGES = (
+    "scikit-learn",
+    "numpy",
+    "pandas",
+    "polars",
+    "pyarrow",
+    "scipy",
+    "optuna",
+    "skl2onnx",
+    "onnx",
+    "onnxruntime",
+    "skops",
+)
 DIRTY = "-dirty"
 """The end of a commit that does not hold all that was used."""
 KEPT_FILES = ("params.yaml", "dvc.lock")
 """Files of a project that may differ from the commit: a bundle keeps the first, and a run of the line writes both."""
 RECIPE_MODULES = (
     "acceptance.py",
+    "checkpoints.py",
     "checks.py",
     "encoding.py",
     "export.py",
@@ -32,11 +45,13 @@ RECIPE_MODULES = (
     "frames.py",
     "instants.py",
     "labelled_rows.py",
+    "metrics.py",
     "point_in_time.py",
     "project.py",
     "repeats.py",
     "stored_features.py",
     "training.py",
+    "tuning.py",
 )
 
 

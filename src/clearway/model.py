@@ -45,13 +45,23 @@ TRUSTED_TYPES = (
 A type from elsewhere is refused; what a file asks for is never what it gets."""
 
 
+class Tuned(BaseModel):
+    """That a search has chosen arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    trials: int
+    """How many it had finished: the same number chooses the same arguments again."""
+
+
 class Estimator(BaseModel):
     """The class that was fitted, and its arguments."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     estimator: str
     arguments: dict[str, Any]
+    """Those that it was fitted with, found by a search or not."""
     threads: int
+    tune: Tuned | None = None
 
 
 class ModelParams(BaseModel):

@@ -15,7 +15,7 @@ from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
 from clearway.files import atomic_directory, canonical_json, read_json, write_json
 from clearway.labelled_rows import read_rows
 from clearway.lineage import Lineage, lineage_of
-from clearway.model import Model, load_estimator, load_payload
+from clearway.model import PARAMS, Model, load_estimator, load_payload
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
 from clearway.profile import read_reference, write_reference
@@ -100,7 +100,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             "params.yaml": workspace.params_file,
             "snapshot.json": workspace.snapshot,
             **({"dvc.lock": lock} if lock.is_file() else {}),
-            "model_card.md": _card(params, validation, lineage, judged).encode(),
+            "model_card.md": _card(params, payload, validation, lineage, judged).encode(),
         },
         folder / role,
     )
@@ -125,7 +125,7 @@ def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -
     return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}
 
 
-def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: str) -> str:
+def _card(params: Params, payload: Path, validation: dict[str, Any], lineage: Lineage, digest: str) -> str:
     """A model card for people: what it is, what it was made from, how good it was, what it was held to."""
     when = f"{lineage.as_of:%Y-%m-%d %H:%M} UTC" if lineage.as_of else "no time in the data"
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in lineage.metrics.items())
@@ -133,13 +133,15 @@ def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: 
         f"| {markdown_cell(gate['name'])} | {gate['status']} | {markdown_cell(gate['detail'])} |"
         for gate in validation["gates"]
     )
-    arguments = params.train.arguments if lineage.role == CHALLENGER else params.train.baseline_arguments
-    estimator = params.train.estimator if lineage.role == CHALLENGER else params.train.baseline
+    fitted = read_json(payload / PARAMS)["train"]
+    estimator, arguments = fitted["estimator"], fitted["arguments"]
+    said = yaml.safe_dump(arguments, default_flow_style=True, width=10_000).strip()
+    said += f" (found by a search of {fitted['tune']['trials']} trials)" if "tune" in fitted else ""
     judged = f"## Gates\n\n{validation['reason']}.\n\n| gate | status | detail |\n| --- | --- | --- |\n{gates}\n"
     return f"""# {params.project.name}: {lineage.role} `{digest[:12]}`
 
 - digest: `{digest}`
-- estimator: `{estimator}`, arguments: {yaml.safe_dump(arguments, default_flow_style=True, width=10_000).strip()}
+- estimator: `{estimator}`, arguments: {said}
 - answers yes from a score of {params.train.threshold:g}
 - data as of: {when}, {lineage.training_rows:,} training rows, snapshot `{lineage.snapshot_sha256}`
 - code: commit `{lineage.git_commit or "no git"}`, recipe `{lineage.recipe_sha256}`

@@ -222,6 +222,85 @@ class DecisionParams(Section):
     """Why broken data may be trained on, for the record. Null: it may not."""
 
 
+class IntSpace(Section):
+    """Whole numbers from ``low`` to ``high``."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    step: int = Field(1, ge=1)
+    log: bool = False
+    """Try as many between 1 and 10 as between 10 and 100."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        _check_range(self.low, self.high, None if self.step == 1 else self.step, self.log)
+        return self
+
+
+class FloatSpace(Section):
+    """Numbers from ``low`` to ``high``."""
+
+    kind: Literal["float"]
+    low: float
+    high: float
+    step: float | None = Field(None, gt=0)
+    log: bool = False
+    """Try as many between 0.01 and 0.1 as between 0.1 and 1."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        _check_range(self.low, self.high, self.step, self.log)
+        return self
+
+
+class CategoricalSpace(Section):
+    """Values without an order: text, numbers, true or false, null, or lists of them."""
+
+    kind: Literal["categorical"]
+    choices: tuple[Any, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        spelled = [repr(choice) for choice in self.choices]
+        twice = sorted({each for each in spelled if spelled.count(each) > 1})
+        if twice:
+            raise ValueError(f"choices has {', '.join(twice)} twice")
+        return self
+
+
+def _check_range(low: float, high: float, step: float | None, log: bool) -> None:
+    if low > high:
+        raise ValueError(f"low = {low:g} is above high = {high:g}")
+    if log and low <= 0:
+        raise ValueError(f"log = true needs low above 0, not {low:g}")
+    if log and step is not None:
+        raise ValueError(f"log = true and step = {step:g} exclude each other")
+
+
+Space = Annotated[IntSpace | FloatSpace | CategoricalSpace, Field(discriminator="kind")]
+
+
+class TuneParams(Section):
+    """A search for arguments of ``train.estimator``, by Optuna, on the training rows alone."""
+
+    space: dict[str, Space] = Field(min_length=1)
+    """Arguments to search. One that ``train.arguments`` names too is first tried as it is there."""
+    trials: int = Field(20, ge=1)
+    timeout_seconds: float | None = Field(None, gt=0)
+    """After so many seconds of trials none is begun. What is then best depends on how fast the machine is."""
+    metric: str = "roc_auc"
+    """What is judged by; any of the gates' metrics."""
+    folds: int = Field(3, ge=1)
+    """How often a trial is fitted. With time: on expanding windows, each judged on the rows that come next."""
+    validation_share: Probability = 0.3
+    """With time: the last share of the training rows, cut into ``folds`` windows. Without: used if ``folds`` is 1."""
+    batch: int = Field(1, ge=1)
+    """Trials that are suggested, and run, together: more of them use more workers and learn less from one another."""
+    seed: int | None = Field(None, ge=0)
+    """Of the search; null: ``seed``."""
+
+
 class TrainParams(Section):
     """The challenger and the simple model it must beat: importable scikit-learn classes and their arguments."""
 
@@ -232,6 +311,10 @@ class TrainParams(Section):
     threshold: Probability = 0.5
     """Score from which the answer is yes."""
     threads: int = Field(1, ge=1)
+    tune: TuneParams | None = None
+    """Null: ``arguments`` are taken as they are."""
+    checkpoint_seconds: float | None = Field(30.0, ge=0)
+    """Shortest time between two checkpoints of a fit, where the estimator can go on from one; null: none are kept."""
 
 
 class ChampionGate(Section):

@@ -33,9 +33,9 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.files import read_json, sha256_file, write_text
 from clearway.line import Runner, StepFailedError, stop_family
 from clearway.lineage import DIRTY, Lineage, package_versions
-from clearway.model import load_model, load_payload
+from clearway.model import PARAMS, load_model, load_payload
 from clearway.model_record import params_of, snapshot_of
-from clearway.params import GateParams
+from clearway.params import GateParams, TuneParams
 from clearway.project_folder import FEATURE_STORE, HOME, git_root
 from clearway.snapshot import Snapshot
 from clearway.workspace import Workspace
@@ -248,6 +248,30 @@ def local_files(params: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def search_again(params: Mapping[str, Any], model: Mapping[str, Any], role: str) -> dict[str, Any] | None:
+    """The params by which a search finishes just the trials that it had finished; None where they do already.
+
+    A timeout ends a search elsewhere on another machine, the number of trials does not. The baseline needs no search.
+
+    Parameters
+    ----------
+    params, model : mapping
+        ``params.yaml`` and the payload's ``params.json`` of the bundle.
+    role : str
+        Of the bundle.
+    """
+    train = params.get("train") or {}
+    tune = train.get("tune")
+    if not tune:
+        return None
+    if role != CHALLENGER:
+        return {**params, "train": {**train, "tune": None}}
+    trials = ((model.get("train") or {}).get("tune") or {}).get("trials")
+    wanted = {key: value for key, value in tune.items() if key != "timeout_seconds"} | {"trials": trials}
+    said = {"trials": TuneParams.model_fields["trials"].default, **tune}
+    return None if trials is None or wanted == said else {**params, "train": {**train, "tune": wanted}}
+
+
 # --- effects ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +324,12 @@ def reproduce(
         runner = Runner(workspace, console, environment)
         _stages(runner, "ingest", workspace, base)
         _check_data(bundle, lineage, workspace, packages)
+        searched = search_again(params, json.loads(bundle.read(PARAMS)), lineage.role)
+        if searched is not None:  # only now: the recipe is that of the params as they were
+            write_text(workspace.params_file, yaml.safe_dump(searched, sort_keys=False))
+            again = searched["train"]["tune"]
+            trials = "no trials, which a baseline needs none of" if again is None else f"{again['trials']} trials"
+            notes.append(f"train.tune: the search is run again with {trials}, and without its timeout")
         _stages(runner, "train", workspace, base)
         _check_data(bundle, lineage, workspace, packages)  # a source that is always read again may have moved
         return _compare(bundle, params, lineage, workspace, notes)

@@ -6,14 +6,16 @@ is the one already in production.
 
 import importlib
 import resource
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,20 +30,26 @@ from threadpoolctl import threadpool_limits
 
 from clearway.bundle import payload_digest
 from clearway.calibration import BASELINE_SCORE, Calibration, calibrate
-from clearway.columns import LABEL, PREDICTION_TIME
+from clearway.checkpoints import Checkpoints, array_sha256, fit_in_parts, state_basis, state_key
+from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME
 from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import ExportError, to_onnx, to_skops
-from clearway.files import atomic_directory, read_json, write_json
+from clearway.files import atomic_directory, held, read_json, write_json, write_text
 from clearway.labelled_rows import read_rows
-from clearway.metrics import measure
+from clearway.metrics import measure, metric
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
-from clearway.params import Params
+from clearway.params import Params, TuneParams
 from clearway.profile import SCORE, sample_positions, write_reference
+from clearway.progress import Show, silent
 from clearway.schema import Column
 from clearway.workspace import Workspace
 
+if TYPE_CHECKING:
+    from clearway.tuning import Fold, Search
+
+_LOCK_SECONDS = 5.0
 DEFINED = ("definitions_sha256", "numeric", "categorical")
 DEFINED_IF_STORED = ("feature_service", "definitions")
 """What the payload keeps of ``features.json``."""
@@ -56,6 +64,8 @@ class Recipe:
     estimator: str
     arguments_key: str
     arguments: Mapping[str, Any]
+    trials: int | None = None
+    """Of the search that chose among the arguments; None without one."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
     accepted = signature(kind).parameters
     seeded = {"random_state": seed} if "random_state" in accepted else {}
     try:
-        estimator = kind(**{**seeded, **recipe.arguments})
+        estimator = kind(**{**seeded, **recipe.arguments, **_one_object_each(recipe.arguments)})
     except TypeError as error:
         raise UsageError(
             f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {error}; "
@@ -122,6 +132,7 @@ def fit(
     labels: NDArray[np.float64],
     seed: int,
     threads: int,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
     """Fit the recipe's estimator.
 
@@ -139,6 +150,8 @@ def fit(
         ``random_state``, for a class that takes one and whose arguments do not set it.
     threads : int
         Most threads that BLAS and OpenMP may use; another number may change the last bits of a sum.
+    checkpoints : Checkpoints, optional
+        Where to keep what was learnt so far, and go on from it.
 
     Returns
     -------
@@ -162,7 +175,7 @@ def fit(
     with threadpool_limits(limits=threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            estimator.fit(matrix, labels.astype(np.int64))
+            fit_in_parts(estimator, matrix, labels.astype(np.int64), checkpoints)
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
@@ -173,19 +186,28 @@ def fit(
     return estimator, tuple(dict.fromkeys(" ".join(str(w.message).split())[:200] for w in caught))
 
 
-def train(params: Params, workspace: Workspace) -> Trained:
+def train(params: Params, workspace: Workspace, show: Show = silent) -> Trained:
     """Fit challenger and baseline on ``data/features/training.parquet``; write both payloads and the report.
 
     Writes ``build/model/``, ``build/baseline/``, ``build/reference.parquet``, ``build/drift_calibration.json`` and
-    ``reports/training.json``.
+    ``reports/training.json``. What a killed training has left in ``var/training/`` is gone on from, and removed at
+    the end.
 
     Raises
     ------
     UsageError
-        ``params.train`` names an impossible estimator or argument.
+        ``params.train`` names an impossible estimator, argument or search.
     ClearwayError
-        The feature tables are missing, empty or not numeric, or the labels are all the same.
+        The feature tables are missing, empty or not numeric, the labels are all the same, or another training of
+        this folder is running.
     """
+    with held(workspace.build / "training.lock", _LOCK_SECONDS):
+        made = _train(params, workspace, show)
+        shutil.rmtree(workspace.unfinished, ignore_errors=True)
+        return made
+
+
+def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     started = time.perf_counter()
     described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
     frame, labels = read_rows(workspace, "training")
@@ -208,9 +230,22 @@ def train(params: Params, workspace: Workspace) -> Trained:
 
     report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), "positive_share": labels.mean()}
     given: dict[str, NDArray[np.float64]] = {}
-    for recipe, folder in zip(recipes(params), (workspace.model, workspace.baseline), strict=True):
+    challenger, baseline = recipes(params)
+    basis = state_basis(params, [_import_class(recipe) for recipe in (challenger, baseline)], matrix, labels)
+    if params.train.tune is not None:
+        found = _search(params.train.tune, challenger, params, workspace, schema, matrix, labels, frame, basis, show)
+        challenger = replace(
+            challenger, arguments={**challenger.arguments, **found.best.arguments}, trials=len(found.trials)
+        )
+        report["tuning"] = found.report(params.train.tune)
+    _write_plot(report.get("tuning", {}).get("trials", ()), workspace)
+    for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
-        estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads)
+        name = state_key({**basis, "role": recipe.role, "arguments": dict(recipe.arguments)})
+        checkpoints = Checkpoints(
+            workspace.unfinished / f"{name}.skops", params.train.checkpoint_seconds, f"fit {recipe.role}", show
+        )
+        estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads, checkpoints)
         with threadpool_limits(limits=params.train.threads):
             scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
         _write_payload(folder, recipe, estimator, schema, definitions, params)
@@ -221,6 +256,7 @@ def train(params: Params, workspace: Workspace) -> Trained:
             "seconds": round(time.perf_counter() - began, 3),
             "training_metrics": measure(labels, scores, params.train.threshold),
             "warnings": list(warned),
+            "checkpoints": asdict(checkpoints.record),
         }
     _write_past(frame, schema, labels, given, params, workspace)
     report["seconds"] = round(time.perf_counter() - started, 3)
@@ -235,6 +271,95 @@ def train(params: Params, workspace: Workspace) -> Trained:
         peak_memory_mb=report["peak_memory_mb"],
         report=report,
     )
+
+
+def _search(
+    tune: TuneParams,
+    recipe: Recipe,
+    params: Params,
+    workspace: Workspace,
+    schema: InputSchema,
+    matrix: NDArray[np.float32],
+    labels: NDArray[np.float64],
+    frame: pd.DataFrame,
+    basis: Mapping[str, str],
+    show: Show,
+) -> "Search":
+    """Search the challenger's arguments on folds of the training rows."""
+    from clearway.tuning import KEY, make_folds, search, starting_point  # Optuna, which few trainings need
+
+    judge = metric(tune.metric, f"params.yaml: {KEY}.metric")
+    accepted = signature(_import_class(recipe)).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    for name in tune.space:
+        if name not in accepted and not open_ended:
+            raise UsageError(
+                f"params.yaml: {KEY}.space.{name} is no argument of {recipe.estimator}; it takes {', '.join(accepted)}"
+            )
+    start = starting_point(tune, recipe.arguments)
+    seed = params.seed if tune.seed is None else tune.seed
+    timed = PREDICTION_TIME in frame and frame[PREDICTION_TIME].notna().all()
+    folds = make_folds(
+        tune,
+        seed,
+        len(frame),
+        times=frame[PREDICTION_TIME] if timed else None,
+        answered=frame.get(LABEL_TIME),
+        strata=labels,
+        entities=frame.get(ENTITY),
+    )
+    places = {
+        f"fold {place} {side}": array_sha256(rows)
+        for place, fold in enumerate(folds)
+        for side, rows in zip(("learning", "judging"), fold, strict=True)
+    }
+    evaluate = partial(
+        _fold_value,
+        replace(recipe, arguments_key=f"{KEY}.space"),
+        schema,
+        matrix,
+        labels,
+        folds,
+        params.seed,
+        params.train.threads,
+        params.train.threshold,
+        judge.name,
+    )
+    study = workspace.unfinished / f"{state_key({**basis, **places})}.db"
+    return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
+
+
+def _write_plot(trials: Sequence[Mapping[str, Any]], workspace: Workspace) -> None:
+    """The values of a search's trials, in their order; without a search the table has no rows."""
+    rows = [f"{trial['number']},{trial['value']}" for trial in trials if trial["value"] is not None]
+    write_text(workspace.reports / "plots" / "tuning.csv", "\n".join(("trial,value", *rows)) + "\n")
+
+
+def _fold_value(
+    recipe: Recipe,
+    schema: InputSchema,
+    matrix: NDArray[np.float32],
+    labels: NDArray[np.float64],
+    folds: Sequence["Fold"],
+    seed: int,
+    threads: int,
+    threshold: float,
+    judge: str,
+    arguments: Mapping[str, Any],
+    fold: int,
+) -> float:
+    """The metric of what is learnt from a fold with these arguments. Its own are plain: a worker can be sent them."""
+    learning, judging = folds[fold]
+    tried = replace(recipe, arguments={**recipe.arguments, **arguments})
+    estimator, _ = fit(tried, schema, matrix[learning], labels[learning], seed, threads)
+    with threadpool_limits(limits=threads):
+        scores = estimator.predict_proba(matrix[judging])[:, 1].astype(np.float64)
+    return float(metric(judge).value(labels[judging], scores, threshold))
+
+
+def _one_object_each(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Texts among arguments, each the one object that equal texts of code are: a stored model tells which are one."""
+    return {name: sys.intern(value) for name, value in arguments.items() if isinstance(value, str)}
 
 
 def _import_class(recipe: Recipe) -> Any:
@@ -286,6 +411,8 @@ def _write_payload(
     except ClearwayError as error:
         raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} cannot be stored: {error}") from None
     train = {"estimator": recipe.estimator, "arguments": dict(recipe.arguments), "threads": params.train.threads}
+    if recipe.trials is not None:
+        train["tune"] = {"trials": recipe.trials}
     with atomic_directory(folder) as made:
         (made / ESTIMATOR).write_bytes(stored)
         (made / NETWORK).write_bytes(network)

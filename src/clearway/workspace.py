@@ -89,6 +89,11 @@ class Workspace:
         return self.var / "feature_store"
 
     @property
+    def unfinished(self) -> Path:
+        """Study and checkpoints of a training that has not ended, where DVC, which removes a stage's outs, does not."""
+        return self.var / "training"
+
+    @property
     def bundles(self) -> Path:
         return self.var / "bundles"
 

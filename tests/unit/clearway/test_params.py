@@ -14,6 +14,9 @@ environments: {production: {port: 0}}
 """
 
 
+SPACE = "train: {tune: {space: {depth: %s}}}"
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "params.yaml"
     path.write_text(text)
@@ -49,6 +52,13 @@ def test_unresolved_auto_is_refused_by_the_stages(tmp_path: Path) -> None:
         ("as_of: 2013-07-01", "as_of = 2013-07-01 must be quoted"),
         ("canary: {steps: []}", "steps must rise"),
         ("train: {threshold: 1.5}", "train.threshold = 1.5"),
+        ("train: {tune: {space: {}}}", "train.tune.space: .* at least 1 item"),
+        (SPACE % "{kind: int, low: 5, high: 2}", r"train.tune.space.depth.*low = 5 is above high = 2"),
+        (SPACE % "{kind: float, low: 0, high: 2, log: true}", r"train.tune.space.depth.*log = true needs low above 0"),
+        (SPACE % "{kind: int, low: 1, high: 9, log: true, step: 2}", r"log = true and step = 2 exclude each other"),
+        (SPACE % "{kind: categorical, choices: [a, b, a]}", r"train.tune.space.depth.*choices has 'a' twice"),
+        (SPACE % "{kind: categorical, choices: []}", r"train.tune.space.depth.*choices"),
+        (SPACE % "{kind: number, low: 1, high: 2}", r"train.tune.space.depth.*'number'"),
         ("as_of: garbage", ": as_of = 'garbage'"),
         ('decision: {override_veto: "         "}', "decision.override_veto = "),
         ("decision: {override_veto: true}", "decision.override_veto = True"),

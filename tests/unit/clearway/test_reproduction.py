@@ -19,6 +19,7 @@ from clearway.reproduction import (
     first_difference,
     local_files,
     own_store,
+    search_again,
 )
 from clearway.snapshot import Snapshot
 
@@ -168,3 +169,15 @@ def test_a_rebuild_never_fills_the_store_that_is_live() -> None:
     assert own["offline_store"] == {"type": "file"}
     assert not Path(own["online_store"]["path"]).is_absolute()
     assert not Path(own["registry"]["path"]).is_absolute()
+
+
+def test_a_search_is_run_again_with_the_trials_it_had_finished_and_without_its_timeout() -> None:
+    model = {"train": {"tune": {"trials": 7}}}
+    params = {"seed": 1, "train": {"estimator": "a", "tune": {"space": {}, "timeout_seconds": 5, "trials": 50}}}
+    again = {"seed": 1, "train": {"estimator": "a", "tune": {"space": {}, "trials": 7}}}
+    assert search_again(params, model, "challenger") == again
+    assert search_again(again, model, "challenger") is None
+    assert search_again(params, {}, "baseline") == {"seed": 1, "train": {"estimator": "a", "tune": None}}
+    assert search_again({"train": {"estimator": "a"}}, {}, "challenger") is None
+    unsaid = {"train": {"tune": {"space": {}}}}
+    assert search_again(unsaid, {"train": {"tune": {"trials": 20}}}, "challenger") is None

@@ -20,7 +20,7 @@ from clearway.calibration import read_calibration
 from clearway.encoding import InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import canonical_onnx, canonical_skops, to_onnx, to_skops
-from clearway.files import read_json, write_json
+from clearway.files import held, read_json, write_json
 from clearway.labelled_rows import read_rows
 from clearway.model import TRUSTED_TYPES, load_payload, read_estimator
 from clearway.params import Params, load_params
@@ -234,6 +234,89 @@ def test_rows_in_time_are_calibrated_in_time_order(tmp_path: Path) -> None:
     assert calibration.features["weight"].at("mean", 100).factor < 5
     assert calibration.domain is not None
     assert "prediction_time" in read_reference(workspace.build / "reference.parquet")
+
+
+TUNE: dict[str, Any] = {
+    "trials": 3,
+    "folds": 2,
+    "space": {"learning_rate": {"kind": "float", "low": 0.01, "high": 0.5, "log": True}},
+}
+
+
+def test_what_a_search_found_is_fitted_and_recorded_as_the_arguments(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path / "searched", tune=TUNE)
+    (workspace.features / "holdout.parquet").write_bytes(b"whoever reads this would fail")
+    made = train(params, workspace)
+    said = read_json(workspace.reports / "training.json")["tuning"]
+    assert (said["metric"], said["finished"], len(said["trials"])) == ("roc_auc", 3, 3)
+    recorded = read_json(workspace.model / "params.json")["train"]
+    assert recorded["arguments"] == {"max_iter": 5, **said["arguments"]}
+    assert recorded["tune"] == {"trials": 3}
+    assert "tune" not in read_json(workspace.baseline / "params.json")["train"]
+    assert load_payload(workspace.model, made.digest).digest == made.digest
+    plot = pd.read_csv(workspace.reports / "plots" / "tuning.csv")
+    assert plot["value"].tolist() == [trial["value"] for trial in said["trials"]]
+    again = project(tmp_path / "again", tune={**TUNE, "timeout_seconds": 600})
+    assert train(*again).digest == made.digest
+    assert not workspace.unfinished.exists()
+    fixed, workspace = project(tmp_path / "fixed", arguments=recorded["arguments"])
+    train(fixed, workspace)
+    searched = tmp_path / "searched" / "build" / "model" / "model.skops"
+    assert (workspace.model / "model.skops").read_bytes() == searched.read_bytes()
+
+
+def test_without_a_search_the_payload_and_the_report_know_of_none(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    assert "tuning" not in train(params, workspace).report
+    recorded = read_json(workspace.model / "params.json")["train"]
+    assert set(recorded) == {"estimator", "arguments", "threads"}
+    assert (workspace.reports / "plots" / "tuning.csv").read_text() == "trial,value\n"
+
+
+def test_a_search_in_time_judges_on_the_last_rows(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path, tune=TUNE)
+    frame = FRAME.assign(prediction_time=pd.date_range("2013-01-01", periods=len(FRAME), freq="h", tz="UTC"))
+    frame["label_time"] = frame["prediction_time"] + pd.Timedelta(hours=2)
+    frame.loc[frame.index[-90:], "label"] = 1.0 - frame["label"][-90:]  # what is learnt is wrong there
+    frame.sample(frac=1, random_state=1).to_parquet(workspace.features / "training.parquet")
+    assert train(params, workspace).report["tuning"]["best_value"] < 0.5
+
+
+def test_another_training_of_the_folder_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, workspace = project(tmp_path)
+    monkeypatch.setattr("clearway.training._LOCK_SECONDS", 0.0)
+    with (
+        held(workspace.build / "training.lock", 0),
+        pytest.raises(ClearwayError, match=r"training\.lock is held by another command"),
+    ):
+        train(params, workspace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "luck"}, r"params\.yaml: train\.tune\.metric: unknown metric 'luck' \(known: roc_auc"),
+        (
+            {"space": {"depth": {"kind": "int", "low": 1, "high": 2}}},
+            r"train\.tune\.space\.depth is no argument of sklearn.*HistGradientBoostingClassifier; it takes .*max_iter",
+        ),
+        (
+            {"space": {"learning_rate": {"kind": "float", "low": -2, "high": -1}}},
+            r"train\.tune\.space: all 3 trials failed, the first with .*train\.tune\.space = .*'learning_rate'",
+        ),
+        (
+            {"space": {"max_iter": {"kind": "int", "low": 6, "high": 9}}},
+            r"train\.arguments\.max_iter = 5, from which the search starts, is not in train\.tune\.space\.max_iter",
+        ),
+        ({"folds": 200}, r"train\.tune\.folds = 200"),
+    ],
+)
+def test_a_wrong_search_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    params, workspace = project(tmp_path, tune={**TUNE, **changes})
+    with pytest.raises(UsageError, match=message) as caught:
+        train(params, workspace)
+    assert "\n" not in str(caught.value)
+    assert not (workspace.reports / "training.json").exists()
 
 
 @pytest.mark.parametrize(
