@@ -6,11 +6,15 @@ from clearway.cli import DONE, parser, run
 def main() -> int:
     arguments = parser(__doc__ or "").parse_args()
     from clearway.params import load_params
-    from clearway.training import train
+    from clearway.resources import supervise
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
-    made = train(load_params(workspace.params_file), workspace)
+    params = load_params(workspace.params_file)
+    supervise(params.train.resources, workspace)
+    from clearway.training import train  # scikit-learn: only in the process that trains
+
+    made = train(params, workspace)
     for role in ("challenger", "baseline"):
         for warning in made.report[role]["warnings"]:
             print(f"train: {role} warned: {warning}")

@@ -40,10 +40,25 @@ def to_skops(estimator: Any) -> bytes:
     """
     import skops.io
 
+    _forget_threads(estimator)
     try:
         return canonical_skops(skops.io.dumps(estimator))
     except (TypeError, skops.io.exceptions.UnsupportedTypeException) as error:
         raise ExportError(f"cannot be stored by skops: {' '.join(str(error).split())}") from None
+
+
+def _forget_threads(part: Any) -> None:
+    """Let histogram gradient boosting, wherever it is in ``part``, no longer know on how many threads it was fitted.
+
+    It keeps the number and never asks for it again. Nothing else of it differs.
+    """
+    if type(part).__name__ == "_BinMapper":
+        part.n_threads = 1
+    elif isinstance(part, list | tuple | dict):
+        for each in part.values() if isinstance(part, dict) else part:
+            _forget_threads(each)
+    elif type(part).__module__.startswith("sklearn.") or hasattr(part, "get_params"):
+        _forget_threads(getattr(part, "__dict__", {}))
 
 
 def canonical_skops(content: bytes) -> bytes:
@@ -91,8 +106,18 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import Pipeline
+
+    from clearway.isotonic_onnx import add_curves, isotonic_part
 
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
+    options = {"zipmap": False}
+    part = isotonic_part(last)
+    if part is not None:  # its curves are added below
+        last = part.estimator
+        estimator = Pipeline([*estimator.steps[:-1], ("model", last)]) if hasattr(estimator, "steps") else last
+        if hasattr(last, "decision_function"):
+            options["raw_scores"] = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,7 +125,7 @@ def to_onnx(estimator: Any, width: int) -> bytes:
                 estimator,
                 name="clearway",
                 initial_types=[(INPUT, FloatTensorType([None, width]))],
-                options={id(last): {"zipmap": False}},
+                options={id(last): options},
                 custom_conversion_functions={HistGradientBoostingClassifier: _convert_histogram_trees},
                 target_opset=OPSET,
             )
@@ -110,6 +135,8 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     outputs = [output.name for output in graph.graph.output]
     if OUTPUT not in outputs:
         raise ExportError(f"cannot be exported to ONNX: its graph answers {', '.join(outputs)}, not {OUTPUT}")
+    if part is not None:
+        add_curves(graph, part)
     return canonical_onnx(graph)
 
 

@@ -24,6 +24,7 @@ KEPT_FILES = ("params.yaml", "dvc.lock")
 RECIPE_MODULES = (
     "acceptance.py",
     "checks.py",
+    "class_weights.py",
     "encoding.py",
     "export.py",
     "feature_store/definitions.py",
@@ -31,10 +32,13 @@ RECIPE_MODULES = (
     "features.py",
     "frames.py",
     "instants.py",
+    "isotonic_onnx.py",
     "labelled_rows.py",
+    "parallel.py",
     "point_in_time.py",
     "project.py",
     "repeats.py",
+    "score_calibration.py",
     "stored_features.py",
     "training.py",
 )
@@ -121,7 +125,11 @@ def recipe_sha256(params: Params, workspace: Workspace) -> str:
     recipe = {
         "definitions": definitions_sha256(params),
         "schema": sha256_file(workspace.root / params.data_schema),
-        "parameters": params.model_dump(mode="json", include={"sources", "data", "split", "seed", "train"}),
+        "parameters": params.model_dump(
+            mode="json",
+            include={"sources", "data", "split", "seed", "train"},
+            exclude={"train": {"resources", "joblib"}},  # where and on how much it is fitted changes no bit
+        ),
         "code": {name: sha256_file(here / name) for name in RECIPE_MODULES},
     }
     return sha256_bytes(canonical_json(recipe))

@@ -52,6 +52,9 @@ class Estimator(BaseModel):
     estimator: str
     arguments: dict[str, Any]
     threads: int
+    """Of linear algebra: 1. Other threads change no bit of a model."""
+    class_weights: Any = None
+    calibration: dict[str, Any] | None = None
 
 
 class ModelParams(BaseModel):
