@@ -80,19 +80,28 @@ def canonical_skops(content: bytes) -> bytes:
     return target.getvalue()
 
 
-def _renumber(node: Any, ids: dict[int, int], files: dict[str, str], known: frozenset[str]) -> None:
-    """Replace ids and file names in place, depth first, in the order in which the file has them."""
+def _renumber(
+    node: Any, ids: dict[int | str, int], files: dict[str, str], known: frozenset[str], *, member: bool = False
+) -> None:
+    """Replace ids and file names in place, depth first, in the order in which the file has them.
+
+    Members of an ensemble may come from other processes, where what they share with the rest, such as the number 0.5
+    of an argument, became a copy. So in them equal constants are one, wherever they were made.
+    """
     if isinstance(node, list):
         for item in node:
-            _renumber(item, ids, files, known)
+            _renumber(item, ids, files, known, member=member)
     elif isinstance(node, dict):
         address, file = node.get("__id__"), node.get("file")
+        if member and node.get("__loader__") == "JsonNode":
+            node["__id__"] = ids.setdefault(node["content"], len(ids) + 1)
+            return
         if isinstance(address, int):
             node["__id__"] = ids.setdefault(address, len(ids) + 1)
         if isinstance(file, str) and file in known:
             node["file"] = files.setdefault(file, f"{len(files) + 1:06d}{PurePosixPath(file).suffix}")
-        for value in node.values():
-            _renumber(value, ids, files, known)
+        for name, value in node.items():
+            _renumber(value, ids, files, known, member=member or name == "estimators_")
 
 
 def to_onnx(estimator: Any, width: int) -> bytes:
@@ -108,11 +117,11 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import Pipeline
 
-    from clearway.isotonic_onnx import add_curves, isotonic_part
+    from clearway.calibrated_onnx import add_curves, calibrated_part
 
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
     options = {"zipmap": False}
-    part = isotonic_part(last)
+    part = calibrated_part(last)
     if part is not None:  # its curves are added below
         last = part.estimator
         estimator = Pipeline([*estimator.steps[:-1], ("model", last)]) if hasattr(estimator, "steps") else last

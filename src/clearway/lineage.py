@@ -23,6 +23,7 @@ KEPT_FILES = ("params.yaml", "dvc.lock")
 """Files of a project that may differ from the commit: a bundle keeps the first, and a run of the line writes both."""
 RECIPE_MODULES = (
     "acceptance.py",
+    "calibrated_onnx.py",
     "checks.py",
     "class_weights.py",
     "encoding.py",
@@ -32,7 +33,6 @@ RECIPE_MODULES = (
     "features.py",
     "frames.py",
     "instants.py",
-    "isotonic_onnx.py",
     "labelled_rows.py",
     "parallel.py",
     "point_in_time.py",

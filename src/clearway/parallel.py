@@ -25,8 +25,6 @@ from threadpoolctl import threadpool_limits
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import JoblibParams
 
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-"""Variables that joblib's worker processes take the threads of their libraries from."""
 COMPARED = ("scikit-learn", "numpy", "scipy", "joblib")
 """Packages that must have one version here and on every worker: another may train another model."""
 NO_WORKER_SECONDS = 15.0
@@ -36,18 +34,9 @@ _BEAT_SECONDS = 1.0
 
 @contextmanager
 def numeric_threads(threads: int) -> Iterator[None]:
-    """Let OpenMP use so many threads, and linear algebra one, in this process and in workers that it starts."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
-    try:
-        with threadpool_limits(limits={"blas": 1, "openmp": threads}):
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    """Let OpenMP use so many threads, and linear algebra one, in this process."""
+    with threadpool_limits(limits={"blas": 1, "openmp": threads}):
+        yield
 
 
 @contextmanager
@@ -78,7 +67,9 @@ def joblib_backend(chosen: JoblibParams, threads: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if chosen.backend == "local":
-            stack.enter_context(parallel_config(n_jobs=threads))
+            # Threads even where an estimator would rather have processes: scikit-learn's loops let go of the
+            # interpreter, and a process of its own would use as many threads for linear algebra as it likes.
+            stack.enter_context(parallel_config(backend="threading", n_jobs=threads))
         elif chosen.backend == "dask":
             stack.enter_context(_dask(chosen))
         else:

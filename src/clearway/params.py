@@ -239,7 +239,7 @@ class JoblibParams(Section):
     """Where joblib runs the parts of estimators that have an ``n_jobs``."""
 
     backend: Literal["local", "dask", "ray"] = "local"
-    """Threads and processes of this machine, or a cluster that is there already."""
+    """Threads of this machine, or a cluster that is there already."""
     address: str | None = None
     """Of the cluster: ``tcp://HOST:PORT`` of Dask's scheduler; for Ray what ``ray.init`` takes, such as ``auto``."""
     connect_seconds: float = Field(10.0, gt=0)

@@ -176,14 +176,21 @@ def fit(
             f"{len(labels)} rows: there is nothing to learn; check the label's definition and the training window"
         )
     estimator = make_estimator(recipe, schema, seed)
-    weighted = {} if class_weights is None else _weighted(recipe, estimator, row_weights(labels, class_weights))
+    weights = None if class_weights is None else row_weights(labels, class_weights)
+    if weights is not None:
+        _check_weighable(recipe, estimator)
     held = None if calibration is None else calibration_rows(labels, times, calibration, seed)
     kept = slice(None) if held is None else ~held
     with numeric_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            given = {name: weights[kept] for name, weights in weighted.items()}
-            estimator.fit(matrix[kept], labels[kept].astype(np.int64), **given)
+            given = {} if weights is None else {"sample_weight": weights[kept]}
+            ready = matrix[kept]
+            if isinstance(estimator, Pipeline):
+                with in_order():  # quick; from a cluster its parts would come back as copies
+                    ready = estimator[0].fit_transform(ready)
+            last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+            last.fit(ready, labels[kept].astype(np.int64), **given)
             if calibration is not None:
                 estimator = calibrated(estimator, matrix[held], labels[held].astype(np.int64), calibration)
         except (ValueError, TypeError) as error:
@@ -282,15 +289,13 @@ def _times(frame: pd.DataFrame) -> NDArray[np.datetime64] | None:
     return times
 
 
-def _weighted(recipe: Recipe, estimator: Any, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """The arguments of ``estimator.fit`` that give rows their weights."""
-    last, prefix = (estimator[-1], "model__") if isinstance(estimator, Pipeline) else (estimator, "")
+def _check_weighable(recipe: Recipe, estimator: Any) -> None:
+    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
     if not has_fit_parameter(last, "sample_weight"):
         raise UsageError(
             f"params.yaml: train.class_weights: {recipe.key} = {recipe.estimator!r} cannot weigh rows: choose an "
             "estimator whose fit takes sample_weight, or set train.class_weights: null"
         )
-    return {f"{prefix}sample_weight": weights}
 
 
 def _import_class(recipe: Recipe) -> Any:

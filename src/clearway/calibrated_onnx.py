@@ -1,8 +1,8 @@
-"""The isotonic curves of a calibrated classifier as ONNX.
+"""The curves of a calibrated classifier as ONNX.
 
-skl2onnx 1.20 answers with the value of the nearest point of the curve; scikit-learn draws a line between points. Here
-each segment is a leaf of a tree, so that one row costs the logarithm of the number of points: the leaf says where the
-segment begins, and its slope.
+Of an isotonic curve skl2onnx 1.20 answers with the value of the nearest point; scikit-learn draws lines between points.
+Here each segment is a leaf of a tree, so that one row costs the logarithm of the number of points: the leaf says where
+the segment begins, and its slope. Before a sigmoid, skl2onnx asks some forests for scores that they do not have.
 """
 
 from typing import Any
@@ -14,15 +14,20 @@ from sklearn.isotonic import IsotonicRegression
 
 from clearway.model import OUTPUT
 
-_SCORES = "scores"
+_SCORES = "calibrated_scores"
+"""Begins the names of what is added, apart from those of any graph."""
 
 
-def isotonic_part(classifier: Any) -> Any | None:
-    """The one estimator with isotonic curves in a calibrated classifier; None of any other classifier."""
-    if not isinstance(classifier, CalibratedClassifierCV) or classifier.method != "isotonic":
-        return None
-    parts = classifier.calibrated_classifiers_
-    return parts[0] if len(parts) == 1 else None
+def calibrated_part(classifier: Any) -> Any | None:
+    """The one estimator and its curves in a calibrated classifier; None of any other, and of one that has several."""
+    parts: list[Any] = getattr(classifier, "calibrated_classifiers_", [])
+    return (
+        parts[0]
+        if len(parts) == 1
+        and isinstance(classifier, CalibratedClassifierCV)
+        and parts[0].method in ("isotonic", "sigmoid")
+        else None
+    )
 
 
 def add_curves(model: Any, part: Any) -> None:
@@ -48,27 +53,38 @@ def add_curves(model: Any, part: Any) -> None:
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None, classes]))
 
     def constant(name: str, values: Any, kind: type) -> str:
+        name = f"{_SCORES}_{name.removeprefix(_SCORES)}"
         graph.initializer.append(numpy_helper.from_array(np.asarray(values, dtype=kind), name))
         return name
 
     def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         domain = "ai.onnx.ml" if operator.startswith("TreeEnsemble") else ""
+        output = output if output == OUTPUT or output.startswith(_SCORES) else f"{_SCORES}_{output}"
         graph.node.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
         return output
 
-    parts = [constant(f"part_{index}", [index], np.int64) for index in range(3)]
-    curved = []
-    for position, curve in enumerate(part.calibrators):
-        own = f"curve_{position}"
-        column = constant(f"{own}_column", [1 if classes == 2 else position], np.int64)
-        score = add("Gather", [_SCORES, column], f"{own}_score", axis=1)
-        ends = [constant(f"{own}_{side}", value, np.float32) for side, value in _ends(curve)]
+    parts = [constant(f"part_{each}", [each], np.int64) for each in range(3 if part.method == "isotonic" else 0)]
+
+    def sigmoid(own: str, score: str, curve: Any) -> str:
+        scaled = add("Mul", [score, constant(f"{own}_a", -curve.a_, np.float32)], f"{own}_scaled")
+        moved = add("Add", [scaled, constant(f"{own}_b", -curve.b_, np.float32)], f"{own}_moved")
+        return add("Sigmoid", [moved], f"{own}_value")
+
+    def isotonic(own: str, score: str, curve: IsotonicRegression) -> str:
+        ends = [constant(f"{own}_low", curve.X_min_, np.float32), constant(f"{own}_high", curve.X_max_, np.float32)]
         score = add("Clip", [score, *ends], f"{own}_clipped")
         found = add("TreeEnsembleRegressor", [score], f"{own}_segment", **_tree(*_segments(curve)))
         start, value, slope = (add("Gather", [found, each], f"{own}_{each}", axis=1) for each in parts)
         along = add("Sub", [score, start], f"{own}_along")
         risen = add("Mul", [along, slope], f"{own}_risen")
-        curved.append(add("Add", [value, risen], f"{own}_value"))
+        return add("Add", [value, risen], f"{own}_value")
+
+    curved = []
+    for position, curve in enumerate(part.calibrators):
+        own = f"{_SCORES}_{position}"
+        column = constant(f"{own}_column", [1 if classes == 2 else position], np.int64)
+        score = add("Gather", [_SCORES, column], own, axis=1)
+        curved.append((isotonic if part.method == "isotonic" else sigmoid)(own, score, curve))
     if classes == 2:
         other = add("Sub", [constant("one", 1.0, np.float32), curved[0]], "other")
         add("Concat", [other, curved[0]], OUTPUT, axis=1)
@@ -78,10 +94,6 @@ def add_curves(model: Any, part: Any) -> None:
     none = add("Equal", [total, constant("zero", 0.0, np.float32)], "none")
     divided = add("Div", [together, total], "divided")
     add("Where", [none, constant("alike", 1.0 / classes, np.float32), divided], OUTPUT)
-
-
-def _ends(curve: IsotonicRegression) -> list[tuple[str, float]]:
-    return [("low", curve.X_min_), ("high", curve.X_max_)]
 
 
 def _segments(curve: IsotonicRegression) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
