@@ -27,8 +27,10 @@ from clearway.params import JoblibParams
 
 COMPARED = ("scikit-learn", "numpy", "scipy", "joblib")
 """Packages that must have one version here and on every worker: another may train another model."""
-NO_WORKER_SECONDS = 15.0
+NO_WORKER_SECONDS = 10.0
 """How long a fit waits for a worker to come back when the last is gone."""
+NO_ANSWER_SECONDS = 60.0
+"""How long a fit waits for the scheduler to say how many workers there are: a busy one may be slow."""
 _BEAT_SECONDS = 1.0
 
 
@@ -153,12 +155,12 @@ def _watched(chosen: JoblibParams, workers: Callable[[], int]) -> Iterator[None]
     over, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
-        seen = time.monotonic()
+        answered = staffed = time.monotonic()
         while not over.wait(_BEAT_SECONDS):
-            with suppress(Exception):  # a scheduler that does not answer has no workers
-                if workers():
-                    seen = time.monotonic()
-            if time.monotonic() - seen > NO_WORKER_SECONDS:
+            with suppress(Exception):  # whatever it raises, it is no answer
+                count, answered = workers(), time.monotonic()
+                staffed = answered if count else staffed
+            if answered - staffed > NO_WORKER_SECONDS or time.monotonic() - answered > NO_ANSWER_SECONDS:
                 lost.set()
                 if not over.is_set():
                     _thread.interrupt_main()
@@ -176,7 +178,7 @@ def _watched(chosen: JoblibParams, workers: Callable[[], int]) -> Iterator[None]
     except BaseException as error:
         if lost.is_set():
             raise ClearwayError(_without_workers(chosen)) from None
-        if isinstance(error, Exception) and _of_cluster(error):
+        if _of_cluster(error):
             raise ClearwayError(
                 f"{_named(chosen)}: a task was lost ({type(error).__name__}: {_one_line(error)}): see the workers' "
                 "logs, and train again"
@@ -186,8 +188,8 @@ def _watched(chosen: JoblibParams, workers: Callable[[], int]) -> Iterator[None]
         over.set()
 
 
-def _of_cluster(error: Exception) -> bool:
-    """Whether the cluster raised it, and not an estimator."""
+def _of_cluster(error: BaseException) -> bool:
+    """Whether the cluster raised it, and not an estimator; a task that is cancelled is no :class:`Exception`."""
     return type(error).__module__.startswith(("distributed", "asyncio", "concurrent", "tornado"))
 
 
@@ -220,7 +222,7 @@ def _unreachable(chosen: JoblibParams, reason: str) -> ClearwayError:
 
 
 def _without_workers(chosen: JoblibParams) -> str:
-    return f"{_named(chosen)}: all workers are gone for {NO_WORKER_SECONDS:g} s: start some, and train again"
+    return f"{_named(chosen)}: its workers are gone, or it no longer answers: start it again, and train again"
 
 
 def _named(chosen: JoblibParams) -> str:
