@@ -48,7 +48,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     local = ["--host", "127.0.0.1", "--no-dashboard"]
     commands = [["scheduler", *local, "--port", str(scheduler)]]
     for port in workers:
-        one = ["--no-nanny", "--nthreads", "1", "--worker-port", str(port), "--local-directory", str(folder)]
+        one = ["--no-nanny", "--nthreads", "2", "--worker-port", str(port), "--local-directory", str(folder)]
         commands.append(["worker", address, *local, *one])
     with (folder / "log").open("wb") as log:
         started = [
@@ -115,7 +115,7 @@ def test_a_killed_worker_never_makes_another_model_and_no_worker_never_hangs(clu
             made, said = None, str(error)
     assert made == forest(LOCAL, trees=40) if made else "train.joblib.address = " in said
     with killed_while_busy(cluster.address, *second), pytest.raises(ClearwayError, match=r"train\.joblib\.address = "):
-        forest(chosen, trees=5000)  # far more than it gets to
+        forest(chosen, trees=1000)  # far more than it gets to
     with pytest.raises(ClearwayError, match=r"cannot be used \(it has no worker after 2 s: start one\)"):
         forest(chosen)
 

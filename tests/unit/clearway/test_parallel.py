@@ -37,7 +37,7 @@ def test_tasks_that_ask_for_no_number_get_the_configured_threads_and_in_order_on
         assert workers(3) == 3
         with in_order():
             assert workers(1) == 1
-            assert len({each for each in Parallel(n_jobs=3)(delayed(threading.get_ident)() for _ in range(9))}) == 1
+            assert len(set(Parallel(n_jobs=3)(delayed(threading.get_ident)() for _ in range(9)))) == 1
 
 
 def test_workers_must_have_the_same_versions() -> None:
