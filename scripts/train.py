@@ -9,12 +9,16 @@ def main() -> int:
 
     from clearway.params import load_params
     from clearway.progress import progress
-    from clearway.training import train
+    from clearway.resources import supervise
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
+    params = load_params(workspace.params_file)
+    supervise(params.train.resources, workspace)
+    from clearway.training import train  # scikit-learn: only in the process that trains
+
     with progress("train", Console(stderr=True)) as show:
-        made = train(load_params(workspace.params_file), workspace, show)
+        made = train(params, workspace, show)
     if searched := made.report.get("tuning"):
         print(
             f"train: search: {searched['metric']} {searched['best_value']:.5g} by trial {searched['best_trial']} of "

@@ -31,7 +31,6 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.pipeline import Pipeline
 
 from clearway.errors import ClearwayError
 from clearway.export import ExportError, to_skops
@@ -56,7 +55,12 @@ ITERATIONS: Mapping[type, str] = {
 _FIRST_SHARE = 20
 """The first part is one in so many of the iterations: it tells how long they take."""
 
-_NOT_DECIDING: Any = {"checkpoint_seconds": True, "resources": True, "tune": {"trials", "timeout_seconds"}}
+_NOT_DECIDING: Any = {
+    "checkpoint_seconds": True,
+    "resources": True,
+    "joblib": True,
+    "tune": {"trials", "timeout_seconds"},
+}
 """Keys of ``params.train`` that change how long a training works or where, and nothing of what it comes to."""
 
 _OF_PARTS = "class_weight presets|Some inputs do not have OOB scores"
@@ -151,25 +155,21 @@ def fit_in_parts(
     Parameters
     ----------
     estimator : Any
-        An unfitted estimator, or a pipeline that ends in one; its preparation is fitted again on every call.
+        An unfitted estimator.
     matrix : array of shape (rows, features)
     labels : array of shape (rows,)
     checkpoints : Checkpoints, optional
         None: one plain fit.
     **arguments
-        Further arguments of ``fit`` of the last step, such as ``sample_weight``.
+        Further arguments of ``fit``, such as ``sample_weight``.
     """
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
     if checkpoints is not None:
-        checkpoints.record.reason = why_not(last)
+        checkpoints.record.reason = why_not(estimator)
         checkpoints.record.continuable = not checkpoints.record.reason
     if checkpoints is None or checkpoints.record.reason or checkpoints.seconds is None:
-        named = {f"{estimator.steps[-1][0]}__{name}": value for name, value in arguments.items()}
-        estimator.fit(matrix, labels, **(named if last is not estimator else arguments))
+        estimator.fit(matrix, labels, **arguments)
         return
-    if last is not estimator and len(estimator.steps) > 1:
-        matrix = estimator[:-1].fit_transform(matrix, labels)
-    _fit_parts(last, matrix, labels, checkpoints, checkpoints.seconds, arguments)
+    _fit_parts(estimator, matrix, labels, checkpoints, checkpoints.seconds, arguments)
 
 
 def _fit_parts(

@@ -41,10 +41,25 @@ def to_skops(estimator: Any) -> bytes:
     """
     import skops.io
 
+    _forget_threads(estimator)
     try:
         return canonical_skops(skops.io.dumps(estimator))
     except (TypeError, RecursionError, skops.io.exceptions.UnsupportedTypeException) as error:
         raise ExportError(f"cannot be stored by skops: {' '.join(str(error).split())}") from None
+
+
+def _forget_threads(part: Any) -> None:
+    """Let histogram gradient boosting, wherever it is in ``part``, no longer know on how many threads it was fitted.
+
+    It keeps the number and never asks for it again. Nothing else of it differs.
+    """
+    if type(part).__name__ == "_BinMapper":
+        part.n_threads = 1
+    elif isinstance(part, list | tuple | dict):
+        for each in part.values() if isinstance(part, dict) else part:
+            _forget_threads(each)
+    elif type(part).__module__.startswith("sklearn.") or hasattr(part, "get_params"):
+        _forget_threads(getattr(part, "__dict__", {}))
 
 
 def canonical_skops(content: bytes) -> bytes:
@@ -81,19 +96,28 @@ def _without_padding(entry: bytes) -> bytes:
     return target.getvalue()
 
 
-def _renumber(node: Any, ids: dict[int, int], files: dict[str, str], known: frozenset[str]) -> None:
-    """Replace ids and file names in place, depth first, in the order in which the file has them."""
+def _renumber(
+    node: Any, ids: dict[int | str, int], files: dict[str, str], known: frozenset[str], *, member: bool = False
+) -> None:
+    """Replace ids and file names in place, depth first, in the order in which the file has them.
+
+    Members of an ensemble may come from other processes, where what they share with the rest, such as the number 0.5
+    of an argument, became a copy. So in them equal constants are one, wherever they were made.
+    """
     if isinstance(node, list):
         for item in node:
-            _renumber(item, ids, files, known)
+            _renumber(item, ids, files, known, member=member)
     elif isinstance(node, dict):
         address, file = node.get("__id__"), node.get("file")
+        if member and node.get("__loader__") == "JsonNode":
+            node["__id__"] = ids.setdefault(node["content"], len(ids) + 1)
+            return
         if isinstance(address, int):
             node["__id__"] = ids.setdefault(address, len(ids) + 1)
         if isinstance(file, str) and file in known:
             node["file"] = files.setdefault(file, f"{len(files) + 1:06d}{PurePosixPath(file).suffix}")
-        for value in node.values():
-            _renumber(value, ids, files, known)
+        for name, value in node.items():
+            _renumber(value, ids, files, known, member=member or name == "estimators_")
 
 
 def to_onnx(estimator: Any, width: int) -> bytes:
@@ -107,8 +131,18 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import Pipeline
+
+    from clearway.calibrated_onnx import add_curves, calibrated_part
 
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
+    options = {"zipmap": False}
+    part = calibrated_part(last)
+    if part is not None:  # its curves are added below
+        last = part.estimator
+        estimator = Pipeline([*estimator.steps[:-1], ("model", last)]) if hasattr(estimator, "steps") else last
+        if hasattr(last, "decision_function"):
+            options["raw_scores"] = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,7 +150,7 @@ def to_onnx(estimator: Any, width: int) -> bytes:
                 estimator,
                 name="clearway",
                 initial_types=[(INPUT, FloatTensorType([None, width]))],
-                options={id(last): {"zipmap": False}},
+                options={id(last): options},
                 custom_conversion_functions={HistGradientBoostingClassifier: _convert_histogram_trees},
                 target_opset=OPSET,
             )
@@ -126,6 +160,8 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     outputs = [output.name for output in graph.graph.output]
     if OUTPUT not in outputs:
         raise ExportError(f"cannot be exported to ONNX: its graph answers {', '.join(outputs)}, not {OUTPUT}")
+    if part is not None:
+        add_curves(graph, part)
     return canonical_onnx(graph)
 
 

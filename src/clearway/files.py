@@ -117,15 +117,36 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove the temporary folders of :func:`atomic_directory` that nothing was written to for a day."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.(old\.)?[a-z0-9_]{{8}}")
-    for path in target.parent.glob(".*"):
-        if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+    for path in unfinished(target.parent, target.name):
+        if path.is_dir() and not path.is_symlink():
             try:
                 newest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
             except OSError:  # another writer is removing it
                 continue
             if time.time() - newest > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def unfinished(folder: Path, name: str | None = None) -> list[Path]:
+    """The temporary files and folders of what is being written in ``folder``, or was when its writer was killed.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the finished files and folders are; it need not exist.
+    name : str, optional
+        Only of the file or folder of this name.
+    """
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(old\.)?[a-z0-9_]{{8}}")
+    return [path for path in folder.glob(".*") if pattern.fullmatch(path.name)]
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; one that is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync_directory(folder: Path) -> None:

@@ -36,7 +36,9 @@ KEPT_FILES = ("params.yaml", "dvc.lock")
 RECIPE_MODULES = (
     "acceptance.py",
     "checkpoints.py",
+    "calibrated_onnx.py",
     "checks.py",
+    "class_weights.py",
     "encoding.py",
     "export.py",
     "feature_store/definitions.py",
@@ -46,9 +48,11 @@ RECIPE_MODULES = (
     "instants.py",
     "labelled_rows.py",
     "metrics.py",
+    "parallel.py",
     "point_in_time.py",
     "project.py",
     "repeats.py",
+    "score_calibration.py",
     "stored_features.py",
     "training.py",
     "tuning.py",
@@ -136,7 +140,11 @@ def recipe_sha256(params: Params, workspace: Workspace) -> str:
     recipe = {
         "definitions": definitions_sha256(params),
         "schema": sha256_file(workspace.root / params.data_schema),
-        "parameters": params.model_dump(mode="json", include={"sources", "data", "split", "seed", "train"}),
+        "parameters": params.model_dump(
+            mode="json",
+            include={"sources", "data", "split", "seed", "train"},
+            exclude={"train": {"resources", "joblib"}},  # where and on how much it is fitted changes no bit
+        ),
         "code": {name: sha256_file(here / name) for name in RECIPE_MODULES},
     }
     return sha256_bytes(canonical_json(recipe))

@@ -61,7 +61,10 @@ class Estimator(BaseModel):
     arguments: dict[str, Any]
     """Those that it was fitted with, found by a search or not."""
     threads: int
+    """Of linear algebra: 1. Other threads change no bit of a model."""
     tune: Tuned | None = None
+    class_weights: Any = None
+    calibration: dict[str, Any] | None = None
 
 
 class ModelParams(BaseModel):

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
-from threadpoolctl import threadpool_limits
 
 from clearway.behaviour import BehaviouralTest, behaviour_gates, column_test, declared_by
 from clearway.calibration_gate import (
@@ -59,6 +58,7 @@ from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
 from clearway.metrics import METRICS, Floats, measure, metric
 from clearway.model import Model, load_estimator, load_model, load_payload
 from clearway.paired import groups_of
+from clearway.parallel import in_order
 from clearway.params import Params
 from clearway.project import load_project
 from clearway.reporting import Page, Picture, Table, draw, write_page
@@ -197,7 +197,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     if champion is not None and champion.digest == challenger.digest:
         verdict = unchanged(challenger.digest)
     else:
-        with threadpool_limits(limits=params.train.threads):
+        with in_order():
             estimated = load_estimator(workspace.model).predict_proba(matrix)[:, 1].astype(np.float64)
         chosen = params.gates
         uses = read_uses(workspace, holdout_identity(frame[ROW_ID], labels), challenger.digest)

@@ -22,6 +22,7 @@ from clearway.strict_yaml import read_mapping
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+PositiveWeight = Annotated[float, Field(gt=0)]
 
 
 def _utc(value: Any) -> Any:
@@ -301,6 +302,48 @@ class TuneParams(Section):
     """Of the search; null: ``seed``."""
 
 
+class ResourceParams(Section):
+    """What training may take of this machine. None of it changes the model."""
+
+    threads: int = Field(1, ge=1)
+    """Cores to use: threads of OpenMP, and what an estimator's ``n_jobs`` would say. Linear algebra always uses one,
+    because the last bits of its sums depend on how many."""
+    memory_mb: float | None = Field(None, ge=64)
+    """Most memory, in 2²⁰ bytes, of the process and all that it starts on this machine; null: no limit."""
+    time_limit_seconds: float | None = Field(None, gt=0)
+    """Longest wall time of training; null: no limit."""
+
+
+class JoblibParams(Section):
+    """Where joblib runs the parts of estimators that have an ``n_jobs``."""
+
+    backend: Literal["local", "dask", "ray"] = "local"
+    """Threads of this machine, or a cluster that is there already."""
+    address: str | None = None
+    """Of the cluster: ``tcp://HOST:PORT`` of Dask's scheduler; for Ray what ``ray.init`` takes, such as ``auto``."""
+    connect_seconds: float = Field(10.0, gt=0)
+    """Longest wait for the cluster, and for a worker of it."""
+
+    @model_validator(mode="after")
+    def _addressed(self) -> Self:
+        if (self.address is None) != (self.backend == "local"):
+            raise ValueError(
+                f"backend = {self.backend} and address = {self.address}: give the address of a cluster, and none for "
+                "local"
+            )
+        return self
+
+
+class ScoreCalibrationParams(Section):
+    """Probabilities learnt anew from rows that the estimator did not see."""
+
+    method: Literal["isotonic", "sigmoid"]
+    """``sigmoid`` is a curve of two parameters; ``isotonic`` any rising one, for a thousand rows and more."""
+    share: Probability = 0.2
+    """Of the training rows: the latest by prediction time; without time, drawn with the seed, equally of each class.
+    The estimator is fitted on the others."""
+
+
 class TrainParams(Section):
     """The challenger and the simple model it must beat: importable scikit-learn classes and their arguments."""
 
@@ -310,11 +353,17 @@ class TrainParams(Section):
     baseline_arguments: dict[str, Any] = Field(default_factory=dict)
     threshold: Probability = 0.5
     """Score from which the answer is yes."""
-    threads: int = Field(1, ge=1)
     tune: TuneParams | None = None
     """Null: ``arguments`` are taken as they are."""
     checkpoint_seconds: float | None = Field(30.0, ge=0)
     """Shortest time between two checkpoints of a fit, where the estimator can go on from one; null: none are kept."""
+    class_weights: Literal["balanced"] | dict[bool | int | str, PositiveWeight] | None = None
+    """How much a row counts in the fit, by its label: ``{0: 1, 1: 5}``; ``balanced``: each label as much as any other.
+    Both models are fitted so. Scores then no longer are probabilities, unless they are calibrated."""
+    calibration: ScoreCalibrationParams | None = None
+    """How scores are made probabilities after the fit, of both models; null: they stay as the estimator gives them."""
+    resources: ResourceParams = ResourceParams()
+    joblib: JoblibParams = JoblibParams()
 
 
 class ChampionGate(Section):

@@ -5,7 +5,6 @@ is the one already in production.
 """
 
 import importlib
-import resource
 import shutil
 import sys
 import time
@@ -26,11 +25,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from threadpoolctl import threadpool_limits
+from sklearn.utils.validation import has_fit_parameter
 
 from clearway.bundle import payload_digest
 from clearway.calibration import BASELINE_SCORE, Calibration, calibrate
 from clearway.checkpoints import Checkpoints, array_sha256, fit_in_parts, state_basis, state_key
+from clearway.class_weights import ClassWeights, row_weights
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME
 from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
@@ -40,10 +40,13 @@ from clearway.files import atomic_directory, held, read_json, write_json, write_
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
-from clearway.params import Params, TuneParams
+from clearway.parallel import in_order, joblib_backend, numeric_threads
+from clearway.params import Params, ScoreCalibrationParams, TuneParams
 from clearway.profile import SCORE, sample_positions, write_reference
 from clearway.progress import Show, silent
+from clearway.resources import names_memory, peak_memory_mb
 from clearway.schema import Column
+from clearway.score_calibration import calibrated, calibration_rows
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -106,6 +109,11 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
     """
     kind = _import_class(recipe)
     accepted = signature(kind).parameters
+    if "n_jobs" in recipe.arguments:
+        raise UsageError(
+            f"params.yaml: {recipe.arguments_key}.n_jobs = {recipe.arguments['n_jobs']!r} would make another model of "
+            "the same one: say on how many cores it is fitted in train.resources.threads"
+        )
     seeded = {"random_state": seed} if "random_state" in accepted else {}
     try:
         estimator = kind(**{**seeded, **recipe.arguments, **_one_object_each(recipe.arguments)})
@@ -132,9 +140,13 @@ def fit(
     labels: NDArray[np.float64],
     seed: int,
     threads: int,
+    *,
     checkpoints: Checkpoints | None = None,
+    class_weights: ClassWeights | None = None,
+    calibration: ScoreCalibrationParams | None = None,
+    times: NDArray[np.datetime64] | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
-    """Fit the recipe's estimator.
+    """Fit the recipe's estimator, and the curve after it where scores are calibrated.
 
     Parameters
     ----------
@@ -149,9 +161,15 @@ def fit(
     seed : int
         ``random_state``, for a class that takes one and whose arguments do not set it.
     threads : int
-        Most threads that BLAS and OpenMP may use; another number may change the last bits of a sum.
+        Threads of OpenMP. Whatever they are, linear algebra uses one, so that their number changes no bit.
     checkpoints : Checkpoints, optional
         Where to keep what was learnt so far, and go on from it.
+    class_weights : "balanced" or mapping of label → weight, optional
+        How much a row counts, by its label.
+    calibration : ScoreCalibrationParams, optional
+        Which rows are kept from the estimator for a curve, and of which kind that is.
+    times : datetime64 array of shape (rows,), optional
+        When each row was asked; says which rows are the latest.
 
     Returns
     -------
@@ -161,9 +179,9 @@ def fit(
     Raises
     ------
     UsageError
-        Class or arguments are wrong.
+        Class or arguments are wrong, or the class takes no weights.
     ClearwayError
-        The labels are all the same, or the estimator fails on the data.
+        The labels are all the same or too few for a curve, or the estimator fails on the data.
     """
     answers = np.unique(labels)
     if answers.tolist() != [0.0, 1.0]:
@@ -172,10 +190,23 @@ def fit(
             f"{len(labels)} rows: there is nothing to learn; check the label's definition and the training window"
         )
     estimator = make_estimator(recipe, schema, seed)
-    with threadpool_limits(limits=threads), warnings.catch_warnings(record=True) as caught:
+    weights = None if class_weights is None else row_weights(labels, class_weights)
+    if weights is not None:
+        _check_weighable(recipe, estimator)
+    held = None if calibration is None else calibration_rows(labels, times, calibration, seed)
+    kept = slice(None) if held is None else ~held
+    with numeric_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            fit_in_parts(estimator, matrix, labels.astype(np.int64), checkpoints)
+            given = {} if weights is None else {"sample_weight": weights[kept]}
+            ready = matrix[kept]
+            if isinstance(estimator, Pipeline):
+                with in_order():  # quick; from a cluster its parts would come back as copies
+                    ready = estimator[0].fit_transform(ready)
+            last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+            fit_in_parts(last, ready, labels[kept].astype(np.int64), checkpoints, **given)
+            if calibration is not None:
+                estimator = calibrated(estimator, matrix[held], labels[held].astype(np.int64), calibration)
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
@@ -186,6 +217,7 @@ def fit(
     return estimator, tuple(dict.fromkeys(" ".join(str(w.message).split())[:200] for w in caught))
 
 
+@names_memory
 def train(params: Params, workspace: Workspace, show: Show = silent) -> Trained:
     """Fit challenger and baseline on ``data/features/training.parquet``; write both payloads and the report.
 
@@ -198,8 +230,8 @@ def train(params: Params, workspace: Workspace, show: Show = silent) -> Trained:
     UsageError
         ``params.train`` names an impossible estimator, argument or search.
     ClearwayError
-        The feature tables are missing, empty or not numeric, the labels are all the same, or another training of
-        this folder is running.
+        The feature tables are missing, empty or not numeric, the labels are all the same, another training of this
+        folder is running, the system has no more memory, or the cluster that ``params.train.joblib`` names fails.
     """
     with held(workspace.build / "training.lock", _LOCK_SECONDS):
         made = _train(params, workspace, show)
@@ -209,6 +241,7 @@ def train(params: Params, workspace: Workspace, show: Show = silent) -> Trained:
 
 def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     started = time.perf_counter()
+    (workspace.reports / "training.json").unlink(missing_ok=True)  # it is there when all else of this run is
     described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
     frame, labels = read_rows(workspace, "training")
     kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
@@ -245,8 +278,20 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
         checkpoints = Checkpoints(
             workspace.unfinished / f"{name}.skops", params.train.checkpoint_seconds, f"fit {recipe.role}", show
         )
-        estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads, checkpoints)
-        with threadpool_limits(limits=params.train.threads):
+        with joblib_backend(params.train.joblib, params.train.resources.threads):
+            estimator, warned = fit(
+                recipe,
+                schema,
+                matrix,
+                labels,
+                params.seed,
+                params.train.resources.threads,
+                checkpoints=checkpoints,
+                class_weights=params.train.class_weights,
+                calibration=params.train.calibration,
+                times=_times(frame),
+            )
+        with in_order():
             scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
         _write_payload(folder, recipe, estimator, schema, definitions, params)
         given[recipe.role] = scores
@@ -260,7 +305,7 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
         }
     _write_past(frame, schema, labels, given, params, workspace)
     report["seconds"] = round(time.perf_counter() - started, 3)
-    report["peak_memory_mb"] = round(_peak_memory_mb(), 1)
+    report["peak_memory_mb"] = round(peak_memory_mb(), 1)
     write_json(workspace.reports / "training.json", report)
     return Trained(
         digest=report["challenger"]["digest"],
@@ -320,13 +365,14 @@ def _search(
         matrix,
         labels,
         folds,
-        params.seed,
-        params.train.threads,
-        params.train.threshold,
+        _times(frame),
+        params,
         judge.name,
     )
     study = workspace.unfinished / f"{state_key({**basis, **places})}.db"
-    return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
+    threads = params.train.resources.threads
+    with joblib_backend(params.train.joblib, threads), numeric_threads(threads):
+        return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
 
 
 def _write_plot(trials: Sequence[Mapping[str, Any]], workspace: Workspace) -> None:
@@ -341,9 +387,8 @@ def _fold_value(
     matrix: NDArray[np.float32],
     labels: NDArray[np.float64],
     folds: Sequence["Fold"],
-    seed: int,
-    threads: int,
-    threshold: float,
+    times: NDArray[np.datetime64] | None,
+    params: Params,
     judge: str,
     arguments: Mapping[str, Any],
     fold: int,
@@ -351,15 +396,42 @@ def _fold_value(
     """The metric of what is learnt from a fold with these arguments. Its own are plain: a worker can be sent them."""
     learning, judging = folds[fold]
     tried = replace(recipe, arguments={**recipe.arguments, **arguments})
-    estimator, _ = fit(tried, schema, matrix[learning], labels[learning], seed, threads)
-    with threadpool_limits(limits=threads):
+    estimator, _ = fit(
+        tried,
+        schema,
+        matrix[learning],
+        labels[learning],
+        params.seed,
+        params.train.resources.threads,
+        class_weights=params.train.class_weights,
+        calibration=params.train.calibration,
+        times=None if times is None else times[learning],
+    )
+    with in_order():
         scores = estimator.predict_proba(matrix[judging])[:, 1].astype(np.float64)
-    return float(metric(judge).value(labels[judging], scores, threshold))
+    return float(metric(judge).value(labels[judging], scores, params.train.threshold))
 
 
 def _one_object_each(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Texts among arguments, each the one object that equal texts of code are: a stored model tells which are one."""
     return {name: sys.intern(value) for name, value in arguments.items() if isinstance(value, str)}
+
+
+def _times(frame: pd.DataFrame) -> NDArray[np.datetime64] | None:
+    """When each row was asked; None where rows know no time."""
+    if PREDICTION_TIME not in frame or frame[PREDICTION_TIME].isna().any():
+        return None
+    times: NDArray[np.datetime64] = frame[PREDICTION_TIME].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+    return times
+
+
+def _check_weighable(recipe: Recipe, estimator: Any) -> None:
+    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    if not has_fit_parameter(last, "sample_weight"):
+        raise UsageError(
+            f"params.yaml: train.class_weights: {recipe.key} = {recipe.estimator!r} cannot weigh rows: choose an "
+            "estimator whose fit takes sample_weight, or set train.class_weights: null"
+        )
 
 
 def _import_class(recipe: Recipe) -> Any:
@@ -410,9 +482,11 @@ def _write_payload(
         raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} {error}") from None
     except ClearwayError as error:
         raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} cannot be stored: {error}") from None
-    train = {"estimator": recipe.estimator, "arguments": dict(recipe.arguments), "threads": params.train.threads}
+    train = {"estimator": recipe.estimator, "arguments": dict(recipe.arguments), "threads": 1}
     if recipe.trials is not None:
         train["tune"] = {"trials": recipe.trials}
+    optional = params.train.model_dump(mode="json", include={"class_weights", "calibration"}, exclude_none=True)
+    train.update(optional)  # what is not set leaves no trace, so that a model stays what it was
     with atomic_directory(folder) as made:
         (made / ESTIMATOR).write_bytes(stored)
         (made / NETWORK).write_bytes(network)
@@ -433,7 +507,7 @@ def _write_past(
     workspace: Workspace,
 ) -> None:
     """What drift is later measured against: the reference, and how much windows of it differ by themselves."""
-    times = frame[PREDICTION_TIME] if PREDICTION_TIME in frame and frame[PREDICTION_TIME].notna().all() else None
+    times = frame[PREDICTION_TIME] if _times(frame) is not None else None
     features = frame[list(schema.names)]
     write_reference(
         features,
@@ -462,9 +536,3 @@ def _write_past(
             domain=calibrate_domain(ordered, numeric, categorical, params.drift.domain, params.seed),
         )
     write_json(workspace.build / "drift_calibration.json", calibration.model_dump(mode="json"))
-
-
-def _peak_memory_mb() -> float:
-    """Largest resident size of this process so far; Linux counts it in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

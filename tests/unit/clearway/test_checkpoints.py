@@ -17,8 +17,6 @@ from sklearn.ensemble import (
 )
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from clearway.checkpoints import Checkpoints, fit_in_parts, state_basis, state_key, why_not
@@ -67,7 +65,6 @@ CONTINUABLE = [
     RandomForestClassifier(n_estimators=7, oob_score=True, class_weight="balanced_subsample", random_state=3),
     RandomForestRegressor(n_estimators=7, random_state=3),
     ExtraTreesClassifier(n_estimators=7, random_state=3),
-    Pipeline([("prepare", StandardScaler()), ("model", RandomForestClassifier(n_estimators=7, random_state=3))]),
 ]
 
 
@@ -172,7 +169,7 @@ def test_what_is_kept_is_named_by_all_that_decides_it_and_not_by_how_long_to_wor
         }
         return state_key(state_basis(Params.model_validate(content), [RandomForestClassifier], matrix, labels))
 
-    longer = name(tune={"trials": 99, "timeout_seconds": 5}, checkpoint_seconds=1)
+    longer = name(tune={"trials": 99, "timeout_seconds": 5}, checkpoint_seconds=1, resources={"threads": 2})
     assert name() == longer
     others = {
         name(seed=2),
@@ -180,8 +177,9 @@ def test_what_is_kept_is_named_by_all_that_decides_it_and_not_by_how_long_to_wor
         name(MATRIX.reshape(3, 200)),
         name(labels=1 - LABELS),
         name(arguments={"max_depth": 2}),
-        name(threads=2),
+        name(class_weights="balanced"),
+        name(calibration={"method": "sigmoid"}),
         name(tune={"folds": 4}),
         name(tune={"metric": "brier"}),
     }
-    assert len(others | {longer}) == 9
+    assert len(others | {longer}) == 10

@@ -23,7 +23,8 @@ from clearway.export import canonical_onnx, canonical_skops, to_onnx, to_skops
 from clearway.files import held, read_json, write_json
 from clearway.labelled_rows import read_rows
 from clearway.model import TRUSTED_TYPES, load_payload, read_estimator
-from clearway.params import Params, load_params
+from clearway.parallel import joblib_backend
+from clearway.params import JoblibParams, Params, load_params
 from clearway.profile import read_reference
 from clearway.training import Recipe, fit, make_estimator, train
 from clearway.workspace import Workspace
@@ -383,3 +384,62 @@ def test_broken_feature_tables_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ClearwayError, match=r"training\.parquet is missing: run scripts/build_features\.py first"):
         train(params, workspace)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "arguments"),
+    [
+        ("sklearn.ensemble.HistGradientBoostingClassifier", {"max_iter": 5, "early_stopping": True}),
+        ("sklearn.linear_model.LogisticRegression", {}),
+        ("sklearn.ensemble.RandomForestClassifier", {"n_estimators": 6}),
+        ("sklearn.ensemble.BaggingClassifier", {"n_estimators": 4}),
+    ],
+)
+def test_any_number_of_threads_makes_the_same_bytes(estimator: str, arguments: dict[str, Any]) -> None:
+    random = np.random.default_rng(6)
+    matrix = random.normal(size=(3000, 3)).astype(np.float32)
+    matrix[:, SCHEMA.names.index("colour")] = random.integers(-1, 3, 3000)
+    labels = (matrix[:, 0] + random.normal(size=3000) > 0).astype(np.float64)
+    made = set()
+    for threads in (1, 2, 4):
+        with joblib_backend(JoblibParams(), threads):
+            fitted, _ = fit(recipe(estimator, **arguments), SCHEMA, matrix, labels, seed=3, threads=threads)
+        made.add((to_skops(fitted), to_onnx(fitted, 3)))
+    assert len(made) == 1
+
+
+def test_resources_leave_no_trace_in_a_model_and_what_changes_it_does(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path, baseline="sklearn.naive_bayes.GaussianNB")
+    plain = train(params, workspace)
+    recorded = read_json(workspace.model / "params.json")["train"]
+    assert recorded == {"estimator": params.train.estimator, "arguments": {"max_iter": 5}, "threads": 1}
+    spread = {"resources": {"threads": 2, "memory_mb": 64_000}, "joblib": {"connect_seconds": 1}}
+    params, _ = project(tmp_path, baseline="sklearn.naive_bayes.GaussianNB", **spread)
+    assert train(params, workspace).digest == plain.digest
+    learnt = {"class_weights": {0: 1, 1: 3}, "calibration": {"method": "sigmoid", "share": 0.25}}
+    params, _ = project(tmp_path, baseline="sklearn.naive_bayes.GaussianNB", **learnt)
+    made = train(params, workspace)
+    assert made.digest != plain.digest
+    assert made.baseline_digest != plain.baseline_digest
+    recorded = read_json(workspace.model / "params.json")["train"]
+    assert (recorded["class_weights"], recorded["calibration"]) == ({"0": 1, "1": 3}, learnt["calibration"])
+    assert load_payload(workspace.model, made.digest).threshold == 0.5
+
+
+def test_an_estimator_that_cannot_weigh_rows_is_named() -> None:
+    with pytest.raises(UsageError, match=r"train\.class_weights: train\.estimator = .*KNeighbors.* cannot weigh rows"):
+        fit(recipe("sklearn.neighbors.KNeighborsClassifier"), SCHEMA, MATRIX, LABELS, 3, 1, class_weights="balanced")
+
+
+def test_the_number_of_cores_is_no_argument_of_an_estimator() -> None:
+    with pytest.raises(UsageError, match=r"train\.arguments\.n_jobs = 2 .* train\.resources\.threads"):
+        make_estimator(recipe("sklearn.ensemble.RandomForestClassifier", n_jobs=2), SCHEMA, seed=3)
+
+
+def test_a_training_that_fails_leaves_no_report_of_an_earlier_one(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path, baseline="sklearn.naive_bayes.GaussianNB")
+    train(params, workspace)
+    params, _ = project(tmp_path, baseline="nowhere.Thing")
+    with pytest.raises(UsageError):
+        train(params, workspace)
+    assert not (workspace.reports / "training.json").exists()
