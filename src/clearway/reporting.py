@@ -420,6 +420,9 @@ tr.pass td:first-child { border-left: 3px solid var(--pass); }
 tr.fail td:first-child { border-left: 3px solid var(--fail); }
 tr.warn td:first-child { border-left: 3px solid var(--warn); }
 tr.unknown td:first-child { border-left: 3px solid var(--unknown); }
+details.detail { color: var(--soft); font-size: .85rem; max-width: 34rem; overflow-wrap: break-word; min-width: 11rem; }
+details.detail summary { color: var(--ink); font-size: .95rem; font-weight: 600; margin: 0; }
+td svg.plot { width: 9.5rem; } @media (max-width: 48rem) { th, td { padding: .35rem .4rem; } }
 p.note { color: var(--soft); margin: .4rem 0 0; } img { max-width: 100%; background: #fff; border-radius: .3rem; }
 summary { cursor: pointer; font-size: 1.1rem; font-weight: 700; margin: 2rem 0 .5rem; }
 .card { border: 1px solid var(--line); border-left: 4px solid var(--unknown); border-radius: .4rem; margin: .7rem 0;
@@ -429,7 +432,8 @@ summary { cursor: pointer; font-size: 1.1rem; font-weight: 700; margin: 2rem 0 .
 .card table { font-size: .87rem; width: auto; } .card .scroll { margin-top: .7rem; }
 .card th, .card td { padding: .2rem .6rem; white-space: nowrap; }
 .card p.note { font-size: .87rem; }
-.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem 2rem; }
+.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem 2rem;
+  margin-top: .8rem; }
 figure { margin: 0; } figcaption { font-size: .87rem; color: var(--soft); }
 .drawings figcaption { color: var(--ink); font-weight: 600; font-size: .95rem; }
 @media (max-width: 48rem) { .card { grid-template-columns: minmax(0, 1fr); } body { margin-top: 1rem; } }
