@@ -229,14 +229,23 @@ def _fairness(content: CardContent) -> str:
     named = ", ".join(_text(one if isinstance(one, str) else " and ".join(one)) for one in groups)
     wanted = {one if isinstance(one, str) else "&".join(one) for one in groups}
     parts = [part for part in _measured(content).get("parts", ()) if part["column"] in wanted]
-    shown_metrics = list(dict.fromkeys(name for part in parts for name in part["metrics"].get(CHALLENGER, {})))
+    shown_metrics = list(dict.fromkeys(name for part in parts for name in _ours(part)))
     rows = [
-        (part["column"], part["value"], f"{part['rows']:,}")
-        + tuple(_number(part["metrics"].get(CHALLENGER, {}).get(name)) for name in shown_metrics)
+        (
+            part["column"],
+            part["value"],
+            f"{part['rows']:,}",
+            *(_number(_ours(part).get(name)) for name in shown_metrics),
+        )
         for part in parts
     ]
     table = f"\n\n{_table(('column', 'group', 'rows', *shown_metrics), rows)}" if rows else ""
     return f"## Fairness\n\nGroups by: {named}.{table}\n\n{_gate_table(content, 'fairness_')}"
+
+
+def _ours(part: Mapping[str, Any]) -> Mapping[str, float]:
+    found: Mapping[str, float] = part["metrics"].get(CHALLENGER, {})
+    return found
 
 
 def _behaviour(content: CardContent) -> str:
