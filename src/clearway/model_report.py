@@ -21,14 +21,13 @@ from clearway.params import Params
 from clearway.plots import Kind
 from clearway.reporting import Block, Drawings, Page, Table, write_page
 from clearway.svg import standalone
-from clearway.workspace import Workspace
+from clearway.workspace import DRAWINGS, MODEL_PAGE, MODEL_REPORT, PLOTS, Workspace
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from clearway.model_validation import Contender, Validation
 
-REPORT, PAGE, DRAWINGS, PLOTS = "model_validation.json", "model_validation.html", "drawings", "plots"
 ANSWERS = ("no", "yes")
 """What a binary model answers."""
 _NARROW, _TINY = 76, 48
@@ -104,8 +103,8 @@ def write_reports(
         ],
         blocks=blocks,
     )
-    write_page(workspace.reports / PAGE, page)
-    write_json(workspace.reports / REPORT, validation.document())
+    write_page(workspace.reports / MODEL_PAGE, page)
+    write_json(workspace.reports / MODEL_REPORT, validation.document())
 
 
 def failing_first(gates: Sequence[Gate]) -> list[Gate]:

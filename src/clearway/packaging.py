@@ -16,12 +16,11 @@ from clearway.labelled_rows import read_rows
 from clearway.lineage import installed_packages, lineage_of
 from clearway.model import Model, load_estimator, load_payload
 from clearway.model_card import CardContent, render
-from clearway.model_report import DRAWINGS, PAGE, PLOTS
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
 from clearway.profile import read_reference, write_reference
 from clearway.snapshot import Snapshot
-from clearway.workspace import Workspace
+from clearway.workspace import DRAWINGS, MODEL_PAGE, PLOTS, Workspace
 
 GOLDEN_ROWS = 64
 """Holdout rows that travel with a bundle, with scikit-learn's scores: what a server must answer before it is ready."""
@@ -128,7 +127,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
 def _pictures(workspace: Workspace) -> dict[str, Path | bytes]:
     """The gates' report for people, the plots in it, and the numbers behind them."""
     found = [*(workspace.reports / DRAWINGS).glob("*.svg"), *(workspace.reports / PLOTS).glob("*.csv")]
-    return {PAGE: workspace.reports / PAGE, **{f"{PLOTS}/{path.name}": path for path in sorted(found)}}
+    return {MODEL_PAGE: workspace.reports / MODEL_PAGE, **{f"{PLOTS}/{path.name}": path for path in sorted(found)}}
 
 
 def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
