@@ -15,9 +15,9 @@ from clearway.gates import Holdout
 from clearway.metrics import METRICS, Floats, measure
 from clearway.paired import Interval
 from clearway.plots import Importance, importances
-from clearway.slices import levels
+from clearway.slices import Level, levels
 
-MOST_PARTS = 200
+MOST_PARTS = 60
 """Parts measured of all columns together: the largest. A column of ids has as many as rows."""
 _PART_RESAMPLES = 200
 """Of a part's interval, which nothing is judged by: half of the gates' do."""
@@ -53,7 +53,7 @@ class Measurements:
     """Of the challenger on the whole holdout, by metric."""
     parts: tuple[Part, ...]
     left_out: int
-    """Parts with too few rows to measure."""
+    """Parts that are not: of too few rows, or beyond the largest."""
     importances: tuple[Importance, ...]
 
     def document(self) -> dict[str, Any]:
@@ -99,26 +99,20 @@ def measurements(
     ours = scores["challenger"]
     whole = {} if ours is None else measure(holdout.labels, ours, holdout.threshold)
     intervals = {} if ours is None else {name: holdout.interval(METRICS[name], ours) for name in whole}
-    parts: list[Part] = []
-    left_out = 0
+    found_levels: list[tuple[str, Level]] = []
     for chosen in dict.fromkeys((one,) if isinstance(one, str) else tuple(one) for one in columns):
-        if not set(chosen) <= set(features.columns):
-            continue
-        for level in levels(features, chosen, bins):
-            if int(level.rows.sum()) < min_rows:
-                left_out += 1
-                continue
-            parts.append(
-                _part(level.name, "&".join(chosen), level.value, level.rows, holdout, scores, thresholds, metric)
-            )
-    kept = sorted(sorted(parts, key=lambda part: -part.rows)[:MOST_PARTS], key=parts.index)
+        if set(chosen) <= set(features.columns):
+            found_levels += [("&".join(chosen), level) for level in levels(features, chosen, bins)]
+    sizes = [int(level.rows.sum()) for _, level in found_levels]
+    largest = sorted(range(len(sizes)), key=lambda place: -sizes[place])[:MOST_PARTS]
+    kept = [found_levels[place] for place in sorted(largest) if sizes[place] >= min_rows]
     return Measurements(
         metric=metric,
         confidence=holdout.confidence,
         training=training,
         intervals=intervals,
-        parts=tuple(kept),
-        left_out=left_out + len(parts) - len(kept),
+        parts=tuple(_part(column, level, holdout, scores, thresholds, metric) for column, level in kept),
+        left_out=len(found_levels) - len(kept),
         importances=tuple(found),
     )
 
@@ -136,15 +130,14 @@ def feature_importances(
 
 
 def _part(
-    name: str,
     column: str,
-    value: str,
-    rows: NDArray[np.bool_],
+    level: Level,
     holdout: Holdout,
     scores: Mapping[str, Floats | None],
     thresholds: Mapping[str, float],
     metric: str,
 ) -> Part:
+    rows = level.rows
     labels = holdout.labels[rows]
     measured = {
         role: measure(labels, each[rows], thresholds[role]) for role, each in scores.items() if each is not None
@@ -155,7 +148,7 @@ def _part(
         fewer = min(holdout.resamples, _PART_RESAMPLES)
         inside = replace(holdout, labels=labels, groups=groups, resamples=fewer)
         interval = inside.interval(METRICS[metric], ours[rows])
-    return Part(name, column, value, len(labels), measured, interval)
+    return Part(level.name, column, level.value, len(labels), measured, interval)
 
 
 def _plain(content: Any) -> Any:

@@ -263,13 +263,14 @@ def importances(
     found = []
     for position, name in enumerate(names):
         losses = []
+        column = rows[:, position].copy()
         for _ in range(repeats):
-            shuffled = rows.copy()
-            shuffled[:, position] = random.permutation(shuffled[:, position])
-            worse = _quality(quality, asked, score(shuffled))
+            rows[:, position] = random.permutation(column)  # rows are a copy: indexed by an array
+            worse = _quality(quality, asked, score(rows))
             if worse is None:
                 return []
             losses.append(whole - worse)
+        rows[:, position] = column
         found.append(Importance(name, float(np.mean(losses)), float(np.std(losses))))
     return sorted(found, key=lambda one: -one.mean)
 

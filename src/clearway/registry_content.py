@@ -27,7 +27,7 @@ DATASET_DIGEST = 36
 """Characters of a data set's digest that MLflow keeps."""
 LONGEST_SOURCE = 60_000
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_\-. ]")
-_HASH = 8
+_HASH, _LONGEST_PART = 8, 100
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,32 @@ def content_of(
 
 
 def legal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values under names that MLflow takes.
+    """The same values under names that MLflow takes: see :func:`name`, which made those of several parts.
 
-    ``/`` is kept where a caller joined parts by it; see :func:`name`. A name that had to be changed, or differs from
-    another only by the case of its letters (MySQL takes such two for one), ends in a hash of what it was.
+    Names that differ by the case of their letters alone, which MySQL takes for one, end in a hash of what they were.
 
-    >>> legal({"slice/carrier/UA": 1, "é %": 2})
-    {'slice/carrier/UA': 1, '_ _-c1b8c1f2': 2}
+    >>> legal({"UA": 1, "é %": 2})
+    {'UA': 1, '_ _-5ecf7cde': 2}
     """
     folded = Counter(key.casefold() for key in values)
-    return {_legal(key, hashed=folded[key.casefold()] > 1): value for key, value in values.items()}
+    made = {}
+    for key, value in values.items():
+        written = "/".join(map(_legal, key.split("/")))
+        if folded[key.casefold()] > 1 or len(written) > LONGEST_NAME:
+            written = f"{written[: LONGEST_NAME - _HASH - 1]}-{_hash(key)}"
+        made[written] = value
+    return made
 
 
 def name(*parts: str) -> str:
-    """Parts joined by ``/``, which MLflow groups by; one within a part becomes another character."""
-    return "/".join(part.replace("/", "∕") or "∅" for part in parts)
+    """Parts joined by ``/``, which MLflow groups by, each as MLflow takes it.
+
+    A part that had to be changed ends in a hash of what it was: it stays apart, and is called the same in each run.
+
+    >>> name("slice", "carrier", "UA", "roc_auc")
+    'slice/carrier/UA/roc_auc'
+    """
+    return "/".join(map(_legal, parts))
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -114,12 +125,15 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _legal(key: str, *, hashed: bool) -> str:
-    made = "/".join(_ILLEGAL.sub("_", part) for part in key.split("/"))
-    made = "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in made.split("/"))
-    if made == key and not hashed and len(made) <= LONGEST_NAME:
+def _legal(part: str) -> str:
+    made = _ILLEGAL.sub("_", part)
+    if made == part and made.strip(".") and len(made) <= _LONGEST_PART:
         return made
-    return f"{made[: LONGEST_NAME - _HASH - 1]}-{sha256_bytes(key.encode())[:_HASH]}"
+    return f"{made[:_LONGEST_PART].strip('.') or '_'}-{_hash(part)}"
+
+
+def _hash(text: str) -> str:
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:_HASH]
 
 
 def _params(model: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, str]:
@@ -199,7 +213,7 @@ def _tags(lineage: Lineage, digest: str, validation: Mapping[str, Any], estimato
         "gates_unknown": ", ".join(uncertain),
         **{f"package.{package}": version for package, version in lineage.packages.items()},
     }
-    return {_legal(key, hashed=False): _cut(value, LONGEST_TAG) for key, value in tags.items() if value}
+    return {_legal(key): _cut(value, LONGEST_TAG) for key, value in tags.items() if value}
 
 
 def _dataset(lineage: Lineage, snapshot: Snapshot | None) -> dict[str, str]:
