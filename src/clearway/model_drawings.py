@@ -251,7 +251,7 @@ def _calibration(found: Mapping[str, Sequence[plots.Bin]], of: str) -> dict[str,
         y_label=f"share of {of}",
         diagonal=True,
     )
-    note = "On the dotted diagonal scores mean what they say. Whiskers: 95% intervals of the challenger's shares."
+    note = "On the dotted diagonal scores mean what they say. Whiskers: the challenger's 95%, of independent rows."
     return {"calibration": Drawing("Calibration", svg, note)}
 
 

@@ -420,7 +420,7 @@ tr.pass td:first-child { border-left: 3px solid var(--pass); }
 tr.fail td:first-child { border-left: 3px solid var(--fail); }
 tr.warn td:first-child { border-left: 3px solid var(--warn); }
 tr.unknown td:first-child { border-left: 3px solid var(--unknown); }
-details.detail { color: var(--soft); font-size: .85rem; max-width: 34rem; overflow-wrap: break-word; min-width: 11rem; }
+details.detail { color: var(--soft); font-size: .85rem; max-width: 34rem; overflow-wrap: anywhere; min-width: 11rem; }
 details.detail summary { color: var(--ink); font-size: .95rem; font-weight: 600; margin: 0; }
 td svg.plot { width: 9.5rem; } @media (max-width: 48rem) { th, td { padding: .35rem .4rem; } }
 p.note { color: var(--soft); margin: .4rem 0 0; } img { max-width: 100%; background: #fff; border-radius: .3rem; }
