@@ -5,7 +5,8 @@ from clearway.cli import DONE, job_output, job_summary, parser, run
 
 def main() -> int:
     arguments = parser(__doc__ or "").parse_args()
-    from clearway.model_validation import show, summary, validate
+    from clearway.model_report import show, summary
+    from clearway.model_validation import validate
     from clearway.params import load_params
     from clearway.workspace import Workspace
 

@@ -185,3 +185,9 @@ def package_versions() -> dict[str, str]:
     blas = {f"{found['version']} {found.get('architecture', '')}".strip() for found in libraries}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "blas": ", ".join(sorted(blas)) or "unknown", **versions}
+
+
+def installed_packages() -> str:
+    """Every distribution that is installed, as ``name==version``, one a line, sorted."""
+    found = {(each.name.lower(), each.version) for each in importlib.metadata.distributions() if each.name}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found))

@@ -1,17 +1,14 @@
 """The edge of the gates: loads challenger, baseline and champion, scores one holdout, and writes the verdict down."""
 
-import csv
-import io
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from clearway.behaviour import BehaviouralTest, behaviour_gates, column_test, declared_by
 from clearway.calibration_gate import (
@@ -19,16 +16,14 @@ from clearway.calibration_gate import (
     calibration_champion_gate,
     calibration_gate,
     calibration_of,
-    described,
 )
 from clearway.champion import CHAMPION_BUNDLE, read_champion
-from clearway.cli import markdown_cell
 from clearway.columns import ENTITY, PREDICTION_TIME, ROW_ID
 from clearway.compatibility import Interface, schema_gate
 from clearway.encoding import CategoricalFeature
 from clearway.errors import ClearwayError, UsageError
 from clearway.fairness import fairness_gates
-from clearway.files import read_json, write_json, write_text
+from clearway.files import read_json
 from clearway.footprint import measure_memory, memory_gate, payload_bytes, size_gate
 from clearway.gates import (
     Gate,
@@ -55,23 +50,20 @@ from clearway.holdout_uses import (
 )
 from clearway.labelled_rows import read_rows
 from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
-from clearway.metrics import METRICS, Floats, measure, metric
+from clearway.measurements import Measurements, feature_importances, measurements
+from clearway.metrics import Floats, measure, metric
 from clearway.model import Model, load_estimator, load_model, load_payload
+from clearway.model_report import write_reports
 from clearway.paired import groups_of
 from clearway.parallel import in_order
 from clearway.params import Params
 from clearway.project import load_project
-from clearway.reporting import Page, Picture, Table, draw, write_page
 from clearway.robustness import noise_gate
 from clearway.served_latency import measure_served, served_latency_gate
 from clearway.slices import check_columns, slice_gates
 from clearway.workspace import Workspace
 
-REPORT = "model_validation.json"
-
 _LATENCY_ROWS, _WARM_UP = 200, 20
-_ROC_POINTS, _CALIBRATION_BINS = 200, 10
-_COLOURS = {"challenger": "#1f6feb", "champion": "#a86400", "baseline": "#8b949e"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +114,7 @@ class Validation:
     metrics: dict[str, dict[str, float] | None]
     """By role: challenger, champion (None in a bootstrap), baseline."""
     rows: int
+    measured: Measurements
     calibration: Calibration | None = None
     """Of the challenger; None where nothing was judged, or its scores are no probabilities."""
 
@@ -136,6 +129,7 @@ class Validation:
             "metrics": self.metrics,
             "calibration": None if self.calibration is None else _finite(asdict(self.calibration)),
             "gates": [asdict(gate) for gate in self.verdict.gates],
+            "measured": self.measured.document(),
         }
 
 
@@ -160,7 +154,8 @@ def _finite(content: Any) -> Any:
 def validate(params: Params, workspace: Workspace) -> Validation:
     """Judge the challenger in ``build/model`` and write the reports.
 
-    Writes ``reports/model_validation.json`` and ``.html``, ``reports/metrics.json`` and ``reports/plots/*.csv``.
+    Writes ``reports/model_validation.json`` and ``.html``, ``reports/metrics.json``, ``reports/plots/*.csv`` and
+    ``reports/drawings/*.svg``.
 
     Raises
     ------
@@ -193,21 +188,22 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         assert record.digest is not None
         champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest)
         contenders.append(_champion(champion, frame))
+    chosen = params.gates
+    holdout = Holdout(
+        labels, challenger.threshold, chosen.confidence, chosen.resamples, params.seed, _groups(params, frame)
+    )
     calibration = None
     if champion is not None and champion.digest == challenger.digest:
         verdict = unchanged(challenger.digest)
     else:
         with in_order():
             estimated = load_estimator(workspace.model).predict_proba(matrix)[:, 1].astype(np.float64)
-        chosen = params.gates
         uses = read_uses(workspace, holdout_identity(frame[ROW_ID], labels), challenger.digest)
         confidence = corrected_confidence(chosen.confidence, uses.place)
-        holdout = Holdout(
-            labels, challenger.threshold, confidence, chosen.resamples, params.seed, _groups(params, frame)
-        )
+        judging = replace(holdout, confidence=confidence)
         scores = contenders[0].scores
         assert scores is not None  # only a champion may fail to score
-        calibration = calibration_of(holdout, scores, chosen.calibration.bins)
+        calibration = calibration_of(judging, scores, chosen.calibration.bins)
         judged = _Judged(
             model=challenger,
             payload=workspace.model,
@@ -217,7 +213,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             training=read_rows(workspace, "training")[0],
             matrix=matrix,
             estimated=estimated,
-            holdout=holdout,
+            holdout=judging,
             uses=uses,
             base_rate=trained["positive_share"],
             calibration=calibration,
@@ -238,10 +234,36 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         champion_digest=None if record.bootstrap else record.digest,
         metrics={"challenger": None, "champion": None, "baseline": None, **measured},
         rows=len(labels),
+        measured=_measured(params, challenger, holdout, contenders, frame, matrix, trained),
         calibration=calibration,
     )
-    _write_reports(params, workspace, validation, contenders, labels)
+    write_reports(params, workspace, validation, contenders, labels)
     return validation
+
+
+def _measured(
+    params: Params,
+    challenger: Model,
+    holdout: Holdout,
+    contenders: Sequence[Contender],
+    frame: pd.DataFrame,
+    matrix: NDArray[np.float32],
+    trained: Mapping[str, Any],
+) -> Measurements:
+    chosen = params.gates
+    compared = chosen.champion.metric
+    return measurements(
+        holdout,
+        {each.role: each.scores for each in contenders},
+        {each.role: each.threshold for each in contenders},
+        frame[list(challenger.schema.names)],
+        [*chosen.slices.declared, *chosen.fairness.attributes],
+        feature_importances(holdout, challenger.score, matrix, challenger.schema.names, compared),
+        metric=compared,
+        training={role: trained[role]["training_metrics"] for role in ("challenger", "baseline")},
+        min_rows=chosen.slices.min_rows,
+        bins=chosen.slices.bins,
+    )
 
 
 def _champion(model: Model, frame: pd.DataFrame) -> Contender:
@@ -401,171 +423,3 @@ def _latencies(model: Model, matrix: NDArray[np.float32]) -> list[float]:
         model.score(matrix[row : row + 1])
         taken.append(1000 * (time.perf_counter() - began))
     return taken[_WARM_UP:]
-
-
-def _write_reports(
-    params: Params, workspace: Workspace, validation: Validation, contenders: Sequence[Contender], labels: Floats
-) -> None:
-    drawable = [c for c in contenders if c.scores is not None and np.isfinite(c.scores).all()]
-    both = 0 < labels.sum() < len(labels)
-    rocs = {c.role: _roc(labels, c.scores) for c in drawable if both and c.scores is not None}
-    bins = {c.role: _calibration(labels, c.scores) for c in drawable if c.scores is not None}
-    plots = workspace.reports / "plots"
-    write_text(plots / "roc.csv", _csv(("false_positive_rate", "true_positive_rate"), rocs.get("challenger", [])))
-    write_text(plots / "calibration.csv", _csv(("mean_score", "share_positive", "rows"), bins.get("challenger", [])))
-    write_json(workspace.reports / "metrics.json", validation.metrics["challenger"])
-    pictures = [] if not rocs else [_roc_picture(labels, drawable, rocs)]
-    if bins:
-        pictures.append(_calibration_picture(bins))
-    page = Page(
-        title=f"Model validation of {params.project.name}",
-        verdict=validation.verdict.verdict,
-        status={"passed": "pass", "rejected": "fail", "unchanged": "unknown"}[validation.verdict.verdict],
-        sentence=validation.verdict.reason,
-        facts=[
-            ("challenger", validation.digest),
-            ("champion", validation.champion_digest or "none"),
-            ("baseline", validation.baseline_digest),
-            ("as of", f"{params.as_of or 'no time in the data'}"),
-            ("holdout", f"{validation.rows:,} rows, {labels.mean():.1%} positive"),
-            *([] if validation.calibration is None else [("calibration", described(validation.calibration))]),
-        ],
-        blocks=[_gate_table(validation.verdict.gates), _metric_table(validation), *pictures],
-    )
-    write_page(workspace.reports / "model_validation.html", page)
-    write_json(workspace.reports / REPORT, validation.document())
-
-
-def failing_first(gates: Sequence[Gate]) -> list[Gate]:
-    """Failed gates, then the uncertain, then the passed; in each the order of judgement."""
-    rank = {"fail": 0, "unknown": 1, "pass": 2}
-    return sorted(gates, key=lambda gate: rank[gate.status])
-
-
-def _gate_table(gates: Sequence[Gate]) -> Table:
-    ordered = failing_first(gates)
-    return Table(
-        title="Gates",
-        columns=("gate", "status", "estimate", "interval", "needed", "rows", "detail"),
-        rows=[
-            (
-                gate.name,
-                gate.status,
-                _number(gate.estimate),
-                "" if gate.lower is None else f"[{_number(gate.lower)}, {_number(gate.upper)}]",
-                _number(gate.threshold),
-                "" if gate.n is None else f"{gate.n:,}",
-                gate.detail,
-            )
-            for gate in ordered
-        ],
-        status=[gate.status for gate in ordered],
-        note="" if gates else "The challenger is the champion, so no gate was judged.",
-    )
-
-
-def metric_rows(validation: Validation) -> list[tuple[str, str, str, str]]:
-    """Each metric with its value for challenger, champion and baseline, as text."""
-    columns = [validation.metrics[role] or {} for role in ("challenger", "champion", "baseline")]
-    return [(name, *(_number(values.get(name)) for values in columns)) for name in METRICS]  # type: ignore[misc]
-
-
-def _metric_table(validation: Validation) -> Table:
-    return Table(
-        title="Metrics on the same holdout rows",
-        columns=("metric", "challenger", "champion", "baseline"),
-        rows=metric_rows(validation),
-        note="log_loss and brier: lower is better. accuracy, precision, recall, f1: at each model's own threshold.",
-    )
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _roc(labels: Floats, scores: Floats) -> list[tuple[float, ...]]:
-    """The ROC curve, thinned to points evenly spaced along it."""
-    false_rate, true_rate, _ = roc_curve(labels, scores)
-    kept = np.unique(np.linspace(0, len(false_rate) - 1, min(_ROC_POINTS, len(false_rate))).astype(int))
-    return [(round(float(x), 6), round(float(y), 6)) for x, y in zip(false_rate[kept], true_rate[kept], strict=True)]
-
-
-def _calibration(labels: Floats, scores: Floats) -> list[tuple[float, ...]]:
-    """Mean score, share of positives and rows of equally full bins of the score."""
-    parts = np.array_split(np.argsort(scores, kind="stable"), min(_CALIBRATION_BINS, len(scores)))
-    return [(round(float(scores[p].mean()), 6), round(float(labels[p].mean()), 6), len(p)) for p in parts]
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[float]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def _roc_picture(
-    labels: Floats, contenders: Sequence[Contender], curves: dict[str, list[tuple[float, ...]]]
-) -> Picture:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 4.2))
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#c9d1d9", linewidth=1)
-    said = []
-    for contender in contenders:
-        area = roc_auc_score(labels, contender.scores)
-        said.append(f"{contender.role} {area:.3f}")
-        points = np.array(curves[contender.role])
-        axes.plot(points[:, 0], points[:, 1], color=_COLOURS[contender.role], label=said[-1])
-    axes.set(xlabel="false positive rate", ylabel="true positive rate")
-    axes.legend(loc="lower right", frameon=False)
-    return Picture("ROC curve", f"ROC curves; area under each: {', '.join(said)}", draw(figure))
-
-
-def _calibration_picture(bins: dict[str, list[tuple[float, ...]]]) -> Picture:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 4.2))
-    axes = figure.subplots()
-    top = max(max(point[:2]) for points in bins.values() for point in points)
-    axes.plot([0, top], [0, top], color="#c9d1d9", linewidth=1)
-    for role, points in bins.items():
-        values = np.array(points)
-        axes.plot(values[:, 0], values[:, 1], marker="o", markersize=4, color=_COLOURS[role], label=role)
-    axes.set(xlabel="mean score", ylabel="share of positives")
-    axes.legend(loc="upper left", frameon=False)
-    return Picture("Calibration", "Share of positives against mean score, in equally full bins", draw(figure))
-
-
-def show(validation: Validation) -> None:
-    """Print the verdict's gates and metrics as tables."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    console = Console()
-    if validation.verdict.gates:
-        gates = Grid("gate", "status", "detail", title="Gates", title_justify="left")
-        colours = {"pass": "green", "fail": "bold red", "unknown": "yellow"}
-        for gate in failing_first(validation.verdict.gates):
-            gates.add_row(gate.name, f"[{colours[gate.status]}]{gate.status}[/]", escape(gate.detail))
-        console.print(gates)
-    metrics = Grid("metric", "challenger", "champion", "baseline", title="Holdout metrics", title_justify="left")
-    for row in metric_rows(validation):
-        metrics.add_row(*row)
-    console.print(metrics)
-
-
-def summary(validation: Validation) -> str:
-    """The verdict and its gates as Markdown, for a job summary."""
-    lines = [f"### Model {validation.verdict.verdict}", "", validation.verdict.reason, ""]
-    if validation.verdict.gates:
-        lines += ["| gate | status | detail |", "| --- | --- | --- |"]
-        lines += [
-            f"| {markdown_cell(gate.name)} | {gate.status} | {markdown_cell(gate.detail)} |"
-            for gate in failing_first(validation.verdict.gates)
-        ]
-    return "\n".join(lines)

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from clearway.bundle import BASELINE, CHALLENGER, OUTCOME, Bundle, keep, pack
 from clearway.calibration import read_calibration
-from clearway.cli import markdown_cell
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
 from clearway.files import atomic_directory, canonical_json, read_json, write_json
+from clearway.footprint import payload_bytes
 from clearway.labelled_rows import read_rows
-from clearway.lineage import Lineage, lineage_of
+from clearway.lineage import installed_packages, lineage_of
 from clearway.model import PARAMS, Model, load_estimator, load_payload
+from clearway.model_card import CardContent, render
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
 from clearway.profile import read_reference, write_reference
-from clearway.workspace import Workspace
+from clearway.snapshot import Snapshot
+from clearway.workspace import DRAWINGS, MODEL_PAGE, PLOTS, Workspace
 
 GOLDEN_ROWS = 64
 """Holdout rows that travel with a bundle, with scikit-learn's scores: what a server must answer before it is ready."""
@@ -100,13 +101,34 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             "params.yaml": workspace.params_file,
             "snapshot.json": workspace.snapshot,
             **({"dvc.lock": lock} if lock.is_file() else {}),
-            "model_card.md": _card(params, payload, validation, lineage, judged).encode(),
+            "packages.txt": installed_packages().encode(),
+            "model_card.md": render(
+                CardContent(
+                    params=params,
+                    digest=judged,
+                    lineage=lineage,
+                    snapshot=Snapshot.model_validate(read_json(workspace.snapshot)),
+                    validation=validation,
+                    fitted=read_json(payload / PARAMS)["train"],
+                    training=read_json(workspace.reports / "training.json"),
+                    payload_bytes=payload_bytes(payload),
+                    numeric=len(model.schema.numeric_positions),
+                    categorical=len(model.schema.categorical_positions),
+                )
+            ).encode(),
+            **(_pictures(workspace) if role == CHALLENGER else {}),
         },
         folder / role,
     )
     if role == BASELINE:
         reference.unlink()
     return made
+
+
+def _pictures(workspace: Workspace) -> dict[str, Path | bytes]:
+    """The gates' report for people, the plots in it, and the numbers behind them."""
+    found = [*(workspace.reports / DRAWINGS).glob("*.svg"), *(workspace.reports / PLOTS).glob("*.csv")]
+    return {MODEL_PAGE: workspace.reports / MODEL_PAGE, **{f"{PLOTS}/{path.name}": path for path in sorted(found)}}
 
 
 def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
@@ -123,35 +145,3 @@ def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -
     scores = load_estimator(payload).predict_proba(model.schema.encode(rows))[:, 1]
     plain = rows.astype("object").where(rows.notna(), None)
     return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}
-
-
-def _card(params: Params, payload: Path, validation: dict[str, Any], lineage: Lineage, digest: str) -> str:
-    """A model card for people: what it is, what it was made from, how good it was, what it was held to."""
-    when = f"{lineage.as_of:%Y-%m-%d %H:%M} UTC" if lineage.as_of else "no time in the data"
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in lineage.metrics.items())
-    gates = "\n".join(
-        f"| {markdown_cell(gate['name'])} | {gate['status']} | {markdown_cell(gate['detail'])} |"
-        for gate in validation["gates"]
-    )
-    fitted = read_json(payload / PARAMS)["train"]
-    estimator, arguments = fitted["estimator"], fitted["arguments"]
-    said = yaml.safe_dump(arguments, default_flow_style=True, width=10_000).strip()
-    said += f" (found by a search of {fitted['tune']['trials']} trials)" if "tune" in fitted else ""
-    judged = f"## Gates\n\n{validation['reason']}.\n\n| gate | status | detail |\n| --- | --- | --- |\n{gates}\n"
-    return f"""# {params.project.name}: {lineage.role} `{digest[:12]}`
-
-- digest: `{digest}`
-- estimator: `{estimator}`, arguments: {said}
-- answers yes from a score of {params.train.threshold:g}
-- data as of: {when}, {lineage.training_rows:,} training rows, snapshot `{lineage.snapshot_sha256}`
-- code: commit `{lineage.git_commit or "no git"}`, recipe `{lineage.recipe_sha256}`
-- trained because: {lineage.trigger} ({", ".join(lineage.reasons) or "no reason recorded"})
-
-## Holdout metrics
-
-| metric | value |
-| --- | --- |
-{metrics}
-
-{judged if lineage.role == CHALLENGER else "The simple model that the gates compare with: a control, held to no gate."}
-"""

@@ -515,6 +515,21 @@ class GateParams(Section):
         return self
 
 
+class ModelCardParams(Section):
+    """What only people know of the model, for its card (Mitchell et al. 2019). Never part of the model's digest."""
+
+    intended_use: str | None = None
+    """What it is for, and who uses its answers."""
+    out_of_scope: str | None = None
+    """What it must not be used for."""
+    limitations: tuple[str, ...] = ()
+    ethical_considerations: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+    """Who answers for it, and how to reach them."""
+    licence: str | None = None
+    """An SPDX identifier, such as ``Apache-2.0``."""
+
+
 class RegistryParams(Section):
     model: str | None = None
     """Name of the registered model; the project's name by default."""
@@ -622,6 +637,7 @@ class Params(Section):
     decision: DecisionParams = DecisionParams()
     train: TrainParams = TrainParams()
     gates: GateParams = GateParams()
+    model_card: ModelCardParams = ModelCardParams()
     registry: RegistryParams = RegistryParams()
     environments: dict[Slug, EnvironmentParams] = Field(min_length=1)
     serving: ServingParams = ServingParams()

@@ -1,5 +1,9 @@
 """MLflow as the line's memory for people: one run and one model version per bundle.
 
+A run holds the bundle as an MLflow model, the gates' report with its plots, every parameter, every metric by split,
+slice and role, and the snapshot it was made from. A version is made only of a run that has finished: an attempt that
+was killed leaves a run that says so, and the next attempt begins anew.
+
 The ledger is the truth about what is served; MLflow's aliases follow it. ``challenger`` is the newest bundle that
 passed its gates, ``champion`` the one production calls stable. Everything logged is read from the verified bundle,
 and a digest is registered once, however often it is asked for.
@@ -11,23 +15,38 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from clearway.bundle import CHALLENGER, Bundle, read_built, verify
+from clearway.comparison import effective
+from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
-from clearway.files import read_json
+from clearway.files import held, read_json
 from clearway.lineage import Lineage
-from clearway.model import PARAMS
+from clearway.mlflow_model import BUNDLE, MLMODEL, MODEL, input_columns, mlmodel
+from clearway.model import PARAMS, SCHEMA
+from clearway.model_record import params_of, snapshot_of
 from clearway.params import Params
-from clearway.workspace import Workspace
+from clearway.registry_content import (
+    DIGEST_TAG,
+    METRICS_PER_BATCH,
+    PARAMS_PER_BATCH,
+    Content,
+    chunks,
+    content_of,
+)
+from clearway.workspace import MODEL_PAGE, MODEL_REPORT, PLOTS, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHALLENGER_ALIAS, CHAMPION_ALIAS = "challenger", "champion"
-DIGEST_TAG = "digest"
+CARD = "model_card.md"
+_LONGEST_SCHEMA = 1_000_000
+"""Characters of a data set's schema: MLflow takes a little more."""
+_LOCK_SECONDS = 300.0
+"""How long one registration waits for another of the same project, on the same machine."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +79,7 @@ def register(params: Params, workspace: Workspace) -> Registered | None:
     built = read_built(workspace.bundle)
     if built.verdict != "passed" or built.digest is None:
         return None
-    bundle = verify(workspace.bundle / CHALLENGER, built.digest)
-    reports = [workspace.reports / "model_validation.html", *sorted((workspace.reports / "plots").glob("*.csv"))]
-    return _register(params, workspace, bundle, CHALLENGER_ALIAS, [path for path in reports if path.is_file()])
+    return _register(params, workspace, verify(workspace.bundle / CHALLENGER, built.digest), CHALLENGER_ALIAS)
 
 
 def set_champion(params: Params, workspace: Workspace, digest: str) -> Registered:
@@ -73,24 +90,39 @@ def set_champion(params: Params, workspace: Workspace, digest: str) -> Registere
     ClearwayError
         The digest is neither registered nor kept, or MLflow cannot be reached; names its address.
     """
-    return _register(params, workspace, verify(workspace.bundles / digest, digest), CHAMPION_ALIAS, [])
+    return _register(params, workspace, verify(workspace.bundles / digest, digest), CHAMPION_ALIAS)
 
 
-def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str, reports: list[Path]) -> Registered:
+def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str) -> Registered:
     uri = tracking_uri(params, workspace)
     name = params.model_name
-    lineage = bundle.lineage()
-    with _reaching(uri):
+    with held(workspace.var / "mlflow.lock", _LOCK_SECONDS), _reaching(uri):
         client = _client(uri, workspace)
         version = _find_version(client, name, bundle.digest)
         created = version is None
         if version is None:
-            run = _find_run(client, name, bundle.digest) or _log_run(
-                client, workspace, name, uri, bundle, lineage, reports
-            )
-            version = _create_version(client, name, bundle, lineage, run)
+            lineage = bundle.lineage()
+            content = _content(bundle, lineage)
+            run = _find_run(client, name, bundle.digest)
+            run = run or _log_run(client, workspace, name, uri, bundle, lineage, content)
+            version = _create_version(client, name, params.model_card.intended_use, content, run)
         client.set_registered_model_alias(name, alias, version)
     return Registered(name, version, bundle.digest, _without_password(uri), created)
+
+
+def _content(bundle: Bundle, lineage: Lineage) -> Content:
+    files = bundle.evidence_manifest.files
+    written = params_of(bundle) if "params.yaml" in files else {}
+    return content_of(
+        lineage,
+        bundle.digest,
+        model=json.loads(bundle.read(PARAMS)),
+        params=effective(written) or written,
+        training=read_json(bundle.evidence("training.json")),
+        validation=read_json(bundle.evidence(MODEL_REPORT)) if MODEL_REPORT in files else {},
+        snapshot=snapshot_of(bundle, lineage),
+        card=bundle.evidence(CARD).read_text(encoding="utf-8") if CARD in files else f"bundle `{bundle.digest}`",
+    )
 
 
 def _client(uri: str, workspace: Workspace) -> "MlflowClient":
@@ -116,13 +148,20 @@ def _find_version(client: "MlflowClient", name: str, digest: str) -> str | None:
 
 
 def _find_run(client: "MlflowClient", name: str, digest: str) -> str | None:
-    """A finished run of this bundle: an earlier attempt may have stopped between run and version."""
+    """A finished run of this bundle: an earlier attempt may have stopped between run and version.
+
+    One that was killed before its run ended left that run running for ever: it is ended here.
+    """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return None
-    wanted = f"tags.{DIGEST_TAG} = '{digest}' and attributes.status = 'FINISHED'"
-    found = client.search_runs([experiment.experiment_id], wanted, max_results=1)
-    return str(found[0].info.run_id) if found else None
+    finished = None
+    for run in client.search_runs([experiment.experiment_id], f"tags.{DIGEST_TAG} = '{digest}'"):
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")
+        elif run.info.status == "FINISHED" and client.list_artifacts(run.info.run_id, MODEL):
+            finished = str(run.info.run_id)
+    return finished
 
 
 def _log_run(
@@ -132,27 +171,35 @@ def _log_run(
     uri: str,
     bundle: Bundle,
     lineage: Lineage,
-    reports: list[Path],
+    content: Content,
 ) -> str:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     experiment = client.get_experiment_by_name(name)
     served = uri.startswith(("http://", "https://", "databricks"))  # such a server chooses where artifacts go
     place = None if served else (workspace.var / "mlartifacts" / name).resolve().as_uri()
     number = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=place)
-    started = client.create_run(number, run_name=f"{lineage.role}-{bundle.digest[:12]}")
+    started = client.create_run(
+        number, run_name=f"{lineage.role}-{bundle.digest[:12]}", tags={**content.tags, **content.run_tags}
+    )
     run = str(started.info.run_id)
     at = started.info.start_time
     try:
-        client.log_batch(
-            run,
-            metrics=[Metric(key, value, at, 0) for key, value in _metrics(bundle, lineage).items()],
-            params=[Param(key, str(value)) for key, value in _params(bundle).items()],
-            tags=[RunTag(key, value) for key, value in _tags(bundle, lineage).items()],
-        )
-        client.log_artifacts(run, str(bundle.path), "bundle")
-        for report in reports:
-            client.log_artifact(run, str(report), "reports")
+        schema = InputSchema.model_validate_json(bundle.read(SCHEMA))
+        metrics = [Metric(key, value, at, 0) for key, value in content.metrics.items()]
+        params = [Param(key, value) for key, value in content.params.items()]
+        for some in chunks(params, PARAMS_PER_BATCH):
+            client.log_batch(run, params=some)
+        for some in chunks(metrics, METRICS_PER_BATCH):
+            client.log_batch(run, metrics=some)
+        _log_dataset(client, run, content, schema)
+        client.log_artifacts(run, str(bundle.path), f"{MODEL}/{BUNDLE}")
+        text = mlmodel(schema, bundle.digest, run, lineage.packages.get("python", ""))
+        client.log_text(run, text, f"{MODEL}/{MLMODEL}")
+        for report in sorted(bundle.evidence_manifest.files):
+            if report in (MODEL_PAGE, CARD) or report.startswith(f"{PLOTS}/"):
+                folder = f"reports/{PLOTS}" if report.startswith(f"{PLOTS}/") else "reports"
+                client.log_artifact(run, str(bundle.evidence(report)), folder)
     except BaseException:
         client.set_terminated(run, "FAILED")
         raise
@@ -160,57 +207,25 @@ def _log_run(
     return run
 
 
-def _create_version(client: "MlflowClient", name: str, bundle: Bundle, lineage: Lineage, run: str) -> str:
+def _log_dataset(client: "MlflowClient", run: str, content: Content, schema: InputSchema) -> None:
+    """The snapshot as the run's input: its hash, and the tables in it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    columns = json.dumps({"mlflow_colspec": input_columns(schema).to_dict()})
+    if len(columns) > _LONGEST_SCHEMA:
+        columns = json.dumps({"features": len(schema.features)})
+    made = Dataset(source_type="clearway", schema=columns, **content.dataset)
+    client.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", "training and holdout")])])
+
+
+def _create_version(client: "MlflowClient", name: str, use: str | None, content: Content, run: str) -> str:
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=use)
     source = client.get_run(run).info.artifact_uri
-    when = f" as of {lineage.as_of:%Y-%m-%d}" if lineage.as_of else ""
     made = client.create_model_version(
-        name,
-        source=f"{source}/bundle",
-        run_id=run,
-        tags=_tags(bundle, lineage),
-        description=f"{lineage.role}{when}, bundle {bundle.digest}",
+        name, source=f"{source}/{MODEL}", run_id=run, tags=dict(content.tags), description=content.description
     )
     return str(made.version)
-
-
-def _metrics(bundle: Bundle, lineage: Lineage) -> dict[str, float]:
-    training = read_json(bundle.evidence("training.json"))
-    mine = training[lineage.role]
-    return {
-        **{f"holdout_{key}": value for key, value in lineage.metrics.items()},
-        **{f"training_{key}": value for key, value in mine["training_metrics"].items()},
-        "training_seconds": mine["seconds"],
-        "peak_memory_mb": training["peak_memory_mb"],
-        "training_rows": lineage.training_rows,
-    }
-
-
-def _params(bundle: Bundle) -> dict[str, Any]:
-    params = json.loads(bundle.read(PARAMS))
-    train = params.pop("train")
-    return {
-        **params,
-        "estimator": train["estimator"],
-        "threads": train["threads"],
-        **{f"arguments.{key}": value for key, value in train["arguments"].items()},
-    }
-
-
-def _tags(bundle: Bundle, lineage: Lineage) -> dict[str, str]:
-    tags = {
-        DIGEST_TAG: bundle.digest,
-        "role": lineage.role,
-        "as_of": lineage.as_of.isoformat() if lineage.as_of else "",
-        "data_sha256": lineage.snapshot_sha256,
-        "recipe_sha256": lineage.recipe_sha256,
-        "lock_sha256": lineage.lock_sha256 or "",
-        "git_commit": lineage.git_commit or "",
-        "trigger": lineage.trigger,
-        "reasons": ", ".join(lineage.reasons),
-    }
-    return {key: value for key, value in tags.items() if value}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ Distributions are drawn as inline SVG, which takes its colours from the page, li
 import base64
 import bisect
 import io
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from clearway.files import write_text
+from clearway.svg import DARK, LIGHT, STYLE, ceiling, drawing, line, number, rect, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +117,7 @@ def write_page(path: Path, page: Page) -> None:
     """Render ``page`` to one HTML file. All text is escaped."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.tests["of"] = lambda block, kind: type(block).__name__ == kind
-    write_text(path, environment.from_string(_TEMPLATE).render(page=page))
+    write_text(path, environment.from_string(_TEMPLATE).render(page=page, light=LIGHT, dark=DARK, style=STYLE))
 
 
 def histogram(
@@ -154,14 +154,14 @@ def histogram(
         There is not one edge more than counts, or no bin at all.
     """
     axis = _Axis(edges, counts)
-    top = _ceiling(max(counts))
+    top = ceiling(max(counts))
     first = axis.x(low) if low is not None else _LEFT
     last = axis.x(high) if high is not None else _RIGHT
     parts = []
     if low is not None or high is not None:
-        parts.append(_rect("allowed", first, _TOP, last - first, _BASE - _TOP, "allowed range"))
-        parts += [_line("bound", x, _TOP, x, _BASE) for x, bound in ((first, low), (last, high)) if bound is not None]
-    write = _time if times else _number
+        parts.append(rect("allowed", first, _TOP, last - first, _BASE - _TOP, "allowed range"))
+        parts += [line("bound", x, _TOP, x, _BASE) for x, bound in ((first, low), (last, high)) if bound is not None]
+    write = _time if times else number
     spread = edges[-1] - edges[0]
     for start, end, left, right, count in axis.bins(counts):
         words = f"{write(start, spread)} to {write(end, spread)}: {count:,.0f} rows"
@@ -170,8 +170,8 @@ def histogram(
             begin, stop = max(a, left), min(b, right)
             if count > 0 and stop - begin > _HAIR:
                 height = max(_height(count, top), 3.5)  # one bad row of a million is seen
-                parts.append(_rect(kind, begin + 0.5, _BASE - height, stop - begin - 1, height, words))
-    return _plot(alt, [*parts, *_y_axis(top, "rows", as_share=False), *axis.ticks(x_label, times=times)])
+                parts.append(rect(kind, begin + 0.5, _BASE - height, stop - begin - 1, height, words))
+    return drawing(alt, [*parts, *_y_axis(top, "rows", as_share=False), *axis.ticks(x_label, times=times)], _HEIGHT)
 
 
 def overlay(
@@ -208,7 +208,7 @@ def overlay(
     """
     axis = _Axis(edges, reference, current)
     sides = [_shares(side) for side in (reference, current)]
-    top = _ceiling(max(max(side) for side in sides))
+    top = ceiling(max(max(side) for side in sides))
     parts = []
     for side, kind in zip(sides, ("reference", "current"), strict=True):
         path = [f"M{_LEFT:.1f},{_BASE}"]
@@ -217,7 +217,9 @@ def overlay(
             path.append(f"L{left:.1f},{y:.1f}L{right:.1f},{y:.1f}")
         parts.append(Markup('<path class="{}" d="{}L{:.1f},{}"/>').format(kind, "".join(path), _RIGHT, _BASE))
     legend = _legend(names)
-    return _plot(alt, [*parts, *legend, *_y_axis(top, "share", as_share=True), *axis.ticks(x_label, times=times)])
+    return drawing(
+        alt, [*parts, *legend, *_y_axis(top, "share", as_share=True), *axis.ticks(x_label, times=times)], _HEIGHT
+    )
 
 
 def bars(
@@ -264,24 +266,24 @@ def bars(
         y = start + row * pitch
         short = label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
         middle = y + thick * len(series) / 2
-        parts.append(_text("tick end", _BAR_LEFT - 6, middle + 3.5, short or "(empty)", title=label))
-        for number, (name, values) in enumerate(series):
+        parts.append(text("tick end", _BAR_LEFT - 6, middle + 3.5, short or "(empty)", title=label))
+        for place, (name, values) in enumerate(series):
             value = values[row]
-            kind = ("bad" if label in bad else "bar") if len(series) == 1 else ("reference", "current")[number]
+            kind = ("bad" if label in bad else "bar") if len(series) == 1 else ("reference", "current")[place]
             kind += " rest" if row >= scaled else ""
             width = max((_BAR_RIGHT - _BAR_LEFT) * min(value / top, 1), 1.5 if value else 0)
             written = _percent(value) if as_share else f"{value:,.0f}"
             words = f"{label}, {name}: {written}"
-            parts.append(_rect(kind, _BAR_LEFT, y + number * thick, width, thick - 1, words))
-            parts.append(_text("value", _BAR_LEFT + width + 4, y + number * thick + thick / 2 + 3, written))
+            parts.append(rect(kind, _BAR_LEFT, y + place * thick, width, thick - 1, words))
+            parts.append(text("value", _BAR_LEFT + width + 4, y + place * thick + thick / 2 + 3, written))
     height = start + len(labels) * pitch + 2
-    parts.append(_line("axis", _BAR_LEFT, start - 2, _BAR_LEFT, height - 4))
+    parts.append(line("axis", _BAR_LEFT, start - 2, _BAR_LEFT, height - 4))
     if len(series) == 2:
         parts += _legend((series[0][0], series[1][0]))
-    return _plot(alt, parts, height)
+    return drawing(alt, parts, height)
 
 
-_WIDTH, _HEIGHT = 420, 176
+_HEIGHT = 176
 _LEFT, _RIGHT, _TOP, _BASE = 46.0, 408.0, 22.0, 138.0
 """The frame of a histogram, in units of the drawing."""
 _HAIR = 0.01
@@ -289,8 +291,6 @@ _HAIR = 0.01
 _BAR_LEFT, _BAR_RIGHT = 126.0, 356.0
 _LABEL = 18
 """Characters of a category that fit beside its bar."""
-_RECT = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>')
-_LINE = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
 
 
 class _Axis:
@@ -329,27 +329,27 @@ class _Axis:
         usual = sorted(widths)[len(widths) // 2]
         # an outer bin of another width holds the outliers: where it ends matters more than an even step
         breaks = [i for i, width in ((1, widths[0]), (bins - 1, widths[-1])) if bins > 2 and width > 1.5 * usual]
-        parts = [_line("axis", _LEFT, _BASE, _RIGHT, _BASE)]
-        parts += [_line("break", _LEFT + i * self.step, _TOP, _LEFT + i * self.step, _BASE) for i in breaks]
+        parts = [line("axis", _LEFT, _BASE, _RIGHT, _BASE)]
+        parts += [line("break", _LEFT + i * self.step, _TOP, _LEFT + i * self.step, _BASE) for i in breaks]
         for index in wanted:
             x = _LEFT + index * self.step
-            written = _time(self.edges[index], spread) if times else _number(self.edges[index], spread)
+            written = _time(self.edges[index], spread) if times else number(self.edges[index], spread)
             place = "start" if index == 0 else "end" if index == bins else "middle"
-            parts.append(_line("axis", x, _BASE, x, _BASE + 4))
-            parts.append(_text(f"tick {place}", x, _BASE + 15, written))
+            parts.append(line("axis", x, _BASE, x, _BASE + 4))
+            parts.append(text(f"tick {place}", x, _BASE + 15, written))
         if label:
-            parts.append(_text("name middle", (_LEFT + _RIGHT) / 2, _HEIGHT - 6, label))
+            parts.append(text("name middle", (_LEFT + _RIGHT) / 2, _HEIGHT - 6, label))
         return parts
 
 
 def _y_axis(top: float, label: str, *, as_share: bool) -> list[Markup]:
-    parts = [_line("axis", _LEFT, _TOP, _LEFT, _BASE), _text("name start", 2, 11, label)]
+    parts = [line("axis", _LEFT, _TOP, _LEFT, _BASE), text("name start", 2, 11, label)]
     for value in (0.0, top / 2, top):
         y = _BASE - _height(value, top)
         written = _percent(value) if as_share else _short(value)
-        parts.append(_text("tick end", _LEFT - 5, y + 3.5, written))
+        parts.append(text("tick end", _LEFT - 5, y + 3.5, written))
         if value:
-            parts.append(_line("grid", _LEFT, y, _RIGHT, y))
+            parts.append(line("grid", _LEFT, y, _RIGHT, y))
     return parts
 
 
@@ -358,29 +358,11 @@ def _legend(names: tuple[str, str]) -> list[Markup]:
     x = _RIGHT
     for name, kind in ((names[1], "current"), (names[0], "reference")):
         x -= 5.6 * len(name)
-        parts.append(_text("name start", x, 11, name))
+        parts.append(text("name start", x, 11, name))
         x -= 13
-        parts.append(_rect(kind, x, 3, 9, 9, name))
+        parts.append(rect(kind, x, 3, 9, 9, name))
         x -= 12
     return parts
-
-
-def _plot(alt: str, parts: Sequence[Markup], height: float = _HEIGHT) -> Markup:
-    head = Markup('<svg class="plot" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">').format(_WIDTH, height, alt)
-    return head + Markup("").join(parts) + Markup("</svg>")
-
-
-def _rect(kind: str, x: float, y: float, width: float, height: float, title: str) -> Markup:
-    return _RECT.format(kind, x, y, max(width, 0.5), max(height, 0.0), title)
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return _LINE.format(kind, x1, y1, x2, y2)
-
-
-def _text(kind: str, x: float, y: float, text: str, title: str = "") -> Markup:
-    inner = Markup("<title>{}</title>").format(title) if title and title != text else Markup("")
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}{}</text>').format(kind, x, y, text, inner)
 
 
 def _height(value: float, top: float) -> float:
@@ -392,14 +374,6 @@ def _shares(counts: Sequence[float]) -> list[float]:
     return [count / total if total else 0.0 for count in counts]
 
 
-def _ceiling(value: float) -> float:
-    """The next round number: 1, 2, 3, 4, 5, 6 or 8 times a power of ten."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return power * next(step for step in (1, 2, 3, 4, 5, 6, 8, 10) if value <= step * power * (1 + 1e-9))
-
-
 def _short(count: float) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= 10 * size or (count >= size and count % size == 0):
@@ -409,18 +383,6 @@ def _short(count: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
-
-
-def _number(value: float, spread: float) -> str:
-    """A number with as many digits as tell it from its neighbours on an axis of that spread."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    size = abs(value)
-    if size >= 1e6 or size < 1e-4:
-        return f"{value:.3g}"
-    decimals = max(0, min(6, 2 - math.floor(math.log10(spread)))) if spread > 0 else 2
-    written = f"{value:,.{decimals}f}"
-    return written.rstrip("0").rstrip(".") if "." in written else written
 
 
 def _time(seconds: float, spread: float) -> str:
@@ -436,12 +398,8 @@ _TEMPLATE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ page.title }}: {{ page.verdict }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6675; --line: #d9dee6; --paper: #ffffff; --wash: #f5f7fa;
-  --pass: #1a7f4b; --fail: #c22f2f; --warn: #a86400; --unknown: #5b6675; --bar: #6f8bb3; --allowed: #e3f3ea;
-  --reference: #9aa5b4; --current: #c8650f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b4; --line: #333c48; --paper: #14181e;
-  --wash: #1b2129; --pass: #4cc38a; --fail: #ff7b72; --warn: #e3a64a; --unknown: #9aa5b4; --bar: #6d8fc4;
-  --allowed: #17332a; --reference: #66717f; --current: #f29b4b; } }
+:root { color-scheme: light dark; {{ light }} }
+@media (prefers-color-scheme: dark) { :root { {{ dark }} } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
   max-width: 68rem; padding: 0 1.25rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
@@ -462,6 +420,9 @@ tr.pass td:first-child { border-left: 3px solid var(--pass); }
 tr.fail td:first-child { border-left: 3px solid var(--fail); }
 tr.warn td:first-child { border-left: 3px solid var(--warn); }
 tr.unknown td:first-child { border-left: 3px solid var(--unknown); }
+details.detail { color: var(--soft); font-size: .85rem; max-width: 34rem; overflow-wrap: anywhere; min-width: 11rem; }
+details.detail summary { color: var(--ink); font-size: .95rem; font-weight: 600; margin: 0; }
+td svg.plot { width: 9.5rem; } @media (max-width: 48rem) { th, td { padding: .35rem .4rem; } }
 p.note { color: var(--soft); margin: .4rem 0 0; } img { max-width: 100%; background: #fff; border-radius: .3rem; }
 summary { cursor: pointer; font-size: 1.1rem; font-weight: 700; margin: 2rem 0 .5rem; }
 .card { border: 1px solid var(--line); border-left: 4px solid var(--unknown); border-radius: .4rem; margin: .7rem 0;
@@ -471,19 +432,13 @@ summary { cursor: pointer; font-size: 1.1rem; font-weight: 700; margin: 2rem 0 .
 .card table { font-size: .87rem; width: auto; } .card .scroll { margin-top: .7rem; }
 .card th, .card td { padding: .2rem .6rem; white-space: nowrap; }
 .card p.note { font-size: .87rem; }
-.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem 2rem; }
+.drawings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem 2rem;
+  margin-top: .8rem; }
 figure { margin: 0; } figcaption { font-size: .87rem; color: var(--soft); }
 .drawings figcaption { color: var(--ink); font-weight: 600; font-size: .95rem; }
 @media (max-width: 48rem) { .card { grid-template-columns: minmax(0, 1fr); } body { margin-top: 1rem; } }
 svg.plot { display: block; width: 100%; max-width: 30rem; height: auto; }
-.plot text { font: 10px system-ui, sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
-.plot .name { fill: var(--ink); } .plot .end { text-anchor: end; } .plot .middle { text-anchor: middle; }
-.plot .axis { stroke: var(--soft); } .plot .grid { stroke: var(--line); stroke-dasharray: 2 3; }
-.plot .break { stroke: var(--soft); stroke-dasharray: 1 3; }
-.plot .allowed { fill: var(--allowed); } .plot .bound { stroke: var(--pass); }
-.plot .rest { opacity: .4; } .plot .bar { fill: var(--bar); } .plot .bad { fill: var(--fail); }
-.plot .reference { fill: var(--reference); fill-opacity: .55; stroke: var(--reference); }
-.plot .current { fill: var(--current); fill-opacity: .3; stroke: var(--current); stroke-width: 1.5; }
+{{ style }}
 </style>
 </head>
 <body>

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+MODEL_REPORT, MODEL_PAGE, DRAWINGS, PLOTS = "model_validation.json", "model_validation.html", "drawings", "plots"
+"""What the gates write under ``reports/``: the verdict, its page, the page's drawings, and the numbers behind them."""
+
 
 @dataclass(frozen=True)
 class Workspace:

@@ -6,18 +6,47 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
+import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
 
 from clearway.bundle import pack
+from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
 from clearway.errors import ClearwayError
+from clearway.export import to_onnx, to_skops
 from clearway.files import write_json, write_text
 from clearway.lineage import Lineage
+from clearway.model import load_model
 from clearway.params import Params, load_params
 from clearway.registry import register, set_champion, tracking_uri
 from clearway.workspace import Workspace
+
+SCHEMA = InputSchema(
+    features=(NumericFeature(name="size"), CategoricalFeature(name="colour", categories=("green", "red")))
+)
+ODD = ("UA", "ua", "UA/é %", "", "..", "[2,4)", "x" * 400)
+VALIDATION: dict[str, Any] = {
+    "verdict": "passed",
+    "reason": "all gates passed",
+    "rows": 50,
+    "metrics": {"challenger": {"roc_auc": 0.8}, "champion": {"roc_auc": 0.7}, "baseline": None},
+    "gates": [],
+    "measured": {
+        "metric": "roc_auc",
+        "intervals": {},
+        "importances": [],
+        "parts": [
+            {"column": "carrier", "value": value, "rows": 5, "metrics": {"challenger": {"f1": place}}, "interval": None}
+            for place, value in enumerate(ODD)
+        ],
+    },
+}
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +85,15 @@ def project(root: Path, tracking: str | None = None) -> tuple[Params, Workspace]
     return load_params(workspace.params_file), workspace
 
 
-def challenger(workspace: Workspace, seed: int = 1, target: Path | None = None) -> str:
+def challenger(
+    workspace: Workspace, seed: int = 1, target: Path | None = None, validation: dict[str, Any] | None = None
+) -> str:
     """A bundle as the package stage leaves it; the registry reads its evidence and never its model."""
     payload = workspace.build / "model"
     train = {"estimator": "package.Class", "arguments": {"depth": 3}, "threads": 1}
     write_json(payload / "params.json", {"project": "toy", "seed": seed, "threshold": 0.5, "train": train})
     write_text(payload / "model.onnx", f"network {seed}")
+    write_json(payload / "schema.json", SCHEMA.model_dump(mode="json"))
     lineage = Lineage(
         project="toy",
         role="challenger",
@@ -78,12 +110,20 @@ def challenger(workspace: Workspace, seed: int = 1, target: Path | None = None) 
         packages={},
     )
     training = {"peak_memory_mb": 90.0, "challenger": {"training_metrics": {"roc_auc": 0.9}, "seconds": 1.5}}
-    evidence = {"lineage.json": lineage.model_dump_json().encode(), "training.json": json.dumps(training).encode()}
+    evidence = {
+        "lineage.json": lineage.model_dump_json().encode(),
+        "training.json": json.dumps(training).encode(),
+        "params.yaml": workspace.params_file,
+        "model_card.md": b"---\nlicense: x\n---\n\n# toy\n\n## Gates\n\npassed\n",
+        "model_validation.json": json.dumps(VALIDATION if validation is None else validation).encode(),
+        "model_validation.html": b"<p>report</p>",
+        "plots/roc.csv": b"fpr,tpr\n0,0\n",
+        "plots/roc.svg": b"<svg/>",
+    }
     bundle = pack(payload, evidence, target or workspace.bundle / "challenger")
     write_json(
         workspace.bundle / "outcome.json", {"verdict": "passed", "digest": bundle.digest, "baseline_digest": None}
     )
-    write_text(workspace.reports / "plots" / "roc.csv", "fpr,tpr\n0,0\n")
     return bundle.digest
 
 
@@ -114,9 +154,20 @@ def test_a_bundle_becomes_one_run_and_one_version_with_its_tags(tmp_path: Path) 
         "as_of": "2013-07-01T00:00:00+00:00",
     }
     assert expected.items() <= run.data.tags.items()
-    downloaded = Path(client.download_artifacts(run.info.run_id, "bundle", str(tmp_path)))
+    downloaded = Path(client.download_artifacts(run.info.run_id, "model/bundle", str(tmp_path)))
     assert (downloaded / "payload" / "model.onnx").read_text() == "network 1"
-    assert [item.path for item in client.list_artifacts(run.info.run_id, "reports")] == ["reports/roc.csv"]
+    reports = [item.path for item in client.list_artifacts(run.info.run_id, "reports")]
+    assert reports == ["reports/model_card.md", "reports/model_validation.html", "reports/plots"]
+    plots = [item.path for item in client.list_artifacts(run.info.run_id, "reports/plots")]
+    assert plots == ["reports/plots/roc.csv", "reports/plots/roc.svg"]
+    assert run.data.metrics["holdout_champion_roc_auc"] == 0.7
+    slices = {key: value for key, value in run.data.metrics.items() if key.startswith("slice/carrier/")}
+    assert sorted(value for key, value in slices.items() if "/f1" in key) == list(range(len(ODD)))
+    assert run.data.params["gates.champion.margin"] == "0.01"
+    assert version.description == run.data.tags["mlflow.note.content"] == "# toy\n\n## Gates\n\npassed\n"
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.digest == "d" * 36
+    assert json.loads(used.dataset.source)["snapshot_sha256"] == "d" * 64
     assert (workspace.var / "mlartifacts" / "toy").is_dir()
 
 
@@ -152,6 +203,77 @@ def test_a_run_without_a_version_is_taken_up_again(seeded: tuple[Params, Workspa
     assert made is not None
     assert made.created
     assert client.get_model_version("toy", made.version).run_id == run
+
+
+def test_a_killed_attempt_counts_for_nothing_and_the_next_one_completes(seeded: tuple[Params, Workspace]) -> None:
+    """As a kill -9 leaves it: a run with its digest, some of its metrics and artifacts, that never ended."""
+    params, workspace = seeded
+    digest = challenger(workspace)
+    client = MlflowClient(tracking_uri(params, workspace))
+    experiment = client.create_experiment("toy", artifact_location=(workspace.var / "mlartifacts").as_uri())
+    half = client.create_run(experiment, tags={"digest": digest}).info.run_id
+    client.log_text(half, "half", "model/MLmodel")
+    made = register(params, workspace)
+    assert made is not None
+    assert made.created
+    version = client.get_model_version("toy", made.version)
+    assert version.run_id != half
+    assert client.get_run(half).info.status == "KILLED"
+    assert len(client.search_model_versions("name = 'toy'")) == 1
+    again = register(params, workspace)
+    assert again is not None
+    assert (again.version, again.created) == (made.version, False)
+
+
+def test_more_metrics_and_params_than_one_batch_takes(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    parts = [
+        {"column": "c", "value": str(i), "rows": 9, "metrics": {"challenger": {"f1": i}}, "interval": None}
+        for i in range(700)
+    ]
+    challenger(workspace, validation={**VALIDATION, "measured": {**VALIDATION["measured"], "parts": parts}})
+    made = register(params, workspace)
+    assert made is not None
+    client = MlflowClient(tracking_uri(params, workspace))
+    run = client.get_run(client.get_model_version("toy", made.version).run_id)
+    assert len(run.data.metrics) > 1400
+    assert len(run.data.params) > 100
+    assert run.data.metrics["slice/c/699/f1"] == 699
+
+
+def test_mlflow_loads_a_registered_bundle_once_it_is_verified(
+    seeded: tuple[Params, Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, workspace = seeded
+    random = np.random.default_rng(1)
+    matrix = np.column_stack([random.normal(size=200), random.integers(0, 2, 200)]).astype(np.float32)
+    estimator = LogisticRegression().fit(matrix, (matrix[:, 0] + matrix[:, 1] > 0.5).astype(int))
+    payload = workspace.build / "model"
+    payload.mkdir(parents=True)
+    (payload / "model.skops").write_bytes(to_skops(estimator))
+    write_json(payload / "features.json", {"definitions_sha256": "0" * 64})
+    digest = challenger(workspace)
+    (payload / "model.onnx").write_bytes(to_onnx(estimator, 2))
+    evidence = workspace.bundle / "challenger" / "evidence"
+    kept = {str(path.relative_to(evidence)): path.read_bytes() for path in evidence.rglob("*") if path.is_file()}
+    digest = pack(payload, kept, workspace.bundle / "challenger").digest
+    write_json(workspace.bundle / "outcome.json", {"verdict": "passed", "digest": digest, "baseline_digest": None})
+    made = register(params, workspace)
+    assert made is not None
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(params, workspace))
+    rows = pd.DataFrame({"size": [0.5, np.nan, 3.0], "colour": ["red", "green", None]})
+    loaded = mlflow.pyfunc.load_model("models:/toy@challenger")
+    answers = loaded.predict(rows)
+    expected = load_model(workspace.bundle / "challenger", digest).score(SCHEMA.encode(rows))
+    np.testing.assert_array_equal(answers["score"], expected)
+    np.testing.assert_array_equal(answers["answer"], expected >= 0.5)
+    with pytest.raises(ClearwayError, match="expected digest 0000"):
+        mlflow.pyfunc.load_model("models:/toy@challenger", model_config={"digest": "0" * 64})
+    (network,) = (workspace.var / "mlartifacts").rglob("model.onnx")
+    network.write_bytes(network.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ClearwayError, match=r"payload/model\.onnx has changed"):
+        mlflow.pyfunc.load_model("models:/toy@challenger")
 
 
 def test_a_kept_bundle_that_was_never_registered_can_become_champion(seeded: tuple[Params, Workspace]) -> None:
