@@ -1,9 +1,14 @@
-"""A fitted estimator as bytes: one skops file and one ONNX graph, the same bytes for the same estimator.
+"""A fitted estimator as bytes: a skops or joblib file, and an ONNX graph where ONNX can say it; the same bytes for the
+same estimator.
 
 A skops file is a zip with the time of writing in each entry, and it names objects and arrays by their address in
 memory, so no two processes write the same one. Here addresses become 1, 2, 3… in order of first appearance, entries
 are sorted, stored without compression, and dated 1980. What the file means does not change: skops only asks which
 nodes share an id. Names inside the ONNX graph are numbered the same way.
+
+A joblib file is a pickle of an estimator that was pickled and read once: which of its equal strings are one object then
+depends on the file alone, and no longer on the process. What a set holds is written in the set's order, so an estimator
+with a set of text is not the same bytes in every process.
 """
 
 import copy
@@ -44,6 +49,27 @@ def to_skops(estimator: Any) -> bytes:
         return canonical_skops(skops.io.dumps(estimator))
     except (TypeError, skops.io.exceptions.UnsupportedTypeException) as error:
         raise ExportError(f"cannot be stored by skops: {' '.join(str(error).split())}") from None
+
+
+def to_joblib(estimator: Any) -> bytes:
+    """The estimator as a joblib file: a pickle, which runs what it holds when it is opened.
+
+    Raises
+    ------
+    ExportError
+        It cannot be pickled, or not read again.
+    """
+    import joblib
+
+    def dumped(thing: Any) -> bytes:
+        stream = io.BytesIO()
+        joblib.dump(thing, stream, compress=0, protocol=5)
+        return stream.getvalue()
+
+    try:
+        return dumped(joblib.load(io.BytesIO(dumped(estimator))))
+    except Exception as error:  # pickle lets through whatever the objects raise
+        raise ExportError(f"cannot be stored by joblib ({type(error).__name__}: {error})") from None
 
 
 def canonical_skops(content: bytes) -> bytes:

@@ -190,6 +190,14 @@ def parity_gate(served: Floats, trained: Floats, tolerance: float) -> Gate:
     return Gate("onnx_parity", "pass" if passed else "fail", detail, largest, threshold=tolerance, n=len(served))
 
 
+def no_onnx_gate(reason: str, *, required: bool, rows: int) -> Gate:
+    """In place of :func:`parity_gate` where a model has no ONNX: what answers is what was trained, only slower."""
+    why = reason or "no ONNX, so no fast path"
+    if required:
+        return Gate("onnx_parity", "fail", f"{why}; gates.require_onnx asks for it", n=rows)
+    return Gate("onnx_parity", "pass", f"{why}; scikit-learn itself answers, slower: nothing to compare", n=rows)
+
+
 def latency_gate(latencies_ms: Sequence[float], limit_ms: float) -> Gate:
     """The 95th percentile of single-row answers, in milliseconds."""
     p95 = float(np.quantile(np.asarray(latencies_ms, dtype=np.float64), 0.95)) if len(latencies_ms) else None

@@ -19,6 +19,8 @@ from clearway.model import Model, load_estimator, load_payload
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
 from clearway.profile import read_reference, write_reference
+from clearway.signing import sign
+from clearway.trust import Trust, trust_of
 from clearway.workspace import Workspace
 
 GOLDEN_ROWS = 64
@@ -56,7 +58,7 @@ def package(params: Params, workspace: Workspace) -> Outcome:
     with atomic_directory(workspace.bundle) as folder:
         if passed:
             for role in (CHALLENGER, BASELINE):
-                _pack(params, workspace, validation, role, folder)
+                sign(_pack(params, workspace, validation, role, folder), params.signing, workspace.root)
         write_json(
             folder / OUTCOME,
             {"verdict": outcome.verdict, "digest": outcome.digest, "baseline_digest": outcome.baseline_digest},
@@ -70,7 +72,8 @@ def package(params: Params, workspace: Workspace) -> Outcome:
 def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role: str, folder: Path) -> Bundle:
     payload = workspace.model if role == CHALLENGER else workspace.baseline
     judged = validation["digest" if role == CHALLENGER else "baseline_digest"]
-    model = load_payload(payload, judged)
+    trust = trust_of(params, workspace)
+    model = load_payload(payload, judged, trust)
     reference = workspace.build / REFERENCE
     calibration = read_calibration(workspace.build / CALIBRATION)
     if role == BASELINE:  # the same rows, as the simple model scores them
@@ -94,13 +97,13 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             REFERENCE: reference,
             CALIBRATION: canonical_json(calibration.model_dump(mode="json")),
             SCORE_MAP: canonical_json(_score_map(workspace, model).model_dump(mode="json")),
-            "golden.json": canonical_json(_golden(params, workspace, payload, model)),
+            "golden.json": canonical_json(_golden(params, workspace, payload, model, trust)),
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
             "params.yaml": workspace.params_file,
             "snapshot.json": workspace.snapshot,
             **({"dvc.lock": lock} if lock.is_file() else {}),
-            "model_card.md": _card(params, validation, lineage, judged).encode(),
+            "model_card.md": _card(params, validation, lineage, model).encode(),
         },
         folder / role,
     )
@@ -115,18 +118,20 @@ def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
     return fit_score_map(model.score(model.schema.encode(frame)), labels)
 
 
-def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -> dict[str, Any]:
+def _golden(params: Params, workspace: Workspace, payload: Path, model: Model, trust: Trust) -> dict[str, Any]:
     """A seeded sample of holdout rows as a client would send them, and scikit-learn's scores of them."""
     frame, _ = read_rows(workspace, "holdout")
     chosen = np.random.default_rng(params.seed).choice(len(frame), size=min(GOLDEN_ROWS, len(frame)), replace=False)
     rows = frame.iloc[np.sort(chosen)][list(model.schema.names)]
-    scores = load_estimator(payload).predict_proba(model.schema.encode(rows))[:, 1]
+    scores = load_estimator(payload, model.digest, trust).predict_proba(model.schema.encode(rows))[:, 1]
     plain = rows.astype("object").where(rows.notna(), None)
     return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}
 
 
-def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: str) -> str:
+def _card(params: Params, validation: dict[str, Any], lineage: Lineage, model: Model) -> str:
     """A model card for people: what it is, what it was made from, how good it was, what it was held to."""
+    digest = model.digest
+    served = "ONNX Runtime" if model.session is not None else "scikit-learn: it has no ONNX, so answers are slower"
     when = f"{lineage.as_of:%Y-%m-%d %H:%M} UTC" if lineage.as_of else "no time in the data"
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in lineage.metrics.items())
     gates = "\n".join(
@@ -140,6 +145,7 @@ def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: 
 
 - digest: `{digest}`
 - estimator: `{estimator}`, arguments: {yaml.safe_dump(arguments, default_flow_style=True, width=10_000).strip()}
+- served by {served}
 - answers yes from a score of {params.train.threshold:g}
 - data as of: {when}, {lineage.training_rows:,} training rows, snapshot `{lineage.snapshot_sha256}`
 - code: commit `{lineage.git_commit or "no git"}`, recipe `{lineage.recipe_sha256}`

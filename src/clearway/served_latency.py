@@ -126,6 +126,7 @@ def _prepare(
         "sources": {ENVIRONMENT: {"kind": "csv", "path": "none.csv"}},
         "data": {"table": ENVIRONMENT, "label": "label"},
         "gates": {"onnx_tolerance": params.gates.onnx_tolerance},
+        "trust": params.trust.model_dump(mode="json"),  # its own ledger vouches for what was loaded here already
         "serving": params.serving.model_dump(mode="json"),
         "environments": {ENVIRONMENT: {"host": "127.0.0.1", "port": 0}},
     }

@@ -32,11 +32,11 @@ from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
-from clearway.export import ExportError, to_onnx, to_skops
+from clearway.export import ExportError, to_joblib, to_onnx, to_skops
 from clearway.files import atomic_directory, read_json, write_json
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure
-from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
+from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, needed_types, read_estimator
 from clearway.params import Params
 from clearway.profile import SCORE, sample_positions, write_reference
 from clearway.schema import Column
@@ -213,7 +213,7 @@ def train(params: Params, workspace: Workspace) -> Trained:
         estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads)
         with threadpool_limits(limits=params.train.threads):
             scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
-        _write_payload(folder, recipe, estimator, schema, definitions, params)
+        no_onnx = _write_payload(folder, recipe, estimator, schema, definitions, params)
         given[recipe.role] = scores
         report[recipe.role] = {
             "digest": payload_digest(folder),
@@ -221,6 +221,8 @@ def train(params: Params, workspace: Workspace) -> Trained:
             "seconds": round(time.perf_counter() - began, 3),
             "training_metrics": measure(labels, scores, params.train.threshold),
             "warnings": list(warned),
+            "runtime": "scikit-learn" if no_onnx else "onnx",
+            **({"no_onnx": f"no ONNX, so no fast path: {recipe.estimator} {no_onnx}"} if no_onnx else {}),
         }
     _write_past(frame, schema, labels, given, params, workspace)
     report["seconds"] = round(time.perf_counter() - started, 3)
@@ -276,25 +278,47 @@ def _preparation(schema: InputSchema, *, scale: bool) -> ColumnTransformer:
 
 def _write_payload(
     folder: Path, recipe: Recipe, estimator: Any, schema: InputSchema, definitions: Mapping[str, Any], params: Params
-) -> None:
+) -> str:
+    """Write the files that the digest covers; returns why there is no ONNX among them, or nothing."""
+    name, stored, types = _stored(recipe, estimator, params)
+    network, no_onnx = b"", ""
     try:
-        stored = to_skops(estimator)
-        read_estimator(stored)  # what could not be read back must not become a model
         network = to_onnx(estimator, len(schema.features))
     except ExportError as error:
-        raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} {error}") from None
-    except ClearwayError as error:
-        raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} cannot be stored: {error}") from None
-    train = {"estimator": recipe.estimator, "arguments": dict(recipe.arguments), "threads": params.train.threads}
+        no_onnx = str(error)
+    train: dict[str, Any] = {
+        "estimator": recipe.estimator,
+        "arguments": dict(recipe.arguments),
+        "threads": params.train.threads,
+        **({"types": types} if types else {}),
+    }
     with atomic_directory(folder) as made:
-        (made / ESTIMATOR).write_bytes(stored)
-        (made / NETWORK).write_bytes(network)
+        (made / name).write_bytes(stored)
+        if network:
+            (made / NETWORK).write_bytes(network)
         write_json(made / SCHEMA, schema.model_dump(mode="json"))
         write_json(made / FEATURES, definitions)
         write_json(
             made / PARAMS,
             {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold, "train": train},
         )
+    return no_onnx
+
+
+def _stored(recipe: Recipe, estimator: Any, params: Params) -> tuple[str, bytes, list[str]]:
+    """The estimator's file: its name, its bytes, and the types that its reader must allow."""
+    wrong = f"params.yaml: {recipe.key} = {recipe.estimator!r}"
+    try:
+        if params.train.format == "joblib":
+            return PICKLE, to_joblib(estimator), []
+        stored = to_skops(estimator)
+        read_estimator(stored, params.trust.types)  # what could not be read back must not become a model
+        return ESTIMATOR, stored, needed_types(stored)
+    except ExportError as error:
+        other = "" if params.train.format == "joblib" else "; joblib may (train.format: joblib, trust.joblib: true)"
+        raise UsageError(f"{wrong} {error}{other}") from None
+    except ClearwayError as error:
+        raise UsageError(f"{wrong} cannot be stored: {error}") from None
 
 
 def _write_past(
