@@ -6,9 +6,10 @@ memory, so no two processes write the same one. Here addresses become 1, 2, 3…
 are sorted, stored without compression, and dated 1980. What the file means does not change: skops only asks which
 nodes share an id. Names inside the ONNX graph are numbered the same way.
 
-A joblib file is a pickle of an estimator that was pickled and read once: which of its equal strings are one object then
-depends on the file alone, and no longer on the process. What a set holds is written in the set's order, so an estimator
-with a set of text is not the same bytes in every process.
+The unused bytes between the fields of a record, such as a tree's node, are whatever was in memory: they become zero.
+
+A joblib file is a plain pickle, as it comes: the same bytes wherever the same fit made the same objects, but not of an
+estimator with a set of text, whose order differs from process to process, or with trees that were read from a file.
 """
 
 import copy
@@ -61,13 +62,12 @@ def to_joblib(estimator: Any) -> bytes:
     """
     import joblib
 
-    def dumped(thing: Any) -> bytes:
-        stream = io.BytesIO()
-        joblib.dump(thing, stream, compress=0, protocol=5)
-        return stream.getvalue()
-
+    stream = io.BytesIO()
     try:
-        return dumped(joblib.load(io.BytesIO(dumped(estimator))))
+        joblib.dump(estimator, stream, compress=0, protocol=5)
+        stream.seek(0)
+        joblib.load(stream)  # what could not be read back must not become a model
+        return stream.getvalue()
     except Exception as error:  # pickle lets through whatever the objects raise
         raise ExportError(f"cannot be stored by joblib ({type(error).__name__}: {error})") from None
 
@@ -79,7 +79,7 @@ def canonical_skops(content: bytes) -> bytes:
     schema = json.loads(entries.pop("schema.json"))
     renamed: dict[str, str] = {}
     _renumber(schema, {}, renamed, frozenset(entries))
-    written = {renamed[name]: entry for name, entry in entries.items()}
+    written = {renamed[name]: _without_padding(entry) for name, entry in entries.items()}
     written["schema.json"] = json.dumps(schema, separators=(",", ":")).encode()
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
@@ -89,6 +89,22 @@ def canonical_skops(content: bytes) -> bytes:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, written[name])
     return target.getvalue()
+
+
+def _without_padding(entry: bytes) -> bytes:
+    """An ``.npy`` file of records with zero between their fields; any other bytes as they are."""
+    if not entry.startswith(b"\x93NUMPY\x01") or b"'|V" not in entry[:1024]:  # how its header writes a gap
+        return entry
+    stream = io.BytesIO(entry)
+    np.lib.format.read_magic(stream)
+    _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if not dtype.fields:
+        return entry
+    used = np.zeros(dtype.itemsize, dtype=bool)
+    for kind, start, *_ in dtype.fields.values():
+        used[start : start + kind.itemsize] = True
+    records = np.frombuffer(entry, dtype=np.uint8, offset=stream.tell()).reshape(-1, dtype.itemsize)
+    return entry[: stream.tell()] + np.where(used, records, np.uint8(0)).tobytes()  # numpy's own copy skips gaps
 
 
 def _renumber(node: Any, ids: dict[int, int], files: dict[str, str], known: frozenset[str]) -> None:

@@ -106,8 +106,13 @@ def sign(bundle: Bundle, settings: SigningParams, root: Path) -> bool:
                     ) from None
                 config.sign(bundle.payload, made)
         else:
+            from sigstore.oidc import detect_credential
+
             try:
-                config.use_sigstore_signer(use_ambient_credentials=True).sign(bundle.payload, made)
+                token = detect_credential(client_id="sigstore")
+                if token is None:  # the library would open a browser, and wait
+                    raise LookupError("this process runs as nobody that Sigstore knows")
+                config.use_sigstore_signer(identity_token=token).sign(bundle.payload, made)
             except Exception as error:  # sigstore raises what its network client raises
                 reason = " ".join(str(error).split())[:200]
                 raise ClearwayError(
