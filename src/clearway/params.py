@@ -19,7 +19,8 @@ from pydantic import (
 from clearway.errors import UsageError
 from clearway.strict_yaml import read_mapping
 
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+SLUG = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+Slug = Annotated[str, Field(pattern=SLUG)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
@@ -659,6 +660,7 @@ def describe(error: ValidationError) -> str:
     for problem in error.errors():
         # pydantic adds which alternative of a type it tried, such as function-before[_utc(), datetime]
         key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+        key = key if key.isprintable() else ascii(key)
         value = problem["input"]
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key} = {value!r}: remove it or correct its name")
