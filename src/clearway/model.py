@@ -11,6 +11,7 @@ import stat
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from clearway.trust import NOTHING_MORE, Trust
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+    from threadpoolctl import ThreadpoolController
 
 ESTIMATOR, PICKLE = "model.skops", "model.joblib"
 SCHEMA, FEATURES, PARAMS = "schema.json", "features.json", "params.json"
@@ -119,7 +121,8 @@ class Model:
         if self.session is None:
             if not len(matrix):  # scikit-learn refuses what ONNX answers with nothing
                 return np.empty(0, dtype=np.float64)
-            probabilities: NDArray[Any] = self.estimator.predict_proba(matrix)
+            with _numeric_libraries().limit(limits=1):  # as ONNX Runtime: see _session
+                probabilities: NDArray[Any] = self.estimator.predict_proba(matrix)
         else:
             probabilities = self.session.run([OUTPUT], {INPUT: matrix})[0]
         return probabilities[:, 1].astype(np.float64)
@@ -355,6 +358,14 @@ def _definitions(content: bytes, source: Path) -> dict[str, dict[str, Any]] | No
     ):
         raise ClearwayError(f"{source}: definitions must be an object of objects with a sha256: train again")
     return definitions
+
+
+@cache
+def _numeric_libraries() -> "ThreadpoolController":
+    """What is loaded by now; to look takes milliseconds, to limit it takes microseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _session(content: bytes, source: Path) -> "InferenceSession":

@@ -1,5 +1,6 @@
 """A signature says who stood behind a bundle, in a format that the public tool knows; each refusal says what to do."""
 
+import asyncio
 import base64
 import json
 import stat
@@ -10,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clearway.bundle import SIGNATURE, Bundle, BundleError, keep, pack, verify
+from clearway.deployment import deploy, reconcile, rollback
 from clearway.errors import ClearwayError, UsageError
-from clearway.params import SignaturePolicy, SigningParams
-from clearway.signing import SignatureError, check_signature, sign, signed_digest
+from clearway.ledger import Change, append, head_hash, read_ledger
+from clearway.params import Params, SignaturePolicy, SigningParams, load_params
+from clearway.serving.state import Follower
+from clearway.signing import SignatureError, check_signature, sign, sign_kept, signed_digest
+from clearway.workspace import Workspace
 
 KEY = SigningParams(method="key", key="private.pem")
 SECRET = "a password of nobody"
@@ -201,6 +207,65 @@ def test_an_unusable_key_is_named_and_never_repeated(
         sign(bundle, SigningParams(method="key"), tmp_path)
     assert "c2VjcmV0" not in str(caught.value)
     assert not (bundle.path / SIGNATURE).exists()
+
+
+def project(root: Path, how: str = "required") -> tuple[Params, Workspace]:
+    content = {
+        "project": {"name": "toy"},
+        "sources": {"things": {"kind": "csv", "path": "things.csv"}},
+        "data": {"table": "things", "label": "answer"},
+        "environments": {"production": {"port": 0, "signature": {"policy": how, "keys": ["public.pem"]}}},
+        "signing": {"method": "key", "key": "private.pem"},
+    }
+    (root / "params.yaml").write_text(yaml.safe_dump(content))
+    return load_params(root / "params.yaml"), Workspace(root)
+
+
+WHO = {"actor": "tester", "reason": "a test"}
+
+
+def test_what_is_not_signed_is_not_deployed_and_no_way_back(bundle: Bundle, tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    digest, newer = keep(bundle.path, workspace.bundles), keep(make(tmp_path, b"newer").path, workspace.bundles)
+    folder = workspace.environment("production")
+    with pytest.raises(SignatureError, match=r"model\.sig: there is no signature; environments\.production\.signature"):
+        deploy(params, workspace, "production", digest, **WHO)
+    assert not read_ledger(folder, "production")
+    for each in (digest, newer):  # of a time before signatures were asked for
+        change = Change(action="deploy", stable=each, **WHO)
+        append(folder, "production", change, expected_head=head_hash(read_ledger(folder, "production")))
+    with pytest.raises(SignatureError, match="there is no signature"):
+        rollback(params, workspace, "production", **WHO)
+    assert len(read_ledger(folder, "production")) == 2
+
+
+def test_a_server_asks_for_the_signature_before_it_reads_the_model(bundle: Bundle, tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    keep(bundle.path, workspace.bundles)
+    change = Change(action="deploy", stable=bundle.digest, **WHO)
+    append(workspace.environment("production"), "production", change, expected_head=head_hash([]))
+    reconcile(params, workspace, "production")
+
+    async def refusal() -> str:
+        follower = Follower(params, workspace, "production")
+        following = asyncio.create_task(follower.follow())
+        while follower.error is None:
+            await asyncio.sleep(0.01)
+        following.cancel()
+        return follower.error
+
+    assert "model.sig: there is no signature; environments.production.signature.policy" in asyncio.run(refusal())
+    assert [path.name for path in sign_kept(params, workspace, [bundle.digest[:10]])] == [SIGNATURE]
+    assert "payload is no payload" in asyncio.run(refusal()), "signed, and then read: it is a toy"
+
+
+def test_signing_by_hand_needs_a_method_and_a_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    with pytest.raises(UsageError, match=r"no bundle in .* begins with 00000000"):
+        sign_kept(params, workspace, ["00000000"])
+    unsigned = params.model_copy(update={"signing": SigningParams()})
+    with pytest.raises(UsageError, match=r"signing\.method is none: set it to key or sigstore"):
+        sign_kept(unsigned, workspace, [bundle.digest])
 
 
 def test_a_policy_that_trusts_nobody_is_refused() -> None:
