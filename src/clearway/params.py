@@ -236,6 +236,8 @@ class TrainParams(Section):
     format: Literal["skops", "joblib"] = "skops"
     """How the estimator is stored. A skops file is read type by type; a joblib file is a pickle, which runs what it
     holds, and needs ``trust.joblib`` too."""
+    onnx: bool = True
+    """Export to ONNX what can be. False, for an estimator whose ONNX disagrees: it is served through scikit-learn."""
 
 
 class TrustParams(Section):

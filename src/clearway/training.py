@@ -283,7 +283,10 @@ def _write_payload(
     name, stored, types = _stored(recipe, estimator, params)
     network, no_onnx = b"", ""
     try:
-        network = to_onnx(estimator, len(schema.features))
+        if params.train.onnx:
+            network = to_onnx(estimator, len(schema.features))
+        else:
+            no_onnx = "is not exported, as params.yaml says (train.onnx)"
     except ExportError as error:
         no_onnx = str(error)
     train: dict[str, Any] = {

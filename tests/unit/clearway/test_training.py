@@ -238,6 +238,14 @@ def test_an_estimator_that_onnx_cannot_say_is_a_model_without_a_fast_path(tmp_pa
     np.testing.assert_allclose(model.score(MATRIX), LABELS.mean())
 
 
+def test_onnx_that_is_not_wanted_is_not_made(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path, onnx=False)
+    made = train(params, workspace)
+    assert load_payload(workspace.model, made.digest).runtime == "scikit-learn"
+    assert load_payload(workspace.baseline, made.baseline_digest).runtime == "scikit-learn"
+    assert "is not exported, as params.yaml says" in made.report["challenger"]["no_onnx"]
+
+
 def test_a_class_of_the_projects_own_needs_its_name_in_params_and_says_so_in_the_payload(tmp_path: Path) -> None:
     own = {"estimator": CONTRARIAN, "arguments": {}}
     params, workspace = project(tmp_path, **own)
