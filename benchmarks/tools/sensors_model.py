@@ -30,7 +30,7 @@ def expected(workspace: Workspace, latest: pd.DataFrame) -> list[dict[str, Any]]
     """Features and scores of some sensors, as training would have them."""
     rows = latest.head(EXPECTED)
     schema = InputSchema.model_validate_json((workspace.model / "schema.json").read_bytes())
-    scores = load_estimator(workspace.model).predict_proba(schema.encode(rows))[:, 1]
+    scores = load_estimator(workspace.model, payload_digest(workspace.model)).predict_proba(schema.encode(rows))[:, 1]
     made = rows[list(FIELDS)].to_dict(orient="records")
     return [
         {"sensor": sensor, "features": row, "score": float(score)}

@@ -7,29 +7,51 @@ the payload's hashes, so the digest alone, held somewhere trusted, vouches for e
     bundle = verify(workspace.bundles / digest, digest)  # raises unless every file is what it was
     model = bundle.read("model.onnx")
 
+A bundle may also hold ``model.sig``, a signature over the payload (:mod:`clearway.signing`). It proves itself and may
+be added later, so neither manifest speaks of it.
+
 The digest covers the payload only: two runs that make the same model agree on it, whatever their latencies and
 reports say. Evidence is bound to the digest by ``evidence.json``, which the digest does not cover.
 """
 
+import json
 import os
 import re
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import ClearwayError
-from clearway.files import atomic_directory, canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from clearway.files import (
+    atomic_directory,
+    atomic_path,
+    canonical_json,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
 from clearway.params import describe
 
 if TYPE_CHECKING:
     from clearway.lineage import Lineage
 
 PAYLOAD, EVIDENCE, MANIFEST, EVIDENCE_MANIFEST = "payload", "evidence", "manifest.json", "evidence.json"
+SIGNATURE = "model.sig"
+NETWORK = "model.onnx"
+"""The payload file that makes a model fast, and that a payload may lack."""
+
+MOST_MANIFEST_BYTES, MOST_JSON_BYTES = 2**20, 2**26
+"""A manifest or signature, and any other JSON file of a bundle, may be no larger: they are parsed whole."""
+MOST_FILES, DEEPEST = 10_000, 32
+"""Files in a payload or its evidence, and folders around one of them."""
 
 OUTCOME, CHALLENGER, BASELINE = "outcome.json", "challenger", "baseline"
 """What ``build/bundle`` holds: what became of the challenger, and, if it passed, two bundles."""
@@ -44,22 +66,35 @@ class BundleError(ClearwayError):
 
 
 def _relative(path: str) -> str:
-    """A path that stays below its folder and has one spelling."""
+    """A path that stays below its folder, has one spelling, and can be shown on one line."""
     pure = PurePosixPath(path)
-    if not path or "\\" in path or "\0" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+    if not path or "\\" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
         raise ValueError("is not a plain path inside the bundle")
+    if not path.isprintable():
+        raise ValueError("is no plain name: it holds what cannot be printed")
     return path
+
+
+def _one_of_a_name(files: dict[str, str]) -> dict[str, str]:
+    """No two names that some file system, or the eye, takes for one: ``A`` and ``a``, ``é`` as one sign and as two."""
+    seen: dict[str, str] = {}
+    for name in files:
+        twin = seen.setdefault(unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold()), name)
+        if twin != name:
+            raise ValueError(f"{name!a} and {twin!a} are one name to some file systems")
+    return files
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 InsidePath = Annotated[str, AfterValidator(_relative)]
+Files = Annotated[dict[InsidePath, Sha256], AfterValidator(_one_of_a_name)]
 
 
 class Manifest(BaseModel):
     """``manifest.json``: the SHA-256 of each file under ``payload/``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    payload: dict[InsidePath, Sha256] = Field(min_length=1)
+    payload: Files = Field(min_length=1)
 
     @property
     def digest(self) -> str:
@@ -71,7 +106,7 @@ class EvidenceManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     digest: Sha256
-    files: dict[InsidePath, Sha256]
+    files: Files
 
 
 class Built(BaseModel):
@@ -213,8 +248,8 @@ def verify(folder: Path, digest: str) -> Bundle:
     Raises
     ------
     BundleError
-        A file is missing, added, changed or a link, a path leaves the folder, a manifest is wrong, or the bundle or
-        its evidence is of another digest. Names every such file with what was expected and what was found.
+        A file is missing, added, changed, too large or a link, a path leaves the folder, a manifest is wrong, or the
+        bundle or its evidence is of another digest. Names every such file with what was expected and what was found.
     """
     if not _DIGEST.fullmatch(digest):
         raise BundleError(f"digest {digest!r} is not 64 hexadecimal characters")
@@ -239,7 +274,8 @@ def verify(folder: Path, digest: str) -> Bundle:
 def keep(bundle_folder: Path, bundles: Path, digest: str | None = None) -> str:
     """Copy a bundle to ``bundles/<digest>/``, whole or not at all, and return its digest.
 
-    Idempotent: a kept bundle that verifies stays as it is; a damaged one is replaced, by a verified copy only.
+    Idempotent: a kept bundle that verifies stays as it is, but for a signature that it lacks; a damaged one is
+    replaced, by a verified copy only.
 
     Parameters
     ----------
@@ -263,6 +299,8 @@ def keep(bundle_folder: Path, bundles: Path, digest: str | None = None) -> str:
     verify(bundle_folder, digest)
     target = bundles / digest
     if _verifies(target, digest):
+        if (bundle_folder / SIGNATURE).exists() and not (target / SIGNATURE).exists():
+            add_signature(target, (bundle_folder / SIGNATURE).read_bytes())
         return digest
     try:
         with atomic_directory(target) as copy:
@@ -272,6 +310,21 @@ def keep(bundle_folder: Path, bundles: Path, digest: str | None = None) -> str:
         if not _verifies(target, digest):  # else another process has just kept the same bundle
             raise BundleError(f"bundle {digest} cannot be kept in {bundles}: {error}") from None
     return digest
+
+
+def add_signature(folder: Path, content: bytes) -> None:
+    """Lay a signature into a bundle, whole or not at all; one that is there is replaced.
+
+    Raises
+    ------
+    BundleError
+        It is larger than any signature.
+    """
+    if len(content) > MOST_MANIFEST_BYTES:
+        raise BundleError(f"{folder / SIGNATURE}: {len(content):,} bytes are no signature")
+    with atomic_path(folder.parent / f"{folder.name}.{SIGNATURE}") as made:  # beside: a bundle is never seen half done
+        made.write_bytes(content)
+    (folder.parent / f"{folder.name}.{SIGNATURE}").replace(folder / SIGNATURE)
 
 
 def read_built(folder: Path) -> Built:
@@ -298,11 +351,22 @@ def _verifies(folder: Path, digest: str) -> bool:
 
 
 def _check_layout(folder: Path) -> None:
-    """The top of a bundle holds two files and two folders, none of them a link."""
+    """The top of a bundle holds two files and two folders, and perhaps a signature, none of them a link."""
     expected = {MANIFEST: stat.S_IFREG, EVIDENCE_MANIFEST: stat.S_IFREG, PAYLOAD: stat.S_IFDIR, EVIDENCE: stat.S_IFDIR}
-    found = {path.name: stat.S_IFMT(path.lstat().st_mode) for path in folder.iterdir()}
+    status = {path.name: path.lstat() for path in folder.iterdir()}
+    found = {name: stat.S_IFMT(each.st_mode) for name, each in status.items()}
+    if SIGNATURE in found:
+        expected[SIGNATURE] = stat.S_IFREG
     problems = [f"{folder / name} is missing" for name in expected if name not in found]
-    problems += [f"{folder / name} is no part of a bundle" for name in sorted(found.keys() - expected.keys())]
+    unknown = sorted(found.keys() - expected.keys())
+    problems += [
+        f"{folder / name if name.isprintable() else f'{folder}/{name!a}'} is no part of a bundle" for name in unknown
+    ]
+    problems += [
+        f"{folder / name} has {status[name].st_size:,} bytes: expected at most {MOST_MANIFEST_BYTES:,}"
+        for name in (MANIFEST, EVIDENCE_MANIFEST, SIGNATURE)
+        if name in status and status[name].st_size > MOST_MANIFEST_BYTES
+    ]
     problems += [
         f"{folder / name}: expected a {_KINDS[kind]}, found a {_KINDS.get(found[name], 'special file')}"
         for name, kind in expected.items()
@@ -317,11 +381,23 @@ _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic 
 
 def _read_manifest(path: Path, kind: type[_Made]) -> _Made:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate(json.loads(path.read_bytes(), object_pairs_hook=once))
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise BundleError(f"{path} is not a valid manifest: {describe(error)}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a key twice, or nested without end
+        raise BundleError(f"{path} is not a valid manifest: {error}") from None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values of one key, parsers disagree which counts."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"key {key!a} stands twice")
+        made[key] = value
+    return made
 
 
 def _manifest_of(payload: Path) -> Manifest:
@@ -335,7 +411,10 @@ def _manifest_of(payload: Path) -> Manifest:
 
 def _hashes(folder: Path) -> dict[str, str]:
     try:
-        return {path.relative_to(folder).as_posix(): sha256_file(path) for path in _files(folder)}
+        files = list(islice(_files(folder), MOST_FILES + 1))
+        if len(files) > MOST_FILES:
+            raise BundleError(f"{folder} has more than {MOST_FILES:,} files: it is no part of a bundle")
+        return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
     except OSError as error:
         raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
 
@@ -359,19 +438,29 @@ def _compare(folder: Path, expected: Mapping[str, str]) -> None:
         raise BundleError("; ".join(sorted(problems)))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below ``folder``, sorted; links, special files and empty folders are refused, never followed."""
+def _files(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """Every file below ``folder``, sorted; what no bundle holds is refused, never followed and never opened.
+
+    That is a link, a special file, an empty folder, a name that cannot be shown, a JSON file too large to be parsed.
+    Hard links are let through: bytes are hashed again as they are read, and a bundle is kept as a copy.
+    """
+    if depth > DEEPEST:
+        raise BundleError(f"{folder}: more than {DEEPEST} folders deep, which no bundle is")
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
+        if not entry.name.isprintable():
+            raise BundleError(f"{folder}: expected plain names, found {entry.name!a}")
         path = Path(entry.path)
         if entry.is_symlink():
-            raise BundleError(f"{path}: expected a file, found a symbolic link to {path.readlink()}")
+            raise BundleError(f"{path}: expected a file, found a symbolic link to {str(path.readlink())!a}")
         if entry.is_dir():
-            below = list(_files(path))
+            below = list(_files(path, depth + 1))
             if not below:
                 raise BundleError(f"{path}: expected no such folder, found an empty folder")
             yield from below
         elif entry.is_file():
+            if path.suffix == ".json" and (size := entry.stat().st_size) > MOST_JSON_BYTES:
+                raise BundleError(f"{path} has {size:,} bytes: expected at most {MOST_JSON_BYTES:,}")
             yield path
         else:
             raise BundleError(f"{path}: expected a file, found a special file")

@@ -116,8 +116,9 @@ def _copy_verified(source: Path, digest: str, target: Path, environment: str) ->
             f"{source} is missing: the ledger of {environment} calls this bundle stable; restore it from the artifact "
             "store, or roll back to a digest that is kept (scripts/rollback.py)"
         )
-    shutil.copytree(source, target, symlinks=True)
     try:
+        verify(source, digest)  # before it is copied, too: to copy a pipe is to wait for its writer
+        shutil.copytree(source, target, symlinks=True)
         return verify(target, digest).lineage()
     except BundleError as error:
         message = str(error).replace(str(target), str(source))

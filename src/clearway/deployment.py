@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clearway.bundle import Bundle, BundleError, keep, payload_digest, read_built, verify
+from clearway.bundle import NETWORK, Bundle, BundleError, keep, payload_digest, read_built, verify
 from clearway.canary import CanaryVerdict
 from clearway.canary_state import as_evidence, read_state
 from clearway.errors import ClearwayError, UsageError
@@ -33,7 +33,9 @@ from clearway.ledger import (
 from clearway.local_target import Server, check_startable, ensure_serving
 from clearway.params import Params
 from clearway.routing import RoutingTable, read_routing, write_routing
+from clearway.signing import check_for
 from clearway.skew_state import SkewState, read_skew_state
+from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
 BOOTSTRAP_REASON = "bootstrap: labelled baseline is the first control"
@@ -327,7 +329,7 @@ def deploy(
     if canary_weight is not None:
         check_weight(canary_weight)
     situation = _situation(params, workspace, environment, entries)
-    find_bundle(workspace, digest)
+    warning = _check_servable(params, workspace, environment, digest)
     check_startable(params, workspace, environment)
     if canary_weight not in (None, 0, 100) and not entries:
         check_admissible(situation, digest)
@@ -341,7 +343,27 @@ def deploy(
         change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
     if change is not None and change.canary is not None and situation.canary is None:
         check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, change.canary))
-    return _carry_out(params, workspace, environment, entries, change)
+    outcome = _carry_out(params, workspace, environment, entries, change)
+    return replace(outcome, warnings=(*warning, *outcome.warnings))
+
+
+def _check_servable(params: Params, workspace: Workspace, environment: str, digest: str) -> tuple[str, ...]:
+    """What a server of ``environment`` will ask of the bundle before it loads it, asked before the ledger names it.
+
+    Returns warnings.
+
+    Raises
+    ------
+    ClearwayError
+        The bundle does not verify, is not signed as the environment requires, or needs what ``trust`` does not allow.
+    """
+    bundle = find_bundle(workspace, digest)
+    warning = check_for(params, environment, bundle, workspace.root)
+    if NETWORK not in bundle.manifest.payload:
+        from clearway.model import check_readable  # imports ONNX Runtime's types
+
+        check_readable(bundle, trust_of(params, workspace))
+    return (warning,) if warning else ()
 
 
 def check_same_features(stable: Bundle, canary: Bundle) -> None:
@@ -412,10 +434,13 @@ def rollback(
     """
     entries = reconcile(params, workspace, environment)
     situation = Situation(environment, entries)  # nothing that other environments or old verdicts could spoil
+    warning: tuple[str, ...] = ()
     change = plan_rollback(situation, to, actor=actor, reason=reason, evidence=evidence or {})
     if change is not None and change.stable != situation.stable:
-        find_bundle(workspace, change.stable)  # closing a canary asks nothing of the version that serves already
-    return _carry_out(params, workspace, environment, entries, change)
+        # closing a canary asks nothing of the version that serves already
+        warning = _check_servable(params, workspace, environment, change.stable)
+    outcome = _carry_out(params, workspace, environment, entries, change)
+    return replace(outcome, warnings=(*warning, *outcome.warnings))
 
 
 def hold(params: Params, workspace: Workspace, environment: str, verdict: CanaryVerdict, *, actor: str) -> Outcome:
@@ -606,7 +631,7 @@ def _bootstrap(params: Params, workspace: Workspace, environment: str, digest: s
         raise ClearwayError(
             f"{digest[:SHOWN]} is the baseline, the first control of {environment}: it cannot be its own canary"
         )
-    find_bundle(workspace, baseline)
+    _check_servable(params, workspace, environment, baseline)
     change = Change(action="deploy", stable=baseline, actor=actor, reason=BOOTSTRAP_REASON)
     return [_record(params, workspace, environment, [], change)]
 

@@ -10,6 +10,7 @@ from clearway.errors import ClearwayError
 from clearway.files import read_json, write_json, write_text
 from clearway.params import Params
 from clearway.reporting import Block, Drawing, Drawings, Page, Table, bars, overlay, write_page
+from clearway.trust import NOTHING_MORE, Trust, trust_of
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def check_drift(params: Params, workspace: Workspace) -> DriftReport:
         bundle = champion_bundle(champion, workspace)
         past = reference_of(bundle)
         names = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
-        scored, expected = _score(bundle, _current(workspace), past.score_map)
+        scored, expected = _score(bundle, _current(workspace), past.score_map, trust_of(params, workspace))
         measured = compare_with(past, scored, names["numeric"], names["categorical"], params.drift, params.seed)
         report = measured.model_copy(update={"champion": champion.digest, "estimate": expected})
         drawings = _drawings(report, *_in_season(past.rows, scored, params))
@@ -101,7 +102,7 @@ def _in_season(
 
 
 def _score(
-    bundle: "Bundle", current: "pd.DataFrame", score_map: "ScoreMap | None"
+    bundle: "Bundle", current: "pd.DataFrame", score_map: "ScoreMap | None", trust: Trust = NOTHING_MORE
 ) -> tuple["pd.DataFrame", "PerformanceEstimate"]:
     """The current rows with the champion's score of each, and what it is expected to be worth on them.
 
@@ -112,7 +113,7 @@ def _score(
     from clearway.performance_estimate import estimate, no_estimate
     from clearway.profile import SCORE
 
-    model = load_model(bundle.path, bundle.digest)
+    model = load_model(bundle.path, bundle.digest, trust)
     lacking = [name for name in model.schema.names if name not in current]
     if lacking:
         reason = f"the current rows lack {', '.join(lacking[:5])}, which the champion asks for"

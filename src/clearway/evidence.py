@@ -168,6 +168,7 @@ def _performance(champion: Champion, params: Params, workspace: Workspace) -> Pe
     from clearway.gates import live_interval
     from clearway.metrics import metric
     from clearway.model import load_model
+    from clearway.trust import trust_of
 
     wanted = metric(params.decision.performance.metric, "decision.performance.metric")
     assert champion.digest is not None  # a champion that is no bootstrap has both
@@ -175,7 +176,7 @@ def _performance(champion: Champion, params: Params, workspace: Workspace) -> Pe
     path = workspace.features / "holdout.parquet"
     if not path.is_file():
         raise ClearwayError(f"{path} is missing: run scripts/build_features.py first")
-    model = load_model(workspace.champion / CHAMPION_BUNDLE, champion.digest)
+    model = load_model(workspace.champion / CHAMPION_BUNDLE, champion.digest, trust_of(params, workspace))
     holdout = pd.read_parquet(path)
     holdout = holdout[holdout[LABEL].notna()]
     now = None

@@ -1,10 +1,14 @@
-"""A fitted estimator as bytes: one skops file and one ONNX graph, the same bytes for the same estimator.
+"""A fitted estimator as bytes: a skops or joblib file, and an ONNX graph where ONNX can say it; the same bytes for the
+same estimator.
 
 A skops file is a zip with the time of writing in each entry, and it names objects and arrays by their address in
 memory, so no two processes write the same one. Here addresses become 1, 2, 3… in order of first appearance, entries
 are sorted, stored without compression, and dated 1980. Bytes between the fields of a table, which hold whatever was in
-memory, become zero. What the file means does not change: skops only asks which
-nodes share an id. Names inside the ONNX graph are numbered the same way.
+memory, become zero. What the file means does not change: skops only asks which nodes share an id. Names inside the
+ONNX graph are numbered the same way.
+
+A joblib file is a plain pickle, as it comes: the same bytes wherever the same fit made the same objects, but not of an
+estimator with a set of text, whose order differs from process to process, or with trees that were read from a file.
 """
 
 import copy
@@ -60,6 +64,27 @@ def _forget_threads(part: Any) -> None:
             _forget_threads(each)
     elif type(part).__module__.startswith("sklearn.") or hasattr(part, "get_params"):
         _forget_threads(getattr(part, "__dict__", {}))
+
+
+def to_joblib(estimator: Any) -> bytes:
+    """The estimator as a joblib file: a pickle, which runs what it holds when it is opened.
+
+    Raises
+    ------
+    ExportError
+        It cannot be pickled, or not read again.
+    """
+    import joblib
+
+    _forget_threads(estimator)
+    stream = io.BytesIO()
+    try:
+        joblib.dump(estimator, stream, compress=0, protocol=5)
+        stream.seek(0)
+        joblib.load(stream)  # what could not be read back must not become a model
+        return stream.getvalue()
+    except Exception as error:  # pickle lets through whatever the objects raise
+        raise ExportError(f"cannot be stored by joblib ({type(error).__name__}: {error})") from None
 
 
 def canonical_skops(content: bytes) -> bytes:

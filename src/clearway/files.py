@@ -182,7 +182,7 @@ def read_json(path: Path, *, made_by: str = "") -> Any:
     except FileNotFoundError:
         hint = f": run {made_by} first" if made_by else ""
         raise ClearwayError(f"{path} is missing{hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ClearwayError(
             f"{path} is not valid JSON ({error}): delete it and run {made_by or 'its step'} again"
         ) from None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearway.gates import Gate
+from clearway.trust import NOTHING_MORE, VOUCHED, Trust
 
 SCORED_ROWS = 1000
 LONGEST_SECONDS = 60.0
@@ -50,7 +51,11 @@ def memory_gate(growth: MemoryGrowth, max_mb: float) -> Gate:
 
 
 def measure_memory(
-    payload: Path, digest: str, matrix: NDArray[np.float32], timeout: float = LONGEST_SECONDS
+    payload: Path,
+    digest: str,
+    matrix: NDArray[np.float32],
+    trust: Trust = NOTHING_MORE,
+    timeout: float = LONGEST_SECONDS,
 ) -> MemoryGrowth:
     """Load the payload and score ``SCORED_ROWS`` rows in a fresh process, which is ended after ``timeout`` seconds.
 
@@ -61,6 +66,8 @@ def measure_memory(
         What the payload must hash to; the process verifies it again.
     matrix : float32 array of shape (rows, features)
         Rows to score, repeated or cut to ``SCORED_ROWS``.
+    trust : Trust
+        What the process may read.
     timeout : float
         Seconds.
 
@@ -74,8 +81,12 @@ def measure_memory(
         return MemoryGrowth(None, "there are no rows to score")
     stream = io.BytesIO()
     np.save(stream, np.resize(matrix, (SCORED_ROWS, matrix.shape[1])), allow_pickle=False)
-    command = [sys.executable, "-m", "clearway.memory_probe", str(payload.resolve()), digest]
+    command = [sys.executable, "-m", "clearway.memory_probe", str(payload.resolve()), digest, *sorted(trust.types)]
+    if trust.joblib and digest in trust.vouched:
+        command.append(VOUCHED)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as a server runs
+    if len(command) > 5:  # classes of the project's own, which only its scripts know where to find
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     try:
         done = subprocess.run(
             command, input=stream.getvalue(), capture_output=True, timeout=timeout, env=environment, check=False

@@ -187,7 +187,16 @@ def parity_gate(served: Floats, trained: Floats, tolerance: float) -> Gate:
     passed = largest is not None and largest <= tolerance
     shown = "not a number" if largest is None else f"{largest:.2g}"
     detail = f"largest difference between ONNX and scikit-learn scores is {shown}, at most {tolerance:g} is allowed"
+    detail += "" if passed else "; without ONNX (train.onnx: false) scikit-learn itself would answer, slower"
     return Gate("onnx_parity", "pass" if passed else "fail", detail, largest, threshold=tolerance, n=len(served))
+
+
+def no_onnx_gate(reason: str, *, required: bool, rows: int) -> Gate:
+    """In place of :func:`parity_gate` where a model has no ONNX: what answers is what was trained, only slower."""
+    why = reason or "no ONNX, so no fast path"
+    if required:
+        return Gate("onnx_parity", "fail", f"{why}; gates.require_onnx asks for it", n=rows)
+    return Gate("onnx_parity", "pass", f"{why}; scikit-learn itself answers, slower: nothing to compare", n=rows)
 
 
 def latency_gate(latencies_ms: Sequence[float], limit_ms: float) -> Gate:

@@ -1,10 +1,17 @@
-"""A model as the line runs it: verified bytes, then ONNX Runtime; and the scikit-learn estimator behind it."""
+"""A model as the line runs it: verified bytes, then ONNX Runtime; and the scikit-learn estimator behind it.
+
+An estimator that ONNX cannot say is a payload without ``model.onnx``, and answers through scikit-learn itself: slower,
+and only after its own file was read, under the rules of :mod:`clearway.trust`. With ``model.onnx`` nothing but the
+gates ever opens the estimator.
+"""
 
 import io
 import json
+import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clearway.bundle import NETWORK as NETWORK  # of a payload, so it is this module's to give
 from clearway.bundle import Bundle, BundleError, verify
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, sha256_bytes
 from clearway.params import describe
+from clearway.trust import NOTHING_MORE, Trust
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+    from threadpoolctl import ThreadpoolController
 
-ESTIMATOR, NETWORK = "model.skops", "model.onnx"
+ESTIMATOR, PICKLE = "model.skops", "model.joblib"
 SCHEMA, FEATURES, PARAMS = "schema.json", "features.json", "params.json"
-PAYLOAD_FILES = (FEATURES, NETWORK, ESTIMATOR, PARAMS, SCHEMA)
-"""Exactly the files of a payload."""
+ALWAYS = (FEATURES, PARAMS, SCHEMA)
+"""Files of every payload. Beside them: one of ``ESTIMATOR`` and ``PICKLE``, ``NETWORK`` if there is one, no other."""
 
 INPUT, OUTPUT = "features", "probabilities"
 """Names of the ONNX graph's input, float32 (rows, features), and of its output, (rows, 2)."""
@@ -65,6 +75,8 @@ class Estimator(BaseModel):
     tune: Tuned | None = None
     class_weights: Any = None
     calibration: dict[str, Any] | None = None
+    types: tuple[str, ...] = ()
+    """Types that its skops file holds and a reader must have in ``trust.types``: a request, which allows nothing."""
 
 
 class ModelParams(BaseModel):
@@ -85,9 +97,17 @@ class Model:
     schema: InputSchema
     threshold: float
     """Score from which the answer is yes."""
-    session: "InferenceSession" = field(repr=False)
+    session: "InferenceSession | None" = field(repr=False)
+    """None where the payload has no ONNX: then ``estimator`` answers."""
     definitions: Mapping[str, dict[str, Any]] | None = field(default=None, repr=False)
     """How each feature was defined where the model was trained, by name; None where they are of a flat table."""
+    estimator: Any = field(default=None, repr=False)
+    """Set only without ``session``."""
+
+    @property
+    def runtime(self) -> str:
+        """What answers: ``onnx``, or ``scikit-learn``, which is slower."""
+        return "onnx" if self.session is not None else "scikit-learn"
 
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """The probability of a positive answer for each row.
@@ -111,20 +131,37 @@ class Model:
                 f"model {self.digest[:12]} scores float32 rows of {len(self.schema.features)} features, "
                 f"got {matrix.dtype} of shape {matrix.shape}"
             )
-        probabilities: NDArray[Any] = self.session.run([OUTPUT], {INPUT: matrix})[0]
+        if self.session is None:
+            if not len(matrix):  # scikit-learn refuses what ONNX answers with nothing
+                return np.empty(0, dtype=np.float64)
+            with _numeric_libraries().limit(limits=1):  # as ONNX Runtime: see _session
+                probabilities: NDArray[Any] = self.estimator.predict_proba(matrix)
+        else:
+            probabilities = self.session.run([OUTPUT], {INPUT: matrix})[0]
         return probabilities[:, 1].astype(np.float64)
 
 
-def load_model(bundle_folder: Path, digest: str) -> Model:
+def load_model(bundle_folder: Path, digest: str, trust: Trust = NOTHING_MORE) -> Model:
     """Verify that ``bundle_folder`` is the bundle ``digest``, then load its model.
+
+    Parameters
+    ----------
+    bundle_folder : Path
+    digest : str
+        From a trusted place.
+    trust : Trust
+        What may be read of a model without ONNX, beyond scikit-learn's own types.
 
     Raises
     ------
     BundleError
         The bundle does not verify; nothing of it was deserialised.
+    ClearwayError
+        It has no ONNX, and ``trust`` does not allow its estimator.
     """
     bundle = verify(bundle_folder, digest)
-    return _build({name: bundle.read(name) for name in (SCHEMA, PARAMS, FEATURES, NETWORK)}, digest, bundle.payload)
+    wanted = _wanted(bundle.manifest.payload, bundle.payload)
+    return _build({name: bundle.read(name) for name in wanted}, digest, bundle.payload, trust)
 
 
 def recorded_definitions(bundle: Bundle) -> dict[str, dict[str, Any]] | None:
@@ -138,60 +175,100 @@ def recorded_definitions(bundle: Bundle) -> dict[str, dict[str, Any]] | None:
     return _definitions(bundle.read(FEATURES), bundle.payload / FEATURES)
 
 
-def load_payload(folder: Path, digest: str) -> Model:
+def load_payload(folder: Path, digest: str, trust: Trust = NOTHING_MORE) -> Model:
     """Load the model of a payload folder that is in no bundle yet, if its digest is ``digest``.
 
     Raises
     ------
     BundleError
         A file of the payload is missing or its bytes are not those of ``digest``; nothing was deserialised.
+    ClearwayError
+        It has no ONNX, and ``trust`` does not allow its estimator.
     """
-    files = _read(folder)
-    found = sha256_bytes(canonical_json({name: sha256_bytes(content) for name, content in files.items()}))
-    if found != digest:
-        raise BundleError(f"{folder} has changed since it was trained: expected digest {digest}, found {found}")
-    return _build(files, digest, folder)
+    return _build(_read(folder, digest), digest, folder, trust)
 
 
-def load_estimator(payload: Path) -> Any:
-    """The fitted scikit-learn estimator of a verified payload folder, read by skops with an explicit allow-list.
+def load_estimator(payload: Path, digest: str, trust: Trust = NOTHING_MORE) -> Any:
+    """The fitted scikit-learn estimator of the payload folder ``digest``.
+
+    Raises
+    ------
+    BundleError
+        The bytes are not those of ``digest``; nothing was deserialised.
+    ClearwayError
+        The file is damaged, or ``trust`` does not allow it; names the types it holds.
+    """
+    return _estimator(_read(payload, digest), digest, payload, trust)
+
+
+def check_readable(bundle: Bundle, trust: Trust) -> None:
+    """Whether a server that trusts so much could load the model; reads what the bundle asks for, and opens nothing.
 
     Raises
     ------
     ClearwayError
-        The file is missing or damaged, or holds a type that is not in ``TRUSTED_TYPES``; names the types.
+        It has no ONNX, and needs types or a pickle that ``trust`` does not allow.
     """
-    path = payload / ESTIMATOR
+    files = bundle.manifest.payload
+    if NETWORK in files or PARAMS not in files:  # the server itself refuses what is no payload
+        return
+    if PICKLE in files:
+        trust.check_joblib(bundle.digest, bundle.payload / PICKLE)
+        return
+    asked = _params(bundle.read(PARAMS), bundle.payload).train.types
+    if missing := sorted(set(asked) - trust.types):
+        raise ClearwayError(f"{bundle.payload / ESTIMATOR}: {_refused(missing)}")
+
+
+def read_pickle(content: bytes) -> Any:
+    """The estimator in the bytes of a joblib file. To call this is to run what the file holds.
+
+    Raises
+    ------
+    ClearwayError
+        The bytes are no joblib file, or need code that is not there.
+    """
+    import joblib
+
     try:
-        return read_estimator(path.read_bytes())
-    except OSError as error:
-        raise ClearwayError(f"{path} cannot be read: {error.strerror}") from None
-    except ClearwayError as error:
-        raise ClearwayError(f"{path}: {error}") from None
+        return joblib.load(io.BytesIO(content))
+    except Exception as error:  # a pickle raises whatever the code in it raises
+        raise ClearwayError(f"not a readable joblib file ({type(error).__name__}: {error})") from None
 
 
-def read_estimator(content: bytes) -> Any:
+def needed_types(content: bytes) -> list[str]:
+    """Types in the bytes of a skops file that a reader must allow in ``trust.types``; nothing is run."""
+    import skops.io
+
+    return sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
+
+
+def read_estimator(content: bytes, types: Collection[str] = ()) -> Any:
     """The estimator in the bytes of a skops file.
 
     Raises
     ------
     ClearwayError
-        The bytes are no skops file, or one that would unpack to more than it is, or ask for a type that is not in
-        ``TRUSTED_TYPES``.
+        The bytes are no skops file, or one that would unpack to more than it is, or ask for a type that is neither in
+        ``TRUSTED_TYPES`` nor in ``types``.
     """
     import skops.io
     from skops.io.exceptions import UntrustedTypesFoundException
 
     _check_archive(content)
     try:
-        return skops.io.loads(content, trusted=list(TRUSTED_TYPES))
+        return skops.io.loads(content, trusted=[*TRUSTED_TYPES, *types])
     except UntrustedTypesFoundException:
-        wanted = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
-        raise ClearwayError(
-            f"refused, it holds types outside the allow-list of clearway.model: {', '.join(wanted)}"
-        ) from None
+        raise ClearwayError(_refused([name for name in needed_types(content) if name not in types])) from None
     except Exception as error:  # a damaged archive fails anywhere in zipfile, json or numpy
         raise ClearwayError(f"not a readable skops file ({type(error).__name__}: {error})") from None
+
+
+def _refused(types: Iterable[str]) -> str:
+    return (
+        f"refused, it holds types outside the allow-list of clearway.model: {', '.join(types)}; if you trust their "
+        "code, name them in params.yaml: trust.types, or train with train.format: joblib and trust.joblib: true"
+    )
 
 
 def _check_archive(content: bytes) -> None:
@@ -209,27 +286,76 @@ def _check_archive(content: bytes) -> None:
         raise ClearwayError(f"refused, its {len(content):,} bytes claim to hold {unpacked:,}")
 
 
-def _read(folder: Path) -> dict[str, bytes]:
+def _wanted(files: Iterable[str], folder: Path) -> list[str]:
+    """Files to read of a payload, whose files are these: of the estimator only where there is no ONNX.
+
+    Raises
+    ------
+    BundleError
+        They are not those of a payload.
+    """
+    found = sorted(files)
+    estimators = [name for name in (ESTIMATOR, PICKLE) if name in found]
+    networks = [name for name in (NETWORK,) if name in found]
+    if len(estimators) != 1 or found != sorted((*ALWAYS, *estimators, *networks)):
+        raise BundleError(
+            f"{folder} is no payload: expected {', '.join(ALWAYS)}, either {ESTIMATOR} or {PICKLE}, and {NETWORK} "
+            f"where there is one, found {', '.join(found) or 'nothing'}"
+        )
+    return [*ALWAYS, *(networks or estimators)]
+
+
+def _read(folder: Path, digest: str) -> dict[str, bytes]:
+    """All files of a payload folder, each read once; what is returned is what was hashed."""
     try:
-        found = sorted(path.name for path in folder.iterdir())
-        if found != sorted(PAYLOAD_FILES):
-            raise BundleError(
-                f"{folder} is no payload: expected {', '.join(sorted(PAYLOAD_FILES))}, found {', '.join(found)}"
-            )
-        return {name: (folder / name).read_bytes() for name in PAYLOAD_FILES}
+        found = [path.name for path in folder.iterdir()]
+        _wanted(found, folder)
+        files = {name: _content(folder / name) for name in found}
     except OSError as error:
         raise BundleError(f"{error.filename} cannot be read ({error.strerror}): run scripts/train.py") from None
+    have = sha256_bytes(canonical_json({name: sha256_bytes(content) for name, content in files.items()}))
+    if have != digest:
+        raise BundleError(f"{folder} has changed since it was trained: expected digest {digest}, found {have}")
+    return files
 
 
-def _build(files: Mapping[str, bytes], digest: str, source: Path) -> Model:
+def _content(path: Path) -> bytes:
+    if not stat.S_ISREG(path.lstat().st_mode):  # to open a pipe is to wait for its writer
+        raise BundleError(f"{path}: expected a file, found a link or a special file")
+    return path.read_bytes()
+
+
+def _build(files: Mapping[str, bytes], digest: str, source: Path, trust: Trust) -> Model:
     """A model from bytes that have been verified."""
     try:
         schema = InputSchema.model_validate_json(files[SCHEMA])
-        params = ModelParams.model_validate_json(files[PARAMS])
     except ValidationError as error:
-        raise ClearwayError(f"{source}: {SCHEMA} or {PARAMS} is not of this version ({describe(error)})") from None
+        raise ClearwayError(f"{source}: {SCHEMA} is not of this version ({describe(error)})") from None
+    threshold = _params(files[PARAMS], source).threshold
     definitions = _definitions(files[FEATURES], source / FEATURES)
-    return Model(digest, schema, params.threshold, _session(files[NETWORK], source / NETWORK), definitions)
+    if NETWORK in files:
+        return Model(digest, schema, threshold, _session(files[NETWORK], source / NETWORK), definitions)
+    return Model(digest, schema, threshold, None, definitions, _estimator(files, digest, source, trust))
+
+
+def _params(content: bytes, source: Path) -> ModelParams:
+    try:
+        return ModelParams.model_validate_json(content)
+    except ValidationError as error:
+        raise ClearwayError(f"{source}: {PARAMS} is not of this version ({describe(error)})") from None
+
+
+def _estimator(files: Mapping[str, bytes], digest: str, source: Path, trust: Trust) -> Any:
+    """The estimator from bytes that have been verified, as far as ``trust`` goes."""
+    name = PICKLE if PICKLE in files else ESTIMATOR
+    try:
+        if name == ESTIMATOR:
+            return read_estimator(files[ESTIMATOR], trust.types)
+        trust.check_joblib(digest, source / PICKLE)
+        return read_pickle(files[PICKLE])
+    except ClearwayError as error:
+        said = str(error)
+        raise ClearwayError(said if said.startswith(f"{source / name}") else f"{source / name}: {said}") from None
 
 
 def _definitions(content: bytes, source: Path) -> dict[str, dict[str, Any]] | None:
@@ -245,6 +371,14 @@ def _definitions(content: bytes, source: Path) -> dict[str, dict[str, Any]] | No
     ):
         raise ClearwayError(f"{source}: definitions must be an object of objects with a sha256: train again")
     return definitions
+
+
+@cache
+def _numeric_libraries() -> "ThreadpoolController":
+    """What is loaded by now; to look takes milliseconds, to limit it takes microseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _session(content: bytes, source: Path) -> "InferenceSession":

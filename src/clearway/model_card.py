@@ -23,6 +23,7 @@ from clearway.snapshot import Snapshot
 MB = 2**20
 _SHOWN_FEATURES = 10
 _UNSAID = "*Not said: write it under `model_card:` in params.yaml.*"
+_RUNTIMES = {"onnx": "ONNX Runtime", "scikit-learn": "scikit-learn: it has no ONNX, so answers are slower"}
 _TRAINING = ("data", "split", "seed", "train")
 """The sections of params.yaml that make a model; the others judge or serve it."""
 
@@ -42,6 +43,8 @@ class CardContent:
     training: Mapping[str, Any]
     """``training.json``."""
     payload_bytes: int
+    runtime: str
+    """What answers: ``onnx`` or ``scikit-learn``."""
     numeric: int
     """Features that are numbers."""
     categorical: int
@@ -99,6 +102,7 @@ def _details(content: CardContent) -> str:
             for name in ("class_weights", "calibration")
             if fitted.get(name)
         ),
+        ("served by", _RUNTIMES[content.runtime]),
         ("inputs", f"{content.numeric + content.categorical} features, {content.categorical} of them categories"),
         ("owners", owners),
         ("licence", _text(card.licence or "not said")),

@@ -99,6 +99,7 @@ def write_reports(
             ("baseline", validation.baseline_digest),
             ("as of", f"{params.as_of or 'no time in the data'}"),
             ("holdout", f"{validation.rows:,} rows{positive}"),
+            *([("served by", f"scikit-learn, slower than ONNX: {validation.no_onnx}")] if validation.no_onnx else []),
             *([] if validation.calibration is None else [("calibration", described(validation.calibration))]),
         ],
         blocks=blocks,

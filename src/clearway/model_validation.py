@@ -36,6 +36,7 @@ from clearway.gates import (
     floor_gate,
     judge,
     latency_gate,
+    no_onnx_gate,
     paired_gain,
     parity_gate,
     rows_gate,
@@ -61,6 +62,7 @@ from clearway.project import load_project
 from clearway.robustness import noise_gate
 from clearway.served_latency import measure_served, served_latency_gate
 from clearway.slices import check_columns, slice_gates
+from clearway.trust import Trust, trust_of
 from clearway.workspace import Workspace
 
 _LATENCY_ROWS, _WARM_UP = 200, 20
@@ -101,6 +103,9 @@ class _Judged:
     base_rate: float
     """Share of positives in training."""
     calibration: Calibration | None
+    trust: Trust
+    no_onnx: str
+    """Why the challenger has no ONNX, as its training says; empty where it has."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ class Validation:
     measured: Measurements
     calibration: Calibration | None = None
     """Of the challenger; None where nothing was judged, or its scores are no probabilities."""
+    no_onnx: str = ""
+    """Why the challenger has no ONNX; empty where it has."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -171,10 +178,11 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     metric(params.gates.champion.metric, "params.yaml: gates.champion.metric")
     metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric")
     trained = read_json(workspace.reports / "training.json", made_by="scripts/train.py")
-    challenger = load_payload(workspace.model, trained["challenger"]["digest"])
+    trust = trust_of(params, workspace)
+    challenger = load_payload(workspace.model, trained["challenger"]["digest"], trust)
     check_columns(params.gates.slices.declared, challenger.schema.names, "gates.slices.declared")
     check_columns(params.gates.fairness.attributes, challenger.schema.names, "gates.fairness.attributes")
-    simple = load_payload(workspace.baseline, trained["baseline"]["digest"])
+    simple = load_payload(workspace.baseline, trained["baseline"]["digest"], trust)
     record = read_champion(workspace)
     frame, labels = read_rows(workspace, "holdout")
 
@@ -186,18 +194,20 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     champion = None
     if not record.bootstrap:
         assert record.digest is not None
-        champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest)
+        champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest, trust)
         contenders.append(_champion(champion, frame))
     chosen = params.gates
     holdout = Holdout(
         labels, challenger.threshold, chosen.confidence, chosen.resamples, params.seed, _groups(params, frame)
     )
     calibration = None
+    no_onnx = "" if challenger.session is not None else str(trained["challenger"].get("no_onnx", ""))
     if champion is not None and champion.digest == challenger.digest:
         verdict = unchanged(challenger.digest)
     else:
         with in_order():
-            estimated = load_estimator(workspace.model).predict_proba(matrix)[:, 1].astype(np.float64)
+            estimator = load_estimator(workspace.model, challenger.digest, trust)
+            estimated = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
         uses = read_uses(workspace, holdout_identity(frame[ROW_ID], labels), challenger.digest)
         confidence = corrected_confidence(chosen.confidence, uses.place)
         judging = replace(holdout, confidence=confidence)
@@ -217,6 +227,8 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             uses=uses,
             base_rate=trained["positive_share"],
             calibration=calibration,
+            trust=trust,
+            no_onnx=no_onnx,
         )
         verdict = judge(
             _gates(params, judged),
@@ -236,6 +248,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         rows=len(labels),
         measured=_measured(params, challenger, holdout, contenders, frame, matrix, trained),
         calibration=calibration,
+        no_onnx=no_onnx,
     )
     write_reports(params, workspace, validation, contenders, labels)
     return validation
@@ -296,7 +309,7 @@ def _quality_gates(params: Params, judged: _Judged) -> list[Gate]:
         uses_gate(judged.uses, chosen.confidence, chosen.max_challengers),
         rows_gate(holdout, chosen.min_rows),
         finite_gate(scores),
-        parity_gate(scores, judged.estimated, chosen.onnx_tolerance),
+        _parity(params, judged, scores),
         *(floor_gate(holdout, name, floor, scores) for name, floor in chosen.floors.items()),
         constant_gate(holdout, compared, scores, judged.base_rate),
     ]
@@ -319,6 +332,12 @@ def _quality_gates(params: Params, judged: _Judged) -> list[Gate]:
         else:
             gates.append(calibration_champion_gate(holdout, scores, champion.scores, most, bins))
     return gates
+
+
+def _parity(params: Params, judged: _Judged, scores: Floats) -> Gate:
+    if judged.model.session is None:
+        return no_onnx_gate(judged.no_onnx, required=params.gates.require_onnx, rows=len(scores))
+    return parity_gate(scores, judged.estimated, params.gates.onnx_tolerance)
 
 
 def _group_gates(params: Params, judged: _Judged) -> list[Gate]:
@@ -405,7 +424,7 @@ def _cost_gates(params: Params, judged: _Judged) -> list[Gate]:
     size = size_gate(payload_bytes(judged.payload), chosen.max_bundle_mb)
     if not chosen.through_server:
         return [size, latency_gate(_latencies(model, judged.matrix), chosen.latency_ms)]
-    memory = measure_memory(judged.payload, model.digest, judged.matrix)
+    memory = measure_memory(judged.payload, model.digest, judged.matrix, judged.trust)
     served = measure_served(params, judged.payload, model, judged.frame)
     return [
         size,

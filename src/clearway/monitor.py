@@ -36,6 +36,7 @@ from clearway.project import load_project
 from clearway.routing import RoutingTable, read_routing
 from clearway.schema import flat_columns
 from clearway.snapshot import read_tables_at
+from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
 LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features")
@@ -71,7 +72,7 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
     log = traffic(read_log(folder / "predictions", columns=LOGGED))
     window = recent(log, params.split.current_days)
     past = reference_of(bundle)
-    schema = load_model(bundle.path, bundle.digest).schema
+    schema = load_model(bundle.path, bundle.digest, trust_of(params, workspace)).schema
     features, drift = judge_features(past, served_features(window, schema), schema, params.drift, params.seed)
     server = find_server(workspace, environment)
     answer = describe_server(server) if server else None
@@ -115,7 +116,7 @@ def _performance(params: Params, workspace: Workspace, bundle: Bundle, log: pd.D
     expected = Expected(
         metric=wanted,
         value=bundle.lineage().metrics.get(wanted.name),
-        threshold=load_model(bundle.path, bundle.digest).threshold,
+        threshold=load_model(bundle.path, bundle.digest, trust_of(params, workspace)).threshold,
     )
     project = load_project(params, flat_columns(params, workspace.root))
     tables = read_tables_at(params, workspace, project, params.time())

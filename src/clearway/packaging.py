@@ -19,7 +19,9 @@ from clearway.model_card import CardContent, render
 from clearway.params import Params
 from clearway.performance_estimate import ScoreMap, fit_score_map
 from clearway.profile import read_reference, write_reference
+from clearway.signing import sign
 from clearway.snapshot import Snapshot
+from clearway.trust import Trust, trust_of
 from clearway.workspace import DRAWINGS, MODEL_PAGE, PLOTS, Workspace
 
 GOLDEN_ROWS = 64
@@ -57,7 +59,7 @@ def package(params: Params, workspace: Workspace) -> Outcome:
     with atomic_directory(workspace.bundle) as folder:
         if passed:
             for role in (CHALLENGER, BASELINE):
-                _pack(params, workspace, validation, role, folder)
+                sign(_pack(params, workspace, validation, role, folder), params.signing, workspace.root)
         write_json(
             folder / OUTCOME,
             {"verdict": outcome.verdict, "digest": outcome.digest, "baseline_digest": outcome.baseline_digest},
@@ -71,7 +73,8 @@ def package(params: Params, workspace: Workspace) -> Outcome:
 def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role: str, folder: Path) -> Bundle:
     payload = workspace.model if role == CHALLENGER else workspace.baseline
     judged = validation["digest" if role == CHALLENGER else "baseline_digest"]
-    model = load_payload(payload, judged)
+    trust = trust_of(params, workspace)
+    model = load_payload(payload, judged, trust)
     reference = workspace.build / REFERENCE
     calibration = read_calibration(workspace.build / CALIBRATION)
     if role == BASELINE:  # the same rows, as the simple model scores them
@@ -95,7 +98,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             REFERENCE: reference,
             CALIBRATION: canonical_json(calibration.model_dump(mode="json")),
             SCORE_MAP: canonical_json(_score_map(workspace, model).model_dump(mode="json")),
-            "golden.json": canonical_json(_golden(params, workspace, payload, model)),
+            "golden.json": canonical_json(_golden(params, workspace, payload, model, trust)),
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
             "params.yaml": workspace.params_file,
@@ -112,6 +115,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
                     fitted=read_json(payload / PARAMS)["train"],
                     training=read_json(workspace.reports / "training.json"),
                     payload_bytes=payload_bytes(payload),
+                    runtime=model.runtime,
                     numeric=len(model.schema.numeric_positions),
                     categorical=len(model.schema.categorical_positions),
                 )
@@ -137,11 +141,11 @@ def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
     return fit_score_map(model.score(model.schema.encode(frame)), labels)
 
 
-def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -> dict[str, Any]:
+def _golden(params: Params, workspace: Workspace, payload: Path, model: Model, trust: Trust) -> dict[str, Any]:
     """A seeded sample of holdout rows as a client would send them, and scikit-learn's scores of them."""
     frame, _ = read_rows(workspace, "holdout")
     chosen = np.random.default_rng(params.seed).choice(len(frame), size=min(GOLDEN_ROWS, len(frame)), replace=False)
     rows = frame.iloc[np.sort(chosen)][list(model.schema.names)]
-    scores = load_estimator(payload).predict_proba(model.schema.encode(rows))[:, 1]
+    scores = load_estimator(payload, model.digest, trust).predict_proba(model.schema.encode(rows))[:, 1]
     plain = rows.astype("object").where(rows.notna(), None)
     return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}

@@ -19,7 +19,8 @@ from pydantic import (
 from clearway.errors import UsageError
 from clearway.strict_yaml import read_mapping
 
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+SLUG = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+Slug = Annotated[str, Field(pattern=SLUG)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 PositiveWeight = Annotated[float, Field(gt=0)]
@@ -353,6 +354,11 @@ class TrainParams(Section):
     baseline_arguments: dict[str, Any] = Field(default_factory=dict)
     threshold: Probability = 0.5
     """Score from which the answer is yes."""
+    format: Literal["skops", "joblib"] = "skops"
+    """How the estimator is stored. A skops file is read type by type; a joblib file is a pickle, which runs what it
+    holds, and needs ``trust.joblib`` too."""
+    onnx: bool = True
+    """Export to ONNX what can be. False, for an estimator whose ONNX disagrees: it is served through scikit-learn."""
     tune: TuneParams | None = None
     """Null: ``arguments`` are taken as they are."""
     checkpoint_seconds: float | None = Field(30.0, ge=0)
@@ -364,6 +370,52 @@ class TrainParams(Section):
     """How scores are made probabilities after the fit, of both models; null: they stay as the estimator gives them."""
     resources: ResourceParams = ResourceParams()
     joblib: JoblibParams = JoblibParams()
+
+
+class TrustParams(Section):
+    """What this project deserialises. A bundle is held to this, whatever it was trained with: none can allow itself."""
+
+    types: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")], ...] = ()
+    """Types, ``package.module.Class``, that a skops file may hold beyond those of scikit-learn; each is code to run."""
+    joblib: bool = False
+    """Whether a joblib file may be opened, once its digest is verified and this project's ledger or its last training
+    vouches for that digest."""
+
+
+class SigstoreIdentity(Section):
+    """Who may sign without a key: an identity, as an issuer vouches for it."""
+
+    identity: str
+    """Such as ``https://github.com/OWNER/NAME/.github/workflows/delivery.yml@refs/heads/main``."""
+    issuer: str = "https://token.actions.githubusercontent.com"
+
+
+class SigningParams(Section):
+    """How ``package_model.py`` and ``sign.py`` sign a bundle, in the format of OpenSSF model signing."""
+
+    method: Literal["none", "key", "sigstore"] = "none"
+    """``sigstore`` signs with the identity of the running workflow, and needs the network."""
+    key: str | None = None
+    """Path of a private key (PEM, elliptic curve), relative to the project folder. Null: the environment variable
+    ``CLEARWAY_SIGNING_KEY`` holds the key itself. A password is taken from ``CLEARWAY_SIGNING_PASSWORD``."""
+
+
+class SignaturePolicy(Section):
+    """Which signature a bundle needs before it is deployed here, and before a server here reads it."""
+
+    policy: Literal["ignored", "warn", "required"] = "ignored"
+    keys: tuple[str, ...] = ()
+    """Paths of trusted public keys (PEM), relative to the project folder; one of them must have signed."""
+    identities: tuple[SigstoreIdentity, ...] = ()
+    """Trusted Sigstore identities, one of which may have signed instead."""
+    sigstore_root: str | None = None
+    """Path of a Sigstore trust configuration (JSON): identities are then checked without the network."""
+
+    @model_validator(mode="after")
+    def _trusts_someone(self) -> Self:
+        if self.policy != "ignored" and not (self.keys or self.identities):
+            raise ValueError(f"policy = {self.policy!r} needs at least one of keys and identities")
+        return self
 
 
 class ChampionGate(Section):
@@ -504,6 +556,8 @@ class GateParams(Section):
     """Most memory that loading the model and scoring 1,000 rows may add to a process, in 2²⁰ bytes."""
     onnx_tolerance: float = Field(1e-5, gt=0)
     """Largest difference between ONNX and scikit-learn scores on the holdout."""
+    require_onnx: bool = False
+    """Whether a model without ONNX is rejected; if not, it is served through scikit-learn, slower."""
     unknown_blocks: bool = True
     """Whether a comparison too uncertain to call stops the challenger."""
 
@@ -544,6 +598,7 @@ class EnvironmentParams(Section):
     port: int = Field(ge=0, le=65535)
     requires: str | None = None
     """The environment in which a digest must be live before it may come here."""
+    signature: SignaturePolicy = SignaturePolicy()
 
 
 class FeatureLookupParams(Section):
@@ -636,6 +691,8 @@ class Params(Section):
     drift: DriftParams = DriftParams()
     decision: DecisionParams = DecisionParams()
     train: TrainParams = TrainParams()
+    trust: TrustParams = TrustParams()
+    signing: SigningParams = SigningParams()
     gates: GateParams = GateParams()
     model_card: ModelCardParams = ModelCardParams()
     registry: RegistryParams = RegistryParams()
@@ -654,6 +711,8 @@ class Params(Section):
                 raise ValueError(f"data.table {self.data.table!r} is not one of sources: {', '.join(self.sources)}")
         elif self.data is not None:
             raise ValueError("data describes a flat table and cannot stand beside project.package")
+        if self.train.format == "joblib" and not self.trust.joblib:
+            raise ValueError("train.format is joblib: set trust.joblib: true too, or nothing here would open the model")
         for name, environment in self.environments.items():
             if environment.requires is not None and environment.requires not in self.environments:
                 raise ValueError(f"environments.{name}.requires {environment.requires!r} is no environment")
@@ -751,6 +810,7 @@ def describe(error: ValidationError) -> str:
     for problem in error.errors():
         # pydantic adds which alternative of a type it tried, such as function-before[_utc(), datetime]
         key = ".".join(str(part) for part in problem["loc"] if "[" not in str(part))
+        key = key if key.isprintable() else ascii(key)
         value = problem["input"]
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key} = {value!r}: remove it or correct its name")

@@ -35,9 +35,10 @@ from clearway.line import Runner, StepFailedError, stop_family
 from clearway.lineage import DIRTY, Lineage, package_versions
 from clearway.model import PARAMS, load_model, load_payload
 from clearway.model_record import params_of, snapshot_of
-from clearway.params import GateParams, TuneParams
+from clearway.params import GateParams, TuneParams, load_params
 from clearway.project_folder import FEATURE_STORE, HOME, git_root
 from clearway.snapshot import Snapshot
+from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
 LOCK = "dvc.lock"
@@ -332,7 +333,7 @@ def reproduce(
             notes.append(f"train.tune: the search is run again with {trials}, and without its timeout")
         _stages(runner, "train", workspace, base)
         _check_data(bundle, lineage, workspace, packages)  # a source that is always read again may have moved
-        return _compare(bundle, params, lineage, workspace, notes)
+        return _compare(bundle, params, lineage, workspace, notes, Workspace(project))
 
 
 def document(made: Reproduction) -> dict[str, Any]:
@@ -537,7 +538,12 @@ def _check_data(bundle: Bundle, lineage: Lineage, workspace: Workspace, packages
 
 
 def _compare(
-    bundle: Bundle, params: Mapping[str, Any], lineage: Lineage, workspace: Workspace, notes: list[str]
+    bundle: Bundle,
+    params: Mapping[str, Any],
+    lineage: Lineage,
+    workspace: Workspace,
+    notes: list[str],
+    project: Workspace,
 ) -> Reproduction:
     folder = workspace.model if lineage.role == CHALLENGER else workspace.baseline
     rebuilt = payload_digest(folder)
@@ -549,18 +555,27 @@ def _compare(
         locks = (yaml.safe_load(path.read_bytes()) for path in (bundle.evidence(LOCK), workspace.root / LOCK))
         stage = first_difference(*locks)
         notes.append(f"the data are already other ones after the stage {stage}" if stage else _SAME_DATA)
-    return Reproduction(bundle.digest, rebuilt, files, _predictions(bundle, params, folder, rebuilt), tuple(notes))
+    predictions = _predictions(bundle, params, folder, rebuilt, (project, workspace))
+    return Reproduction(bundle.digest, rebuilt, files, predictions, tuple(notes))
 
 
-def _predictions(bundle: Bundle, params: Mapping[str, Any], folder: Path, rebuilt: str) -> Predictions:
-    """The recorded and the rebuilt model's scores of the golden rows of the bundle."""
+def _predictions(
+    bundle: Bundle, params: Mapping[str, Any], folder: Path, rebuilt: str, places: tuple[Workspace, Workspace]
+) -> Predictions:
+    """The recorded and the rebuilt model's scores of the golden rows of the bundle.
+
+    ``places`` are the project as it is now, whose params.yaml says what may be read, and the worktree, which vouches
+    for what was rebuilt in it.
+    """
     gates = params.get("gates") or {}
     tolerance = float(gates.get("onnx_tolerance", GateParams().onnx_tolerance))
     golden = json.loads(bundle.evidence("golden.json").read_bytes())
     rows = pd.DataFrame(golden["rows"])
     try:
-        models = (load_model(bundle.path, bundle.digest), load_payload(folder, rebuilt))
-        ours, theirs = (model.score(model.schema.encode(rows)) for model in models)
+        current = load_params(places[0].params_file)
+        theirs, own = (trust_of(current, place) for place in places)
+        models = (load_model(bundle.path, bundle.digest, theirs), load_payload(folder, rebuilt, own))
+        recorded, again = (model.score(model.schema.encode(rows)) for model in models)
     except ClearwayError as error:
         return Predictions(len(rows), None, tolerance, str(error))
-    return Predictions(len(rows), float(np.max(np.abs(ours - theirs))), tolerance)
+    return Predictions(len(rows), float(np.max(np.abs(recorded - again))), tolerance)

@@ -98,7 +98,7 @@ def measure_served(params: Params, payload: Path, model: Model, frame: pd.DataFr
             workspace = Workspace(Path(folder))
             bodies = _rows(frame, model)
             _prepare(workspace, params, payload, model, bodies)
-            with _serving(workspace) as server:
+            with _serving(workspace, own_classes=model.session is None) as server:
                 return _ask(server, [json.dumps(row).encode() for row in bodies])
         except (ClearwayError, OSError, http.client.HTTPException, ValueError, psutil.Error) as error:
             return ServedLatency(problem=" ".join(f"{error}".split()) or type(error).__name__)
@@ -126,6 +126,7 @@ def _prepare(
         "sources": {ENVIRONMENT: {"kind": "csv", "path": "none.csv"}},
         "data": {"table": ENVIRONMENT, "label": "label"},
         "gates": {"onnx_tolerance": params.gates.onnx_tolerance},
+        "trust": params.trust.model_dump(mode="json"),  # its own ledger vouches for what was loaded here already
         "serving": params.serving.model_dump(mode="json"),
         "environments": {ENVIRONMENT: {"host": "127.0.0.1", "port": 0}},
     }
@@ -151,7 +152,7 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _serving(workspace: Workspace) -> Iterator[Server]:
+def _serving(workspace: Workspace, *, own_classes: bool) -> Iterator[Server]:
     """The running server of the project, ready to answer; ended by its id on leaving, whatever happened."""
     log = workspace.root / "server.log"
     command = [
@@ -164,7 +165,12 @@ def _serving(workspace: Workspace) -> Iterator[Server]:
     ]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, cwd=workspace.root, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=_own()
+            command,
+            cwd=workspace.root,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=_own(own_classes),
         )
     try:
         yield _await(process, workspace, log)
@@ -177,9 +183,10 @@ def _serving(workspace: Workspace) -> Iterator[Server]:
             process.wait(STOP_SECONDS)
 
 
-def _own() -> dict[str, str]:
-    """The environment without what would point a project elsewhere."""
-    return {name: value for name, value in os.environ.items() if name != "CLEARWAY_PROJECT"}
+def _own(own_classes: bool) -> dict[str, str]:
+    """The environment without what would point a project elsewhere, and with what this process can import."""
+    found = {name: value for name, value in os.environ.items() if name != "CLEARWAY_PROJECT"}
+    return {**found, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))} if own_classes else found
 
 
 def _await(process: "subprocess.Popen[bytes]", workspace: Workspace, log: Path) -> Server:

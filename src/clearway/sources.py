@@ -32,6 +32,9 @@ from clearway.params import PackageSource, ParquetSource, Source, SqlSource
 if TYPE_CHECKING:
     import polars as pl
 
+MOST_UNPACKED_BYTES, MOST_UNPACKED_TIMES = 2**28, 200
+"""A compressed file may unpack to the first, or to so many times its own size: no table does that, and a bomb does."""
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
@@ -217,14 +220,32 @@ def _decompress(content: bytes, path: str, place: _Place) -> bytes:
                 members = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
                 if len(members) != 1:
                     raise place.broken(f"must hold exactly one file, found {len(members)}: {', '.join(members[:5])}")
-                opened = archive.read(members[0])  # checks the CRC
+                with archive.open(members[0]) as stream:
+                    opened = _unpacked(stream, len(content), place)  # to the end, which checks the CRC
         else:
-            opened = bytes(compr[kind](io.BytesIO(content), mode="rb").read())
-    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+            with compr[kind](io.BytesIO(content), mode="rb") as stream:
+                opened = _unpacked(stream, len(content), place)
+    except (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, RuntimeError) as error:
         raise place.broken(f"is truncated or damaged ({kind}: {error}): fetch it again") from None
     if not opened:
         raise place.broken(f"is empty (0 bytes inside the {kind} file): write it again")
     return opened
+
+
+def _unpacked(stream: IO[bytes], packed: int, place: _Place) -> bytes:
+    """All of a compressed file, unless it is a bomb: then only as much as shows that it is one.
+
+    Archives nest nowhere here, and their members' names are never used as paths.
+    """
+    most = max(MOST_UNPACKED_BYTES, packed * MOST_UNPACKED_TIMES)
+    opened = bytearray()
+    while chunk := stream.read(1 << 20):
+        opened += chunk
+        if len(opened) > most:
+            raise place.broken(
+                f"unpacks to more than {most:,} bytes, from {packed:,}: unpack it yourself if it is what it should be"
+            )
+    return bytes(opened)
 
 
 def _is_parquet(content: bytes) -> bool:

@@ -11,6 +11,7 @@ The branch mirrors ``var/``: a file has the same relative path here and there.
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,7 @@ from clearway.bundle import BundleError, verify
 from clearway.errors import ClearwayError
 from clearway.files import atomic_directory, atomic_path, read_json, write_json
 from clearway.ledger import read_ledger, stable_history
-from clearway.params import UtcTime, describe
+from clearway.params import SLUG, UtcTime, describe
 from clearway.workspace import Workspace
 
 BRANCH = "clearway-state"
@@ -377,7 +378,8 @@ def _ours_among(files: Files) -> dict[str, bytes]:
 def _is_kept(path: PurePosixPath) -> bool:
     if len(path.parts) == 1:
         return str(path) in (*LOGS, RUN, STORE)
-    return len(path.parts) == 3 and path.parts[0] == "environments" and path.name in KEPT_OF_ENVIRONMENT
+    inside = len(path.parts) == 3 and path.parts[0] == "environments" and path.name in KEPT_OF_ENVIRONMENT
+    return inside and re.fullmatch(SLUG, path.parts[1]) is not None  # not "..", which git's own plumbing lets through
 
 
 def _kept(var: Path) -> dict[str, bytes]:

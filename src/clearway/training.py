@@ -35,11 +35,11 @@ from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME
 from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
-from clearway.export import ExportError, to_onnx, to_skops
+from clearway.export import ExportError, to_joblib, to_onnx, to_skops
 from clearway.files import atomic_directory, held, read_json, write_json, write_text
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
-from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
+from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, needed_types, read_estimator
 from clearway.parallel import in_order, joblib_backend, numeric_threads
 from clearway.params import Params, ScoreCalibrationParams, TuneParams
 from clearway.profile import SCORE, sample_positions, write_reference
@@ -275,9 +275,9 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
         name = state_key({**basis, "role": recipe.role, "arguments": dict(recipe.arguments)})
-        checkpoints = Checkpoints(
-            workspace.unfinished / f"{name}.skops", params.train.checkpoint_seconds, f"fit {recipe.role}", show
-        )
+        # a pickle tells trees that were read from those that were grown: it can only be of a fit at once
+        seconds = params.train.checkpoint_seconds if params.train.format == "skops" else None
+        checkpoints = Checkpoints(workspace.unfinished / f"{name}.skops", seconds, f"fit {recipe.role}", show)
         with joblib_backend(params.train.joblib, params.train.resources.threads):
             estimator, warned = fit(
                 recipe,
@@ -293,7 +293,7 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
             )
         with in_order():
             scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
-        _write_payload(folder, recipe, estimator, schema, definitions, params)
+        no_onnx = _write_payload(folder, recipe, estimator, schema, definitions, params)
         given[recipe.role] = scores
         report[recipe.role] = {
             "digest": payload_digest(folder),
@@ -302,6 +302,8 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
             "training_metrics": measure(labels, scores, params.train.threshold),
             "warnings": list(warned),
             "checkpoints": asdict(checkpoints.record),
+            "runtime": "scikit-learn" if no_onnx else "onnx",
+            **({"no_onnx": f"no ONNX, so no fast path: {recipe.estimator} {no_onnx}"} if no_onnx else {}),
         }
     _write_past(frame, schema, labels, given, params, workspace)
     report["seconds"] = round(time.perf_counter() - started, 3)
@@ -473,29 +475,54 @@ def _preparation(schema: InputSchema, *, scale: bool) -> ColumnTransformer:
 
 def _write_payload(
     folder: Path, recipe: Recipe, estimator: Any, schema: InputSchema, definitions: Mapping[str, Any], params: Params
-) -> None:
+) -> str:
+    """Write the files that the digest covers; returns why there is no ONNX among them, or nothing."""
+    name, stored, types = _stored(recipe, estimator, params)
+    network, no_onnx = b"", ""
     try:
-        stored = to_skops(estimator)
-        read_estimator(stored)  # what could not be read back must not become a model
-        network = to_onnx(estimator, len(schema.features))
+        if params.train.onnx:
+            network = to_onnx(estimator, len(schema.features))
+        else:
+            no_onnx = "is not exported, as params.yaml says (train.onnx)"
     except ExportError as error:
-        raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} {error}") from None
-    except ClearwayError as error:
-        raise UsageError(f"params.yaml: {recipe.key} = {recipe.estimator!r} cannot be stored: {error}") from None
-    train = {"estimator": recipe.estimator, "arguments": dict(recipe.arguments), "threads": 1}
+        no_onnx = str(error)
+    train: dict[str, Any] = {
+        "estimator": recipe.estimator,
+        "arguments": dict(recipe.arguments),
+        "threads": 1,
+        **({"types": types} if types else {}),
+    }
     if recipe.trials is not None:
         train["tune"] = {"trials": recipe.trials}
     optional = params.train.model_dump(mode="json", include={"class_weights", "calibration"}, exclude_none=True)
     train.update(optional)  # what is not set leaves no trace, so that a model stays what it was
     with atomic_directory(folder) as made:
-        (made / ESTIMATOR).write_bytes(stored)
-        (made / NETWORK).write_bytes(network)
+        (made / name).write_bytes(stored)
+        if network:
+            (made / NETWORK).write_bytes(network)
         write_json(made / SCHEMA, schema.model_dump(mode="json"))
         write_json(made / FEATURES, definitions)
         write_json(
             made / PARAMS,
             {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold, "train": train},
         )
+    return no_onnx
+
+
+def _stored(recipe: Recipe, estimator: Any, params: Params) -> tuple[str, bytes, list[str]]:
+    """The estimator's file: its name, its bytes, and the types that its reader must allow."""
+    wrong = f"params.yaml: {recipe.key} = {recipe.estimator!r}"
+    try:
+        if params.train.format == "joblib":
+            return PICKLE, to_joblib(estimator), []
+        stored = to_skops(estimator)
+        read_estimator(stored, params.trust.types)  # what could not be read back must not become a model
+        return ESTIMATOR, stored, needed_types(stored)
+    except ExportError as error:
+        other = "" if params.train.format == "joblib" else "; joblib may (train.format: joblib, trust.joblib: true)"
+        raise UsageError(f"{wrong} {error}{other}") from None
+    except ClearwayError as error:
+        raise UsageError(f"{wrong} cannot be stored: {error}") from None
 
 
 def _write_past(

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from clearway.bundle import keep, pack
+from clearway.bundle import keep, pack, payload_digest
 from clearway.canary_state import read_state
 from clearway.columns import LABEL
 from clearway.deployment import deploy, rollback, serve_again
@@ -114,7 +114,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     digests = {}
     for role, payload in (("challenger", workspace.model), ("baseline", workspace.baseline)):
         schema = InputSchema.model_validate_json((payload / "schema.json").read_bytes())
-        scores = load_estimator(payload).predict_proba(schema.encode(golden.head(16)))[:, 1]
+        scores = load_estimator(payload, payload_digest(payload)).predict_proba(schema.encode(golden.head(16)))[:, 1]
         evidence = evidence_of(role, workspace, golden.head(16), scores.tolist())
         digests[role] = pack(payload, evidence, workspace.bundle / role).digest
     write_json(

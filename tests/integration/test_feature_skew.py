@@ -24,6 +24,7 @@ import yaml
 from filelock import FileLock
 from live_server import REPOSITORY, Server, deploy, keep, running, until
 
+from clearway.bundle import payload_digest
 from clearway.canary import CanaryVerdict
 from clearway.canary_state import read_state, write_state
 from clearway.encoding import InputSchema
@@ -261,7 +262,11 @@ def ferries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     workspace = Workspace(folder)
     golden = pd.read_parquet(workspace.features / "holdout.parquet").head(8)
     schema = InputSchema.model_validate_json((workspace.model / "schema.json").read_bytes())
-    scores = load_estimator(workspace.model).predict_proba(schema.encode(golden))[:, 1].tolist()
+    scores = (
+        load_estimator(workspace.model, payload_digest(workspace.model))
+        .predict_proba(schema.encode(golden))[:, 1]
+        .tolist()
+    )
     rows = json.loads(golden[list(schema.names)].to_json(orient="records", double_precision=15))
     digest = keep(workspace.model, rows, scores, workspace)
     with pytest.MonkeyPatch.context() as environment:

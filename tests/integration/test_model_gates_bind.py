@@ -375,5 +375,5 @@ def test_the_estimator_in_the_bundle_scores_as_its_onnx_graph(tmp_path: Path) ->
         assert digest is not None
         model = load_model(workspace.bundles / digest, digest)
         matrix = model.schema.encode(frame)
-        estimated = load_estimator(workspace.bundles / digest / "payload").predict_proba(matrix)[:, 1]
+        estimated = load_estimator(workspace.bundles / digest / "payload", digest).predict_proba(matrix)[:, 1]
         np.testing.assert_allclose(model.score(matrix), estimated, atol=1e-5)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from live_server import REPOSITORY, Server, deploy, keep, running, until
 
+from clearway.bundle import payload_digest
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError, UsageError
 from clearway.features import build_features
@@ -79,7 +80,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Server, list[str]]]:
     digests = []
     for payload in (workspace.model, workspace.baseline):
         schema = InputSchema.model_validate_json((payload / "schema.json").read_bytes())
-        scores = load_estimator(payload).predict_proba(schema.encode(golden))[:, 1].tolist()
+        scores = load_estimator(payload, payload_digest(payload)).predict_proba(schema.encode(golden))[:, 1].tolist()
         golden_rows = json.loads(golden[list(schema.names)].to_json(orient="records"))
         digests.append(keep(payload, golden_rows, scores, workspace))
     deploy(workspace.environment("staging"), digests[1])

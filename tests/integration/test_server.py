@@ -25,7 +25,7 @@ import yaml
 from live_server import REPOSITORY, Server, deploy, keep, running, until
 from onnx import TensorProto, helper, numpy_helper
 
-from clearway.bundle import pack
+from clearway.bundle import pack, payload_digest
 from clearway.columns import LABEL
 from clearway.encoding import InputSchema, NumericFeature
 from clearway.files import write_json
@@ -99,7 +99,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     digests = []
     for payload in (workspace.model, workspace.baseline):
         schema = InputSchema.model_validate_json((payload / "schema.json").read_bytes())
-        scores = load_estimator(payload).predict_proba(schema.encode(golden))[:, 1]
+        scores = load_estimator(payload, payload_digest(payload)).predict_proba(schema.encode(golden))[:, 1]
         digests.append(keep(payload, json.loads(golden.to_json(orient="records")), scores.tolist(), workspace))
     fragile = workspace.build / "fragile"
     write_fragile_payload(fragile, like=workspace.model)

@@ -147,6 +147,8 @@ class Endpoint:
             content["features"] = "degraded"
         elif self._follower.online_state(active) == "filling":
             content["features"] = "filling"
+        if active.stable.version.model.runtime != "onnx":
+            content["runtime"] = active.stable.version.model.runtime  # ready, and slower than most
         return _json(content, version=self._stable())
 
     async def metrics(self, request: Request) -> Response:
@@ -165,6 +167,7 @@ class Endpoint:
             "stable": table.stable if table else None,
             "canary": table.canary if table else None,
             "canary_weight": table.canary_weight if table else 0,
+            "runtimes": active.runtimes if active else {},
             "error": self._follower.error,
             "pid": os.getpid(),
             "unseen_categories": active.unseen if active else 0,

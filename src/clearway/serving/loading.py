@@ -14,6 +14,7 @@ from clearway.model import Model, load_model
 from clearway.params import Params
 from clearway.project import StoredProject, load_project
 from clearway.serving.requests import RequestError, RowEncoder
+from clearway.trust import NOTHING_MORE, Trust
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Version:
     model: Model
 
 
-def load_version(bundles: Path, digest: str, tolerance: float) -> Version:
+def load_version(bundles: Path, digest: str, tolerance: float, trust: Trust = NOTHING_MORE) -> Version:
     """Verify, load and warm up the bundle ``bundles/<digest>``.
 
     The warm-up sends the bundle's golden rows through the same encoder that requests take, so that a bundle whose
@@ -49,6 +50,8 @@ def load_version(bundles: Path, digest: str, tolerance: float) -> Version:
         What routing names; the payload must hash to it.
     tolerance
         Largest difference from a golden score (``gates.onnx_tolerance``).
+    trust
+        What may be read of a model without ONNX: ``digest`` is vouched for by the environment's ledger, or not at all.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def load_version(bundles: Path, digest: str, tolerance: float) -> Version:
     folder = bundles / digest
     if not folder.is_dir():
         raise ClearwayError(f"bundle {digest[:12]} is not in {bundles}: deploy it again from where it was built")
-    model = load_model(folder, digest)
+    model = load_model(folder, digest, trust)
     _warm_up(model, digest, folder / "evidence" / "golden.json", tolerance)
     return Version(digest, model)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clearway.bundle import verify
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, quarantined, read_ledger
 from clearway.online_record import read_record
@@ -24,6 +25,8 @@ from clearway.serving.loading import (
     own_features,
 )
 from clearway.serving.requests import KeyedRows, RequestError, RowEncoder
+from clearway.signing import check_for
+from clearway.trust import trust_in
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -108,6 +111,11 @@ class Active:
     @property
     def versions(self) -> dict[str, Version]:
         return {digest: loaded.version for digest, loaded in self._loaded.items()}
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """What answers for each version, by digest: ``onnx``, or ``scikit-learn``, which is slower."""
+        return {digest: loaded.version.model.runtime for digest, loaded in self._loaded.items()}
 
     @property
     def stable(self) -> Loaded:
@@ -250,7 +258,17 @@ class Follower:
             raise
 
     def _load_version(self, digest: str) -> Version:
-        version = load_version(self._bundles, digest, self._tolerance)
+        """A version that the ledger names: its signature, where one is asked for, comes before anything is read."""
+        folder = self._bundles / digest
+        if folder.is_dir():
+            warning = check_for(self._params, self._environment, verify(folder, digest), self._workspace.root)
+            if warning:
+                logger.warning("%s", warning)
+        version = load_version(
+            self._bundles, digest, self._tolerance, trust_in(self._params.trust, frozenset({digest}))
+        )
+        if version.model.runtime != "onnx":
+            logger.warning("%s has no ONNX: it is served by scikit-learn, slower", digest[:12])
         if version.model.definitions is not None:
             check_definitions(version, self._own_features())
         return version

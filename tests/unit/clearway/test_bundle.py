@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import stat
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +66,33 @@ def link(path: str) -> Callable[[Path], None]:
     return make
 
 
+def special(path: str, kind: int) -> Callable[[Path], None]:
+    """A pipe, which to open is to wait for its writer, or a socket."""
+
+    def make(folder: Path) -> None:
+        (folder / path).unlink(missing_ok=True)
+        os.mknod(folder / path, kind | 0o600)
+
+    return make
+
+
+def large(path: str) -> Callable[[Path], None]:
+    """As large as no such file is, without taking the room."""
+
+    def make(folder: Path) -> None:
+        with (folder / path).open("wb") as stream:
+            stream.truncate(2**26 + 1)
+
+    return make
+
+
+def deep(folder: Path) -> None:
+    below = folder / "payload"
+    for _ in range(40):
+        below /= "x"
+        below.mkdir()
+
+
 def link_folder(folder: Path) -> None:
     (folder / "payload" / "parts").rename(folder.parent / "parts")
     (folder / "payload" / "parts").symlink_to(folder.parent / "parts")
@@ -90,6 +120,16 @@ def link_folder(folder: Path) -> None:
         (link_folder, r"payload/parts: expected a file, found a symbolic link"),
         (lambda folder: (folder / "payload" / "empty").mkdir(), r"payload/empty: expected no such folder"),
         (lambda folder: os.mkfifo(folder / "payload" / "pipe"), r"payload/pipe: expected a file, found a special file"),
+        (special("evidence/socket", stat.S_IFSOCK), r"evidence/socket: expected a file, found a special file"),
+        (special("manifest.json", stat.S_IFIFO), r"manifest\.json: expected a file, found a special file"),
+        (special("model.sig", stat.S_IFIFO), r"model\.sig: expected a file, found a special file"),
+        (large("payload/parts/schema.json"), r"parts/schema\.json has 67,108,865 bytes: expected at most 67,108,864"),
+        (large("evidence/lineage.json"), r"lineage\.json has 67,108,865 bytes: expected at most 67,108,864"),
+        (large("manifest.json"), r"manifest\.json has 67,108,865 bytes: expected at most 1,048,576"),
+        (deep, r"/x/x/x: more than 32 folders deep, which no bundle is"),
+        (change("payload/a\nb.json"), r"payload: expected plain names, found 'a\\nb\.json'"),
+        (change("e\x1b[2Jvil"), r"'e\\x1b\[2Jvil' is no part of a bundle"),
+        (change("payload/MODEL.onnx"), r"payload/MODEL\.onnx was added"),
         (change("manifest.json"), r"manifest\.json is not a valid manifest"),
         (change("evidence.json"), r"evidence\.json is not a valid manifest"),
     ],
@@ -123,6 +163,66 @@ def test_a_manifest_cannot_leave_the_folder(bundle: Bundle, path: str) -> None:
     write_json(bundle.path / "manifest.json", {"payload": {**bundle.manifest.payload, path: "0" * 64}})
     with pytest.raises(BundleError, match="is not a plain path inside the bundle"):
         verify(bundle.path, bundle.digest)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("MODEL.onnx", "'model.onnx' and 'MODEL.onnx' are one name to some file systems"),
+        ("parts/Schema.JSON", "'parts/schema.json' and 'parts/Schema.JSON' are one name to some file systems"),
+        ("caf\u00e9", "'caf\\xe9' and 'cafe\\u0301' are one name to some file systems"),
+        ("a\nb", "is no plain name: it holds what cannot be printed"),
+        ("\u202egnp.exe", "is no plain name: it holds what cannot be printed"),
+        ("a\0b", "is no plain name: it holds what cannot be printed"),
+    ],
+)
+def test_names_that_can_be_taken_for_others_are_refused(bundle: Bundle, name: str, reason: str) -> None:
+    twins = {name: "0" * 64, unicodedata.normalize("NFD", name): "0" * 64}
+    write_json(bundle.path / "manifest.json", {"payload": {**bundle.manifest.payload, **twins}})
+    with pytest.raises(BundleError, match=re.escape(reason)) as caught:
+        verify(bundle.path, bundle.digest)
+    assert str(caught.value).isprintable()
+
+
+def test_names_that_can_be_taken_for_others_are_not_packed(payload: Path, tmp_path: Path) -> None:
+    (payload / "Model.ONNX").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"is no payload: .* are one name to some file systems"):
+        pack(payload, {}, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_manifest_that_names_a_file_twice_is_refused(bundle: Bundle) -> None:
+    """Of two values of one key, this parser takes the last and another may take the first."""
+    path = bundle.path / "manifest.json"
+    for text in ('"model.onnx": "' + "0" * 64 + '", "model.onnx"', '"payload": {}, "payload"'):
+        key = text.rpartition(", ")[2]
+        original = path.read_text()
+        path.write_text(original.replace(key, text, 1))
+        with pytest.raises(BundleError, match=rf"manifest\.json is not a valid manifest: key {key!a}".replace('"', "")):
+            verify(bundle.path, bundle.digest)
+        path.write_text(original)
+    path.write_text("[" * 200_000)
+    with pytest.raises(BundleError, match=r"manifest\.json is not a valid manifest: "):
+        verify(bundle.path, bundle.digest)
+
+
+def test_more_files_than_a_bundle_has_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clearway.bundle.MOST_FILES", 2)
+    (bundle.payload / "third").write_bytes(b"")
+    with pytest.raises(BundleError, match="payload has more than 2 files"):
+        verify(bundle.path, bundle.digest)
+
+
+def test_a_hard_link_can_change_nothing_that_is_read(bundle: Bundle, tmp_path: Path) -> None:
+    """DVC may link its outputs to its cache, so a second name is no fault; what is kept is a file of its own."""
+    other = tmp_path / "other name"
+    other.hardlink_to(bundle.payload / "model.onnx")
+    verified = verify(bundle.path, bundle.digest)
+    kept = tmp_path / "bundles" / keep(bundle.path, tmp_path / "bundles")
+    other.write_bytes(b"changed")
+    with pytest.raises(BundleError, match=r"model\.onnx has changed"):
+        verified.read("model.onnx")
+    assert verify(kept, bundle.digest).read("model.onnx") == b"network"
 
 
 def test_evidence_of_another_digest_is_refused(bundle: Bundle) -> None:

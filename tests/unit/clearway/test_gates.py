@@ -21,6 +21,7 @@ from clearway.gates import (
     floor_gate,
     judge,
     latency_gate,
+    no_onnx_gate,
     parity_gate,
     rows_gate,
     unchanged,
@@ -346,3 +347,11 @@ def test_the_bootstrap_is_fast_enough_for_a_month_of_rows() -> None:
     started = time.process_time()
     Holdout(labels, 0.4, 0.95, 400, 1).interval(METRICS["roc_auc"], random.random(26_000))
     assert time.process_time() - started < 3  # of this process: the machine may be busy
+
+
+def test_without_onnx_there_is_nothing_to_compare_and_params_say_whether_that_will_do() -> None:
+    told = no_onnx_gate("no ONNX, so no fast path: it is a Thing", required=False, rows=90)
+    assert (told.name, told.status, told.n) == ("onnx_parity", "pass", 90)
+    assert told.detail.startswith("no ONNX, so no fast path: it is a Thing; scikit-learn itself answers, slower")
+    strict = no_onnx_gate("", required=True, rows=90)
+    assert (strict.status, strict.detail) == ("fail", "no ONNX, so no fast path; gates.require_onnx asks for it")

@@ -92,6 +92,7 @@ def content(tmp_path: Path) -> CardContent:
         validation=VALIDATION,
         training=TRAINING,
         payload_bytes=3 * 2**20,
+        runtime="scikit-learn",
         numeric=4,
         categorical=1,
     )
@@ -116,6 +117,7 @@ def test_a_card_has_every_section_of_the_practice(content: CardContent) -> None:
     assert "### Ethical considerations\n\n*Not said" in said["Intended use"]
     assert "| things | 1,400 | sql://***@host/db | `" + "a" * 64 in said["Data"]
     assert "`sklearn.ensemble.Forest`, arguments: {max_iter: 3} (found by a search of 7 trials)" in said["Details"]
+    assert "- served by: scikit-learn: it has no ONNX, so answers are slower" in said["Details"]
     assert "| train.arguments.max_iter | 30 |" in said["Training"]
     assert "| roc_auc | 0.8000 | [0.75, 0.85] | 0.95 | 0.79 |" in said["Metrics"]
     assert "resolves a margin of 0.021 in roc_auc at best; about 1,764 rows resolve 0.01" in said["Metrics"]

@@ -199,6 +199,44 @@ def test_a_truncated_archive_is_named(tmp_path: Path, ending: str) -> None:
     assert "truncated or damaged" in refused(tmp_path, kind=kind, path=f"people.{ending}")
 
 
+@pytest.mark.parametrize("ending", ["zip", "gz", "bz2", "xz"])
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    import bz2
+    import lzma
+
+    monkeypatch.setattr("clearway.sources.MOST_UNPACKED_BYTES", 2**20)
+    zeros = bytes(2**24)
+    packed = {
+        "zip": lambda: zipped(zeros.decode()),
+        "gz": lambda: gzip.compress(zeros),
+        "bz2": lambda: bz2.compress(zeros),
+    }
+    write(tmp_path / f"people.csv.{ending}", packed.get(ending, lambda: lzma.compress(zeros))())
+    said = refused(tmp_path, ClearwayError, path=f"people.csv.{ending}")
+    assert "unpacks to more than " in said
+    assert "bytes, from " in said
+
+
+def test_a_member_that_would_leave_the_folder_writes_nothing(tmp_path: Path) -> None:
+    """What is in an archive is read, and its name is never a path."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("../../outside.csv", CSV)
+    write(folder / "people.csv.zip", stream.getvalue())
+    assert len(read(folder, path="people.csv.zip")) == 2
+    assert [path.name for path in tmp_path.rglob("*")] == ["project", "people.csv.zip"]
+
+
+def test_a_locked_archive_is_named(tmp_path: Path) -> None:
+    content = bytearray(zipped(CSV))
+    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + offset] |= 1  # says that a password is needed
+    write(tmp_path / "people.csv.zip", bytes(content))
+    assert "is encrypted" in refused(tmp_path, ClearwayError, path="people.csv.zip")
+
+
 def test_an_archive_of_two_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "people.zip", zipped(CSV, CSV))
     assert "exactly one file, found 2" in refused(tmp_path, path="people.zip")

@@ -271,6 +271,39 @@ def test_a_link_on_the_branch_is_refused(origin: Path) -> None:
         restore(one.workspace, one.remote)
 
 
+def test_a_path_on_the_branch_that_leaves_its_folder_is_not_written(origin: Path) -> None:
+    """Plumbing makes such a tree, and neither push nor fetch refuses it."""
+    one = checkout(origin, "run1")
+    restore(one.workspace, one.remote)
+    one.deploy("good")
+    one.save("1")
+    work = origin.parent / "forger"
+    git(origin.parent, "clone", "--quiet", "--branch", BRANCH, str(origin), str(work))
+
+    def tree(*entries: str) -> str:
+        made = subprocess.run(
+            ["git", "-C", str(work), "mktree"], input="\n".join(entries), capture_output=True, text=True, check=True
+        )
+        return made.stdout.strip()
+
+    for name in ("canary.json", "evil"):
+        (work / name).write_text("{}")
+    blob = git(work, "hash-object", "-w", "canary.json")
+    kept = git(work, "ls-tree", "HEAD:environments").splitlines()
+    leaving = tree(*kept, f"040000 tree {tree(f'100644 blob {blob}' + chr(9) + 'canary.json')}\t..")
+    root = [row for row in git(work, "ls-tree", "HEAD").splitlines() if not row.endswith("\tenvironments")]
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    forged = tree(*root, f"040000 tree {leaving}\tenvironments")
+    commit = git(work, *identity, "commit-tree", forged, "-p", "HEAD", "-m", "forged")
+    git(work, "push", "--quiet", "origin", f"{commit}:refs/heads/{BRANCH}")
+    assert "environments/../canary.json" in git(work, "ls-tree", "-r", "--name-only", commit)
+
+    two = checkout(origin, "run2")
+    restore(two.workspace, two.remote)
+    assert not (two.workspace.var / "canary.json").exists()
+    assert read_ledger(two.workspace.environment("production"), "production")
+
+
 def test_joined_logs_must_only_grow() -> None:
     with pytest.raises(ClearwayError, match=r"lines of decisions\.jsonl were changed"):
         join({"decisions.jsonl": b"a\n"}, {"decisions.jsonl": b"b\n"}, {"decisions.jsonl": b"a\nc\n"})
