@@ -79,7 +79,7 @@ def calibration_of(holdout: Holdout, scores: Floats, bins: int = BINS) -> Calibr
     Calibration or None
         None where it is undefined: the labels are all the same, or a score is no probability.
     """
-    if not holdout.both_answers or len(scores) != holdout.rows or not _probabilities(scores):
+    if not holdout.answers_differ or len(scores) != holdout.rows or not _probabilities(scores):
         return None
     measured = calibration_error(bins)
     slope, intercept = recalibration(holdout, scores)
@@ -129,7 +129,7 @@ def calibration_champion_gate(
         In the unit of the expected calibration error.
     """
     name = "calibration_champion"
-    defined = holdout.both_answers and len(scores) == holdout.rows and _probabilities(scores)
+    defined = holdout.answers_differ and len(scores) == holdout.rows and _probabilities(scores)
     if champion is None or not defined or len(champion) != holdout.rows or not _probabilities(champion):
         who = "challenger" if not defined else "champion"
         return Gate(name, "fail", f"calibration of the {who} is undefined", threshold=-margin, n=holdout.rows)

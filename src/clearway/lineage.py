@@ -36,6 +36,7 @@ RECIPE_MODULES = (
     "project.py",
     "repeats.py",
     "stored_features.py",
+    "target.py",
     "training.py",
 )
 
@@ -121,7 +122,7 @@ def recipe_sha256(params: Params, workspace: Workspace) -> str:
     recipe = {
         "definitions": definitions_sha256(params),
         "schema": sha256_file(workspace.root / params.data_schema),
-        "parameters": params.model_dump(mode="json", include={"sources", "data", "split", "seed", "train"}),
+        "parameters": params.model_dump(mode="json", include={"sources", "data", "target", "split", "seed", "train"}),
         "code": {name: sha256_file(here / name) for name in RECIPE_MODULES},
     }
     return sha256_bytes(canonical_json(recipe))

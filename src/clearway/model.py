@@ -17,6 +17,7 @@ from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, sha256_bytes
 from clearway.params import describe
+from clearway.target import BINARY, Target
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -26,8 +27,9 @@ SCHEMA, FEATURES, PARAMS = "schema.json", "features.json", "params.json"
 PAYLOAD_FILES = (FEATURES, NETWORK, ESTIMATOR, PARAMS, SCHEMA)
 """Exactly the files of a payload."""
 
-INPUT, OUTPUT = "features", "probabilities"
-"""Names of the ONNX graph's input, float32 (rows, features), and of its output, (rows, 2)."""
+INPUT, OUTPUT, NUMBERS = "features", "probabilities", "numbers"
+"""Names of the ONNX graph's input, float32 (rows, features), and of its output: (rows, 2) or (rows, classes), and that
+of a regression, (rows, 1)."""
 
 TRUSTED_TYPES = (
     "numpy.dtype",
@@ -62,6 +64,7 @@ class ModelParams(BaseModel):
     seed: int
     threshold: float
     train: Estimator
+    target: Target = BINARY
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,30 @@ class Model:
     session: "InferenceSession" = field(repr=False)
     definitions: Mapping[str, dict[str, Any]] | None = field(default=None, repr=False)
     """How each feature was defined where the model was trained, by name; None where they are of a flat table."""
+    target: Target = BINARY
+    """What it answers."""
 
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The probability of a positive answer for each row.
+        """One number a row: the probability of 1 or of the class that is answered, or the number that is predicted.
+
+        Parameters
+        ----------
+        matrix : float32 array of shape (rows, features)
+            As of :meth:`output`.
+
+        Returns
+        -------
+        float64 array of shape (rows,)
+
+        Raises
+        ------
+        ClearwayError
+            The matrix has another shape or type.
+        """
+        return self.target.score(self.output(matrix))
+
+    def output(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """All that the model says of each row.
 
         Parameters
         ----------
@@ -86,7 +110,8 @@ class Model:
 
         Returns
         -------
-        float64 array of shape (rows,)
+        float64 array of shape (rows,), or (rows, classes)
+            See :mod:`clearway.target`.
 
         Raises
         ------
@@ -98,8 +123,11 @@ class Model:
                 f"model {self.digest[:12]} scores float32 rows of {len(self.schema.features)} features, "
                 f"got {matrix.dtype} of shape {matrix.shape}"
             )
+        if self.target.kind == "regression":
+            numbers: NDArray[Any] = self.session.run([NUMBERS], {INPUT: matrix})[0]
+            return numbers[:, 0].astype(np.float64)
         probabilities: NDArray[Any] = self.session.run([OUTPUT], {INPUT: matrix})[0]
-        return probabilities[:, 1].astype(np.float64)
+        return (probabilities[:, 1] if self.target.binary else probabilities).astype(np.float64)
 
 
 def load_model(bundle_folder: Path, digest: str) -> Model:
@@ -138,6 +166,28 @@ def load_payload(folder: Path, digest: str) -> Model:
     if found != digest:
         raise BundleError(f"{folder} has changed since it was trained: expected digest {digest}, found {found}")
     return _build(files, digest, folder)
+
+
+def estimated(estimator: Any, target: Target, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a fitted scikit-learn estimator says of encoded rows: as :meth:`Model.output`."""
+    if target.kind == "regression":
+        return np.asarray(estimator.predict(matrix), dtype=np.float64).reshape(len(matrix))
+    probabilities = np.asarray(estimator.predict_proba(matrix), dtype=np.float64)
+    return probabilities[:, 1] if target.binary else probabilities
+
+
+def recorded_target(bundle: Bundle) -> Target:
+    """What the model of a verified bundle answers; it is not loaded.
+
+    Raises
+    ------
+    ClearwayError
+        The bundle's params are not of this version.
+    """
+    try:
+        return ModelParams.model_validate_json(bundle.read(PARAMS)).target
+    except ValidationError as error:
+        raise ClearwayError(f"{bundle.payload / PARAMS} is not of this version ({describe(error)})") from None
 
 
 def load_estimator(payload: Path) -> Any:
@@ -216,7 +266,8 @@ def _build(files: Mapping[str, bytes], digest: str, source: Path) -> Model:
     except ValidationError as error:
         raise ClearwayError(f"{source}: {SCHEMA} or {PARAMS} is not of this version ({describe(error)})") from None
     definitions = _definitions(files[FEATURES], source / FEATURES)
-    return Model(digest, schema, params.threshold, _session(files[NETWORK], source / NETWORK), definitions)
+    session = _session(files[NETWORK], source / NETWORK)
+    return Model(digest, schema, params.threshold, session, definitions, params.target)
 
 
 def _definitions(content: bytes, source: Path) -> dict[str, dict[str, Any]] | None:

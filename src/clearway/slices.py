@@ -210,7 +210,7 @@ def _judge(
 ) -> _Judged:
     groups = None if holdout.groups is None else holdout.groups[part.rows]
     inside = replace(holdout, labels=holdout.labels[part.rows], groups=groups)
-    if measured.name in RANKINGS and not inside.both_answers:
+    if measured.name in RANKINGS and not inside.answers_differ:
         return _Judged(part, Interval(math.nan, None, None), "one answer only", None)
     if champion is None:
         assert params.floor is not None  # asked before

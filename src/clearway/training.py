@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.base import is_classifier
+from sklearn.base import is_classifier, is_regressor
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from clearway.bundle import payload_digest
-from clearway.calibration import BASELINE_SCORE, Calibration, calibrate
+from clearway.calibration import BASELINE_ANSWER, BASELINE_SCORE, Calibration, calibrate
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
@@ -36,10 +36,11 @@ from clearway.export import ExportError, to_onnx, to_skops
 from clearway.files import atomic_directory, read_json, write_json
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure
-from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, read_estimator
-from clearway.params import Params
-from clearway.profile import SCORE, sample_positions, write_reference
+from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, estimated, read_estimator
+from clearway.params import Kind, Params
+from clearway.profile import ANSWER, SCORE, sample_positions, write_reference
 from clearway.schema import Column
+from clearway.target import Target, learn_target
 from clearway.workspace import Workspace
 
 DEFINED = ("definitions_sha256", "numeric", "categorical")
@@ -80,8 +81,8 @@ def recipes(params: Params) -> tuple[Recipe, Recipe]:
     )
 
 
-def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
-    """An unfitted classifier that takes the encoded matrix.
+def make_estimator(recipe: Recipe, schema: InputSchema, seed: int, kind: Kind = "binary") -> Any:
+    """An unfitted classifier, or regressor, that takes the encoded matrix.
 
     Histogram gradient boosting takes it as it is, missing values and category positions included. Everything else
     stands behind a preparation of its own: medians for missing numbers, scaled unless it is made of trees (they do
@@ -91,27 +92,33 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
     Raises
     ------
     UsageError
-        The class cannot be imported or is no classifier with probabilities, or an argument is not one of its own;
-        names the key of ``params.yaml`` and the value.
+        The class cannot be imported or is no classifier with probabilities (or no regressor), or an argument is not
+        one of its own; names the key of ``params.yaml`` and the value.
     """
-    kind = _import_class(recipe)
-    accepted = signature(kind).parameters
+    imported = _import_class(recipe)
+    accepted = signature(imported).parameters
     seeded = {"random_state": seed} if "random_state" in accepted else {}
     try:
-        estimator = kind(**{**seeded, **recipe.arguments})
+        estimator = imported(**{**seeded, **recipe.arguments})
     except TypeError as error:
         raise UsageError(
             f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {error}; "
             f"{recipe.estimator} takes {', '.join(accepted)}"
         ) from None
-    if not is_classifier(estimator) or not hasattr(estimator, "predict_proba"):
+    if kind == "regression":
+        if not is_regressor(estimator):
+            raise UsageError(
+                f"params.yaml: {recipe.key} = {recipe.estimator!r} is no regressor, but target.kind is regression: "
+                "choose one that predicts a number"
+            )
+    elif not is_classifier(estimator) or not hasattr(estimator, "predict_proba"):
         raise UsageError(
             f"params.yaml: {recipe.key} = {recipe.estimator!r} is no classifier with predict_proba: choose one that "
             "gives probabilities (or set the argument that makes it)"
         )
-    if isinstance(estimator, HistGradientBoostingClassifier):
+    if isinstance(estimator, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
         return estimator
-    trees = kind.__module__.startswith(("sklearn.tree.", "sklearn.ensemble."))
+    trees = imported.__module__.startswith(("sklearn.tree.", "sklearn.ensemble."))
     return Pipeline([("prepare", _preparation(schema, scale=not trees)), ("model", estimator)])
 
 
@@ -122,6 +129,7 @@ def fit(
     labels: NDArray[np.float64],
     seed: int,
     threads: int,
+    kind: Kind = "binary",
 ) -> tuple[Any, tuple[str, ...]]:
     """Fit the recipe's estimator.
 
@@ -134,35 +142,31 @@ def fit(
     matrix : float32 array of shape (rows, features)
         Encoded rows; missing values are NaN.
     labels : float64 array of shape (rows,)
-        0.0 or 1.0.
+        Of :func:`clearway.target.learn_target`: 0.0 or 1.0, the position of a class, or a number.
     seed : int
         ``random_state``, for a class that takes one and whose arguments do not set it.
     threads : int
         Most threads that BLAS and OpenMP may use; another number may change the last bits of a sum.
+    kind : Kind
+        What is to be learnt.
 
     Returns
     -------
     estimator, warnings
-        The fitted classifier, and what it warned of, each message once.
+        The fitted estimator, and what it warned of, each message once.
 
     Raises
     ------
     UsageError
         Class or arguments are wrong.
     ClearwayError
-        The labels are all the same, or the estimator fails on the data.
+        The estimator fails on the data.
     """
-    answers = np.unique(labels)
-    if answers.tolist() != [0.0, 1.0]:
-        raise ClearwayError(
-            f"training labels must be both 0 and 1, found only {', '.join(f'{a:g}' for a in answers) or 'none'} in "
-            f"{len(labels)} rows: there is nothing to learn; check the label's definition and the training window"
-        )
-    estimator = make_estimator(recipe, schema, seed)
+    estimator = make_estimator(recipe, schema, seed, kind)
     with threadpool_limits(limits=threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            estimator.fit(matrix, labels.astype(np.int64))
+            estimator.fit(matrix, labels if kind == "regression" else labels.astype(np.int64))
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
@@ -188,7 +192,8 @@ def train(params: Params, workspace: Workspace) -> Trained:
     """
     started = time.perf_counter()
     described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
-    frame, labels = read_rows(workspace, "training")
+    frame, told = read_rows(workspace, "training", params.target.kind)
+    target, labels = learn_target(params.target.kind, told)
     kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
     definitions = {key: described[key] for key in kept}
     missing = [name for name in (*definitions["numeric"], *definitions["categorical"]) if name not in frame.columns]
@@ -206,23 +211,23 @@ def train(params: Params, workspace: Workspace) -> Trained:
             f"features too large for float32 or infinite: {', '.join(infinite)}; correct their definition"
         )
 
-    report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), "positive_share": labels.mean()}
+    report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), **_constants(target, labels)}
     given: dict[str, NDArray[np.float64]] = {}
     for recipe, folder in zip(recipes(params), (workspace.model, workspace.baseline), strict=True):
         began = time.perf_counter()
-        estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads)
+        estimator, warned = fit(recipe, schema, matrix, labels, params.seed, params.train.threads, target.kind)
         with threadpool_limits(limits=params.train.threads):
-            scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
-        _write_payload(folder, recipe, estimator, schema, definitions, params)
-        given[recipe.role] = scores
+            outputs = estimated(estimator, target, matrix)
+        _write_payload(folder, recipe, estimator, schema, definitions, params, target)
+        given[recipe.role] = outputs
         report[recipe.role] = {
             "digest": payload_digest(folder),
             "estimator": recipe.estimator,
             "seconds": round(time.perf_counter() - began, 3),
-            "training_metrics": measure(labels, scores, params.train.threshold),
+            "training_metrics": measure(labels, outputs, params.train.threshold, kind=target.kind),
             "warnings": list(warned),
         }
-    _write_past(frame, schema, labels, given, params, workspace)
+    _write_past(frame, schema, told, given, params, workspace, target)
     report["seconds"] = round(time.perf_counter() - started, 3)
     report["peak_memory_mb"] = round(_peak_memory_mb(), 1)
     write_json(workspace.reports / "training.json", report)
@@ -235,6 +240,28 @@ def train(params: Params, workspace: Workspace) -> Trained:
         peak_memory_mb=report["peak_memory_mb"],
         report=report,
     )
+
+
+def _constants(target: Target, labels: NDArray[np.float64]) -> dict[str, Any]:
+    """What an answer that ignores the question would be made of: see :func:`constant_answer`."""
+    if target.binary:
+        return {"positive_share": labels.mean()}
+    if target.kind == "regression":
+        return {"label_mean": labels.mean(), "label_median": np.median(labels)}
+    return {"class_shares": (np.bincount(labels.astype(np.intp)) / len(labels)).tolist()}
+
+
+def constant_answer(report: Mapping[str, Any], metric: str) -> float | list[float]:
+    """The best answer that ignores the question, by the training report: for absolute errors the median, not the mean.
+
+    Of several classes the share of each, of which the most frequent is answered.
+    """
+    if "class_shares" in report:
+        return list(report["class_shares"])
+    if "label_mean" in report:
+        absolute = metric in ("mae", "median_absolute_error", "p95_absolute_error")
+        return float(report["label_median" if absolute else "label_mean"])
+    return float(report["positive_share"])
 
 
 def _import_class(recipe: Recipe) -> Any:
@@ -275,7 +302,13 @@ def _preparation(schema: InputSchema, *, scale: bool) -> ColumnTransformer:
 
 
 def _write_payload(
-    folder: Path, recipe: Recipe, estimator: Any, schema: InputSchema, definitions: Mapping[str, Any], params: Params
+    folder: Path,
+    recipe: Recipe,
+    estimator: Any,
+    schema: InputSchema,
+    definitions: Mapping[str, Any],
+    params: Params,
+    target: Target,
 ) -> None:
     try:
         stored = to_skops(estimator)
@@ -291,27 +324,30 @@ def _write_payload(
         (made / NETWORK).write_bytes(network)
         write_json(made / SCHEMA, schema.model_dump(mode="json"))
         write_json(made / FEATURES, definitions)
-        write_json(
-            made / PARAMS,
-            {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold, "train": train},
-        )
+        made_by = {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold}
+        answers = {} if target.binary else {"target": target.model_dump(mode="json", exclude_defaults=True)}
+        write_json(made / PARAMS, {**made_by, "train": train, **answers})
 
 
 def _write_past(
     frame: pd.DataFrame,
     schema: InputSchema,
-    labels: NDArray[np.float64],
-    scores: Mapping[str, NDArray[np.float64]],
+    labels: NDArray[Any],
+    given: Mapping[str, NDArray[np.float64]],
     params: Params,
     workspace: Workspace,
+    target: Target,
 ) -> None:
     """What drift is later measured against: the reference, and how much windows of it differ by themselves."""
     times = frame[PREDICTION_TIME] if PREDICTION_TIME in frame and frame[PREDICTION_TIME].notna().all() else None
     features = frame[list(schema.names)]
+    scores = {role: target.score(outputs) for role, outputs in given.items()}
+    named = {role: np.array(target.named(o, 0.0)) for role, o in given.items()} if target.classes else {}
     write_reference(
         features,
         scores["challenger"],
         workspace.build / "reference.parquet",
+        answers=named.get("challenger"),
         labels=labels,
         times=times,
         seed=params.seed,
@@ -324,12 +360,14 @@ def _write_past(
         categorical = [schema.names[position] for position in schema.categorical_positions]
         ordered = features.iloc[order]
         outputs = {SCORE: scores["challenger"], BASELINE_SCORE: scores["baseline"]}
+        answers = {ANSWER: named["challenger"], BASELINE_ANSWER: named["baseline"]} if named else {}
         calibration = calibrate(
             ordered,
             {**dict.fromkeys(numeric, "numeric"), **dict.fromkeys(categorical, "categorical")},
             outputs={
                 **{name: ("numeric", pd.Series(values[order])) for name, values in outputs.items()},
-                LABEL: ("categorical", pd.Series(labels[order])),
+                **{name: ("categorical", pd.Series(values[order])) for name, values in answers.items()},
+                LABEL: ("numeric" if target.kind == "regression" else "categorical", pd.Series(labels[order])),
             },
             sampled=sampled,
             domain=calibrate_domain(ordered, numeric, categorical, params.drift.domain, params.seed),
