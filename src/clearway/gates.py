@@ -221,8 +221,8 @@ def classes_gate(holdout: Holdout, classes: Sequence[str], params: ClassesGate) 
         said.append(f"too few to judge: {', '.join(few[:5])}{f' and {len(few) - 5} more' if len(few) > 5 else ''}")
     if strange:
         said.append(
-            f"{unseen:,} of {holdout.rows:,} rows are of classes that training never saw, at most "
-            f"{params.max_unseen:.3g} of them are allowed, each is counted as answered wrongly: {', '.join(strange[:5])}"
+            f"{unseen:,} of {holdout.rows:,} rows are of classes that training never saw, counted as answered wrongly, "
+            f"a share of {params.max_unseen:.3g} is allowed: {', '.join(strange[:5])}"
         )
     status: Status = "fail" if share > params.max_unseen else "unknown" if few else "pass"
     return Gate("classes", status, "; ".join(said), share, threshold=params.max_unseen, n=holdout.rows)

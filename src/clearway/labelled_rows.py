@@ -47,16 +47,18 @@ def read_labels(column: "pd.Series[Any]", kind: Kind, source: str) -> NDArray[An
     ClearwayError
         A label is missing or none of this kind of target.
     """
-    if pd.api.types.is_numeric_dtype(column.dtype) == (kind == "multiclass"):
-        raise ClearwayError(
-            f"{source}: {LABEL} is {column.dtype}, made for another target.kind than {kind}: run "
-            "scripts/build_features.py again"
-        )
+    other = f"{source}: {LABEL} is {column.dtype}, made for another target.kind than {kind}: run "
+    other += "scripts/build_features.py again"
     if kind == "multiclass":
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            raise ClearwayError(other)
         if column.isna().any():
             raise ClearwayError(f"{source}: {LABEL} is missing in {int(column.isna().sum())} rows")
         return column.astype("object").to_numpy()
-    labels: NDArray[Any] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    try:
+        labels: NDArray[Any] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError):
+        raise ClearwayError(other) from None
     if kind == "regression":
         infinite = int(np.count_nonzero(~np.isfinite(labels)))
         if infinite:

@@ -1,9 +1,9 @@
 """Named metrics of a model's outputs: scikit-learn's values, and the same under row weights for the bootstrap.
 
 Which there are depends on what the model answers (:mod:`clearway.target`): :data:`METRICS` of a binary one,
-:data:`MULTICLASS`, :data:`REGRESSION`. Labels and outputs are those of :func:`clearway.target.judged`. The largest error
-is none of them: no resample has a larger one than the sample, so the bootstrap knows no bound of it. The 95th percentile
-stands in for it.
+:data:`MULTICLASS`, :data:`REGRESSION`. Labels and outputs are those of :func:`clearway.target.judged`. The largest
+error is none of them: no resample has a larger one than the sample, so the bootstrap knows no bound of it. The 95th
+percentile stands in for it.
 
 Sums of products are ``np.sum(a * b)`` and not ``np.dot``: BLAS would start threads for each of hundreds of small sums,
 which beside a busy neighbour takes ten times as long.
@@ -210,12 +210,15 @@ RANKINGS = ("roc_auc", "average_precision", "roc_auc_ovr", "r2")
 """Metrics that need different answers among the labels."""
 
 
-
-def _confusion(labels: Floats, outputs: Floats) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
+def _confusion(labels: Floats, outputs: Floats) -> Callable[[NDArray[Any]], Floats]:
     """Row weights → weighted counts of shape (classes, classes), by label and answer."""
     classes = outputs.shape[1]
     cells = labels.astype(np.intp) * classes + outputs.argmax(axis=1)
-    return lambda weights: np.bincount(cells, weights, classes * classes).reshape(classes, classes)
+
+    def count(weights: NDArray[Any]) -> Floats:
+        return np.bincount(cells, weights, classes * classes).astype(np.float64).reshape(classes, classes)
+
+    return count
 
 
 def _mean_over_classes(

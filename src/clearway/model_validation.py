@@ -4,7 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from clearway.gates import (
     ModelVerdict,
     baseline_gate,
     champion_gate,
+    classes_gate,
     constant_gate,
     finite_gate,
     floor_gate,
@@ -56,15 +57,17 @@ from clearway.holdout_uses import (
 )
 from clearway.labelled_rows import read_rows
 from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
-from clearway.metrics import METRICS, Floats, measure, metric
-from clearway.model import Model, load_estimator, load_model, load_payload
+from clearway.metrics import Floats, measure, metric
+from clearway.model import Model, estimated, load_estimator, load_model, load_payload
 from clearway.paired import groups_of
-from clearway.params import Params
+from clearway.params import METRICS_OF, Kind, Params
 from clearway.project import load_project
 from clearway.reporting import Page, Picture, Table, draw, write_page
 from clearway.robustness import noise_gate
 from clearway.served_latency import measure_served, served_latency_gate
 from clearway.slices import check_columns, slice_gates
+from clearway.target import constant_answer
+from clearway.target import judged as judged_as
 from clearway.workspace import Workspace
 
 REPORT = "model_validation.json"
@@ -81,6 +84,7 @@ class Contender:
     role: str
     digest: str
     scores: Floats | None
+    """Its outputs: see :func:`clearway.target.judged`."""
     threshold: float
     """Score from which its answer is yes; the champion's is the one it is served with."""
     problem: str = ""
@@ -106,9 +110,11 @@ class _Judged:
     """What scikit-learn says of it, where the model says what ONNX Runtime will."""
     holdout: Holdout
     uses: HoldoutUses
-    base_rate: float
-    """Share of positives in training."""
+    constant: float | list[float]
+    """The answer that ignores the question: see :func:`clearway.target.constant_answer`."""
     calibration: Calibration | None
+    classes: tuple[str, ...] = ()
+    """What the labels are positions in, where there are several classes."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,8 @@ class Validation:
     rows: int
     calibration: Calibration | None = None
     """Of the challenger; None where nothing was judged, or its scores are no probabilities."""
+    kind: Kind = "binary"
+    """Of the target."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -133,6 +141,7 @@ class Validation:
             "baseline_digest": self.baseline_digest,
             "champion_digest": self.champion_digest,
             "rows": self.rows,
+            **({} if self.kind == "binary" else {"kind": self.kind}),
             "metrics": self.metrics,
             "calibration": None if self.calibration is None else _finite(asdict(self.calibration)),
             "gates": [asdict(gate) for gate in self.verdict.gates],
@@ -171,40 +180,45 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     ClearwayError
         A stage that must run first has not, or the holdout is missing, empty or lacks a feature.
     """
+    kind = params.target.kind
     for name in params.gates.floors:
-        metric(name, "params.yaml: gates.floors")
-    metric(params.gates.champion.metric, "params.yaml: gates.champion.metric")
-    metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric")
+        metric(name, "params.yaml: gates.floors", kind)
+    metric(params.gates.champion.metric, "params.yaml: gates.champion.metric", kind)
+    metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric", kind)
     trained = read_json(workspace.reports / "training.json", made_by="scripts/train.py")
     challenger = load_payload(workspace.model, trained["challenger"]["digest"])
     check_columns(params.gates.slices.declared, challenger.schema.names, "gates.slices.declared")
     check_columns(params.gates.fairness.attributes, challenger.schema.names, "gates.fairness.attributes")
     simple = load_payload(workspace.baseline, trained["baseline"]["digest"])
     record = read_champion(workspace)
-    frame, labels = read_rows(workspace, "holdout")
-
+    frame, told = read_rows(workspace, "holdout", kind)
+    if challenger.target.kind != kind:
+        raise ClearwayError(
+            f"{workspace.model} answers {challenger.target.kind}, but params.yaml says target.kind = {kind}: run "
+            "scripts/train.py again"
+        )
     matrix = challenger.schema.encode(frame)
-    contenders = [
-        Contender("challenger", challenger.digest, challenger.score(matrix), challenger.threshold),
-        Contender("baseline", simple.digest, simple.score(simple.schema.encode(frame)), simple.threshold),
-    ]
+    models = [("challenger", challenger), ("baseline", simple)]
+    contenders = [Contender("challenger", challenger.digest, challenger.output(matrix), challenger.threshold)]
+    contenders.append(_contender("baseline", simple, frame, kind))
     champion = None
     if not record.bootstrap:
         assert record.digest is not None
         champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest)
-        contenders.append(_champion(champion, frame))
+        models.append(("champion", champion))
+        contenders.append(_contender("champion", champion, frame, kind))
+    labels, contenders, classes = _aligned(told, [model for _, model in models], contenders)
     calibration = None
     if champion is not None and champion.digest == challenger.digest:
         verdict = unchanged(challenger.digest)
     else:
         with threadpool_limits(limits=params.train.threads):
-            estimated = load_estimator(workspace.model).predict_proba(matrix)[:, 1].astype(np.float64)
+            trusted = estimated(load_estimator(workspace.model), challenger.target, matrix)
         chosen = params.gates
-        uses = read_uses(workspace, holdout_identity(frame[ROW_ID], labels), challenger.digest)
+        uses = read_uses(workspace, holdout_identity(frame[ROW_ID], told), challenger.digest)
         confidence = corrected_confidence(chosen.confidence, uses.place)
-        holdout = Holdout(
-            labels, challenger.threshold, confidence, chosen.resamples, params.seed, _groups(params, frame)
-        )
+        groups, target = _groups(params, frame), challenger.target
+        holdout = Holdout(labels, challenger.threshold, confidence, chosen.resamples, params.seed, groups, target)
         scores = contenders[0].scores
         assert scores is not None  # only a champion may fail to score
         calibration = calibration_of(holdout, scores, chosen.calibration.bins)
@@ -214,13 +228,14 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             champion=champion,
             contenders={contender.role: contender for contender in contenders},
             frame=frame,
-            training=read_rows(workspace, "training")[0],
+            training=read_rows(workspace, "training", kind)[0],
             matrix=matrix,
-            estimated=estimated,
+            estimated=trusted,
             holdout=holdout,
             uses=uses,
-            base_rate=trained["positive_share"],
+            constant=constant_answer(trained, chosen.champion.metric),
             calibration=calibration,
+            classes=classes,
         )
         verdict = judge(
             _gates(params, judged),
@@ -229,7 +244,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             bootstrap=record.reason,
         )
     measured: dict[str, dict[str, float] | None] = {
-        c.role: {} if c.scores is None else measure(labels, c.scores, c.threshold) for c in contenders
+        c.role: {} if c.scores is None else measure(labels, c.scores, c.threshold, kind=kind) for c in contenders
     }
     validation = Validation(
         verdict=verdict,
@@ -239,18 +254,34 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         metrics={"challenger": None, "champion": None, "baseline": None, **measured},
         rows=len(labels),
         calibration=calibration,
+        kind=kind,
     )
     _write_reports(params, workspace, validation, contenders, labels)
     return validation
 
 
-def _champion(model: Model, frame: pd.DataFrame) -> Contender:
-    """The champion on the same rows, encoded as it was trained to see them."""
-    try:
-        return Contender("champion", model.digest, model.score(model.schema.encode(frame)), model.threshold)
-    except ClearwayError as error:
-        problem = f"the champion cannot score this holdout: {error}"
-        return Contender("champion", model.digest, None, model.threshold, problem)
+def _contender(role: str, model: Model, frame: pd.DataFrame, kind: Kind) -> Contender:
+    """A model on the same rows, encoded as it was trained to see them."""
+    problem = f"the {role} answers {model.target.kind}, and not {kind}: the two cannot be compared"
+    if model.target.kind == kind:
+        try:
+            return Contender(role, model.digest, model.output(model.schema.encode(frame)), model.threshold)
+        except ClearwayError as error:
+            if role != "champion":
+                raise
+            problem = f"the champion cannot score this holdout: {error}"
+    return Contender(role, model.digest, None, model.threshold, problem)
+
+
+def _aligned(
+    labels: NDArray[Any], models: Sequence[Model], contenders: Sequence[Contender]
+) -> tuple[Floats, list[Contender], tuple[str, ...]]:
+    """Labels, outputs and classes of :func:`clearway.target.judged`; the challenger's classes come first."""
+    able = [(c, model) for c, model in zip(contenders, models, strict=True) if c.scores is not None]
+    given = [(model.target, c.scores) for c, model in able if c.scores is not None]
+    made = judged_as(models[0].target, labels, *given)
+    outputs = {c.role: outputs for (c, _), outputs in zip(able, made.outputs, strict=True)}
+    return made.labels, [replace(c, scores=outputs.get(c.role)) for c in contenders], made.classes
 
 
 def _gates(params: Params, judged: _Judged) -> list[Gate]:
@@ -273,10 +304,16 @@ def _quality_gates(params: Params, judged: _Judged) -> list[Gate]:
     gates = [
         uses_gate(judged.uses, chosen.confidence, chosen.max_challengers),
         rows_gate(holdout, chosen.min_rows),
-        finite_gate(scores),
-        parity_gate(scores, judged.estimated, chosen.onnx_tolerance),
+        finite_gate(scores, holdout.target),
+        parity_gate(
+            scores[:, : judged.estimated.shape[1]] if scores.ndim == 2 else scores,
+            judged.estimated,
+            chosen.onnx_tolerance,
+            holdout.target,
+        ),
+        *([classes_gate(holdout, judged.classes, chosen.classes)] if holdout.target.classes else []),
         *(floor_gate(holdout, name, floor, scores) for name, floor in chosen.floors.items()),
-        constant_gate(holdout, compared, scores, judged.base_rate),
+        constant_gate(holdout, compared, scores, judged.constant),
     ]
     if chosen.baseline_gain is not None:
         gates.append(baseline_gate(holdout, compared, scores, contenders["baseline"].scores, chosen.baseline_gain))
@@ -316,7 +353,7 @@ def _group_gates(params: Params, judged: _Judged) -> list[Gate]:
             theirs,
             params.gates.slices,
             compared=params.gates.champion.metric,
-            base_rate=judged.base_rate,
+            constant=judged.constant,
             gain=paired_gain,
             champion_threshold=theirs_from,
         ),
@@ -339,7 +376,7 @@ def _robustness_gates(params: Params, judged: _Judged) -> list[Gate]:
         tests += declared_by(load_project(params, {}))
     return [
         noise_gate(
-            model.score,
+            model.output,
             model.schema,
             judged.matrix,
             model.threshold,
@@ -347,24 +384,28 @@ def _robustness_gates(params: Params, judged: _Judged) -> list[Gate]:
             keep=chosen.noise.keep,
             confidence=judged.holdout.confidence,
             seed=params.seed,
+            target=model.target,
+            tolerance=chosen.noise.tolerance,
         ),
         *behaviour_gates(
             tests,
             judged.frame,
             model.schema,
-            model.score,
+            model.output,
             model.threshold,
             confidence=judged.holdout.confidence,
             seed=params.seed,
+            target=model.target,
         ),
     ]
 
 
 def _leakage_gates(params: Params, judged: _Judged) -> list[Gate]:
     chosen, frame, training, schema = params.gates.leakage, judged.frame, judged.training, judged.model.schema
-    timed = params.time() is not None
+    timed, target = params.time() is not None, judged.model.target
+    limit = chosen.max_single_r2 if target.kind == "regression" else chosen.max_single_auc
     return [
-        target_gate(frame, judged.holdout.labels, schema, chosen.max_single_auc, params.seed),
+        target_gate(frame, judged.holdout.labels, schema, limit, params.seed, target),
         row_id_gate(training, frame),
         duplicate_gate(training, frame, schema, timed=timed, max_duplicates=chosen.max_duplicates),
         *([time_gate(training, frame)] if timed else []),
@@ -374,7 +415,9 @@ def _leakage_gates(params: Params, judged: _Judged) -> list[Gate]:
 def _contract_gates(params: Params, judged: _Judged) -> list[Gate]:
     if judged.champion is None:
         return []
-    before, after = (Interface(model.schema, model.definitions) for model in (judged.champion, judged.model))
+    before, after = (
+        Interface(model.schema, model.definitions, model.target) for model in (judged.champion, judged.model)
+    )
     return [schema_gate(before, after, params.gates.accept_changes)]
 
 
@@ -398,7 +441,7 @@ def _latencies(model: Model, matrix: NDArray[np.float32]) -> list[float]:
     for turn in range(_WARM_UP + _LATENCY_ROWS):
         row = turn % len(matrix)
         began = time.perf_counter()
-        model.score(matrix[row : row + 1])
+        model.output(matrix[row : row + 1])
         taken.append(1000 * (time.perf_counter() - began))
     return taken[_WARM_UP:]
 
@@ -406,7 +449,8 @@ def _latencies(model: Model, matrix: NDArray[np.float32]) -> list[float]:
 def _write_reports(
     params: Params, workspace: Workspace, validation: Validation, contenders: Sequence[Contender], labels: Floats
 ) -> None:
-    drawable = [c for c in contenders if c.scores is not None and np.isfinite(c.scores).all()]
+    binary = validation.kind == "binary"
+    drawable = [c for c in contenders if binary and c.scores is not None and np.isfinite(c.scores).all()]
     both = 0 < labels.sum() < len(labels)
     rocs = {c.role: _roc(labels, c.scores) for c in drawable if both and c.scores is not None}
     bins = {c.role: _calibration(labels, c.scores) for c in drawable if c.scores is not None}
@@ -427,7 +471,8 @@ def _write_reports(
             ("champion", validation.champion_digest or "none"),
             ("baseline", validation.baseline_digest),
             ("as of", f"{params.as_of or 'no time in the data'}"),
-            ("holdout", f"{validation.rows:,} rows, {labels.mean():.1%} positive"),
+            ("holdout", f"{validation.rows:,} rows" + (f", {labels.mean():.1%} positive" if binary else "")),
+            *([] if binary else [("target", validation.kind)]),
             *([] if validation.calibration is None else [("calibration", described(validation.calibration))]),
         ],
         blocks=[_gate_table(validation.verdict.gates), _metric_table(validation), *pictures],
@@ -467,7 +512,8 @@ def _gate_table(gates: Sequence[Gate]) -> Table:
 def metric_rows(validation: Validation) -> list[tuple[str, str, str, str]]:
     """Each metric with its value for challenger, champion and baseline, as text."""
     columns = [validation.metrics[role] or {} for role in ("challenger", "champion", "baseline")]
-    return [(name, *(_number(values.get(name)) for values in columns)) for name in METRICS]  # type: ignore[misc]
+    names = METRICS_OF[validation.kind]
+    return [(name, *(_number(values.get(name)) for values in columns)) for name in names]  # type: ignore[misc]
 
 
 def _metric_table(validation: Validation) -> Table:
@@ -475,8 +521,15 @@ def _metric_table(validation: Validation) -> Table:
         title="Metrics on the same holdout rows",
         columns=("metric", "challenger", "champion", "baseline"),
         rows=metric_rows(validation),
-        note="log_loss and brier: lower is better. accuracy, precision, recall, f1: at each model's own threshold.",
+        note=_METRIC_NOTES[validation.kind],
     )
+
+
+_METRIC_NOTES: dict[Kind, str] = {
+    "binary": "log_loss and brier: lower is better. accuracy, precision, recall, f1: at each model's own threshold.",
+    "multiclass": "log_loss and brier: lower is better. …_macro: the mean over classes.",
+    "regression": "All but r2: lower is better, in the unit of the label.",
+}
 
 
 def _number(value: float | None) -> str:

@@ -15,10 +15,11 @@ from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
 from clearway.files import atomic_directory, canonical_json, read_json, write_json
 from clearway.labelled_rows import read_rows
 from clearway.lineage import Lineage, lineage_of
-from clearway.model import Model, load_estimator, load_payload
+from clearway.model import Model, estimated, load_estimator, load_payload
 from clearway.params import Params
-from clearway.performance_estimate import ScoreMap, fit_score_map
+from clearway.performance_estimate import fit_score_map
 from clearway.profile import read_reference, write_reference
+from clearway.target import judged, top_label
 from clearway.workspace import Workspace
 
 GOLDEN_ROWS = 64
@@ -77,11 +78,13 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
         calibration = calibration.for_baseline()
         rows = read_reference(reference)
         reference = folder / REFERENCE
+        outputs = model.output(model.schema.encode(rows))
         write_reference(
             rows[list(model.schema.names)],
-            model.score(model.schema.encode(rows)),
+            model.target.score(outputs),
             reference,
             labels=rows.get(LABEL),
+            answers=np.array(model.target.named(outputs, model.threshold)) if model.target.classes else None,
             times=rows.get(PREDICTION_TIME),
             seed=params.seed,
         )
@@ -93,7 +96,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             "lineage.json": canonical_json(lineage.model_dump(mode="json")),
             REFERENCE: reference,
             CALIBRATION: canonical_json(calibration.model_dump(mode="json")),
-            SCORE_MAP: canonical_json(_score_map(workspace, model).model_dump(mode="json")),
+            **_score_map(workspace, model),
             "golden.json": canonical_json(_golden(params, workspace, payload, model)),
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
@@ -109,20 +112,29 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
     return made
 
 
-def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
-    """What the model's scores mean, on rows it has not learnt from."""
-    frame, labels = read_rows(workspace, "holdout")
-    return fit_score_map(model.score(model.schema.encode(frame)), labels)
+def _score_map(workspace: Workspace, model: Model) -> dict[str, bytes]:
+    """What the model's scores mean, on rows it has not learnt from; of a number that is predicted, nothing is known."""
+    if model.target.kind == "regression":
+        return {}
+    frame, told = read_rows(workspace, "holdout", model.target.kind)
+    made = judged(model.target, told, (model.target, model.output(model.schema.encode(frame))))
+    labels, scores = top_label(made.labels, made.outputs[0])
+    return {SCORE_MAP: canonical_json(fit_score_map(scores, labels).model_dump(mode="json"))}
 
 
 def _golden(params: Params, workspace: Workspace, payload: Path, model: Model) -> dict[str, Any]:
-    """A seeded sample of holdout rows as a client would send them, and scikit-learn's scores of them."""
-    frame, _ = read_rows(workspace, "holdout")
+    """A seeded sample of holdout rows as a client would send them, and scikit-learn's outputs for them."""
+    frame, _ = read_rows(workspace, "holdout", model.target.kind)
     chosen = np.random.default_rng(params.seed).choice(len(frame), size=min(GOLDEN_ROWS, len(frame)), replace=False)
     rows = frame.iloc[np.sort(chosen)][list(model.schema.names)]
-    scores = load_estimator(payload).predict_proba(model.schema.encode(rows))[:, 1]
+    outputs = estimated(load_estimator(payload), model.target, model.schema.encode(rows))
     plain = rows.astype("object").where(rows.notna(), None)
-    return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}
+    return {"rows": plain.to_dict(orient="records"), "scores": outputs.tolist()}
+
+
+def _answers(params: Params) -> str:
+    kinds = {"multiclass": "one of several classes", "regression": "a number"}
+    return kinds.get(params.target.kind, f"yes from a score of {params.train.threshold:g}")
 
 
 def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: str) -> str:
@@ -140,7 +152,7 @@ def _card(params: Params, validation: dict[str, Any], lineage: Lineage, digest: 
 
 - digest: `{digest}`
 - estimator: `{estimator}`, arguments: {yaml.safe_dump(arguments, default_flow_style=True, width=10_000).strip()}
-- answers yes from a score of {params.train.threshold:g}
+- answers {_answers(params)}
 - data as of: {when}, {lineage.training_rows:,} training rows, snapshot `{lineage.snapshot_sha256}`
 - code: commit `{lineage.git_commit or "no git"}`, recipe `{lineage.recipe_sha256}`
 - trained because: {lineage.trigger} ({", ".join(lineage.reasons) or "no reason recorded"})

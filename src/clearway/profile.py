@@ -67,10 +67,12 @@ def write_reference(
             raise UsageError(f"a feature is named {name!r}, which the drift reference reserves: rename the feature")
     added: dict[str, Any] = {SCORE: np.asarray(scores, dtype=np.float64)}
     if answers is not None:
-        added[ANSWER] = pd.array(answers, dtype="string")
+        added[ANSWER] = pd.Series(answers, dtype="string").array
     if labels is not None:
         text = not pd.api.types.is_numeric_dtype(np.asarray(labels).dtype)
-        added[LABEL] = pd.array(labels, dtype="string") if text else np.asarray(labels, dtype=np.float64)
+        added[LABEL] = (
+            pd.Series(np.asarray(labels), dtype="string").array if text else np.asarray(labels, dtype=np.float64)
+        )
     if times is not None:
         added[PREDICTION_TIME] = times.array
     for name, values in added.items():

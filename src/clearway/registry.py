@@ -189,9 +189,10 @@ def _metrics(bundle: Bundle, lineage: Lineage) -> dict[str, float]:
 
 def _params(bundle: Bundle) -> dict[str, Any]:
     params = json.loads(bundle.read(PARAMS))
-    train = params.pop("train")
+    train, target = params.pop("train"), params.pop("target", {})
     return {
         **params,
+        **{f"target.{key}": value for key, value in target.items() if key != "classes"},
         "estimator": train["estimator"],
         "threads": train["threads"],
         **{f"arguments.{key}": value for key, value in train["arguments"].items()},

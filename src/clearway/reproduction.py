@@ -519,7 +519,9 @@ def _predictions(bundle: Bundle, params: Mapping[str, Any], folder: Path, rebuil
     rows = pd.DataFrame(golden["rows"])
     try:
         models = (load_model(bundle.path, bundle.digest), load_payload(folder, rebuilt))
-        ours, theirs = (model.score(model.schema.encode(rows)) for model in models)
+        ours, theirs = (model.output(model.schema.encode(rows)) for model in models)
     except ClearwayError as error:
         return Predictions(len(rows), None, tolerance, str(error))
-    return Predictions(len(rows), float(np.max(np.abs(ours - theirs))), tolerance)
+    if models[0].target.kind != models[1].target.kind or ours.shape != theirs.shape:
+        return Predictions(len(rows), None, tolerance, "the two answer different things")
+    return Predictions(len(rows), float(np.max(models[0].target.differences(ours, theirs))), tolerance)

@@ -14,7 +14,7 @@ one of for each row. Where labels are judged, a class is its position among the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -73,16 +73,26 @@ class Target(BaseModel):
     def answers(self, outputs: Floats, threshold: float) -> Floats:
         """What is answered for each row, in the unit of judged labels: 0.0 or 1.0, a class's position, or a number."""
         if self.kind == "multiclass":
-            return outputs.argmax(axis=1).astype(np.float64)
-        return outputs if self.kind == "regression" else (outputs >= threshold).astype(np.float64)
+            return np.asarray(outputs.argmax(axis=1), dtype=np.float64)
+        return outputs if self.kind == "regression" else np.asarray(outputs >= threshold, dtype=np.float64)
 
     def named(self, outputs: Floats, threshold: float) -> list[Any]:
         """What is answered for each row, as a caller is told: 0 or 1, the name of a class, or a number."""
-        answers = self.answers(outputs, threshold).tolist()
+        answers: list[Any] = self.answers(outputs, threshold).tolist()
         if self.kind == "regression":
             return answers
         codes = map(int, answers)
         return [self.classes[code] for code in codes] if self.kind == "multiclass" else list(codes)
+
+    def told(self, outputs: Floats, threshold: float) -> list[dict[str, Any]]:
+        """Each row as a caller is told: ``score``, ``label``, and of several classes ``probabilities`` by class."""
+        scores = self.score(outputs).tolist()
+        if self.kind == "binary":
+            return [{"score": score, "label": int(score >= threshold)} for score in scores]
+        made = [{"score": s, "label": name} for s, name in zip(scores, self.named(outputs, threshold), strict=True)]
+        for one, row in zip(made, outputs.tolist() if self.classes else (), strict=False):
+            one["probabilities"] = dict(zip(self.classes, row, strict=True))
+        return made
 
     def kept(self, before: Floats, after: Floats, threshold: float, tolerance: float) -> NDArray[np.bool_]:
         """Which rows keep their answer: the same one, or a number within ``tolerance`` standard deviations of all."""
@@ -226,6 +236,28 @@ def class_names(labels: "pd.Series[Any]") -> "pd.Series[Any]":
     return named
 
 
+def constants(target: Target, labels: Floats) -> dict[str, Any]:
+    """What an answer that ignores the question would be made of: see :func:`constant_answer`."""
+    if target.binary:
+        return {"positive_share": labels.mean()}
+    if target.kind == "regression":
+        return {"label_mean": float(labels.mean()), "label_median": float(np.median(labels))}
+    return {"class_shares": (np.bincount(labels.astype(np.intp)) / len(labels)).tolist()}
+
+
+def constant_answer(report: Mapping[str, Any], metric: str) -> float | list[float]:
+    """The best answer that ignores the question, by the training report: for absolute errors the median, not the mean.
+
+    Of several classes the share of each, of which the most frequent is answered.
+    """
+    if "class_shares" in report:
+        return list(report["class_shares"])
+    if "label_mean" in report:
+        absolute = metric in ("mae", "median_absolute_error", "p95_absolute_error")
+        return float(report["label_median" if absolute else "label_mean"])
+    return float(report["positive_share"])
+
+
 @dataclass(frozen=True)
 class Judged:
     """Labels and outputs as metrics take them."""
@@ -264,6 +296,14 @@ def judged(target: Target, labels: NDArray[Any], *models: tuple[Target, Floats])
         wide[:, [place[name] for name in model.classes]] = outputs
         spread.append(wide)
     return Judged(codes(labels, classes), tuple(spread), classes)
+
+
+def top_label(labels: Floats, outputs: Floats) -> tuple[Floats, Floats]:
+    """Labels and probabilities of 1; of several classes whether the answer is right, and how probable it was said to
+    be. ``outputs`` are as of :func:`judged`."""
+    if outputs.ndim == 1:
+        return labels, outputs
+    return (outputs.argmax(axis=1) == labels).astype(np.float64), outputs.max(axis=1)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

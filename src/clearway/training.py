@@ -40,7 +40,7 @@ from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, SCHEMA, estimat
 from clearway.params import Kind, Params
 from clearway.profile import ANSWER, SCORE, sample_positions, write_reference
 from clearway.schema import Column
-from clearway.target import Target, learn_target
+from clearway.target import Target, constants, learn_target
 from clearway.workspace import Workspace
 
 DEFINED = ("definitions_sha256", "numeric", "categorical")
@@ -211,7 +211,7 @@ def train(params: Params, workspace: Workspace) -> Trained:
             f"features too large for float32 or infinite: {', '.join(infinite)}; correct their definition"
         )
 
-    report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), **_constants(target, labels)}
+    report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), **constants(target, labels)}
     given: dict[str, NDArray[np.float64]] = {}
     for recipe, folder in zip(recipes(params), (workspace.model, workspace.baseline), strict=True):
         began = time.perf_counter()
@@ -240,28 +240,6 @@ def train(params: Params, workspace: Workspace) -> Trained:
         peak_memory_mb=report["peak_memory_mb"],
         report=report,
     )
-
-
-def _constants(target: Target, labels: NDArray[np.float64]) -> dict[str, Any]:
-    """What an answer that ignores the question would be made of: see :func:`constant_answer`."""
-    if target.binary:
-        return {"positive_share": labels.mean()}
-    if target.kind == "regression":
-        return {"label_mean": labels.mean(), "label_median": np.median(labels)}
-    return {"class_shares": (np.bincount(labels.astype(np.intp)) / len(labels)).tolist()}
-
-
-def constant_answer(report: Mapping[str, Any], metric: str) -> float | list[float]:
-    """The best answer that ignores the question, by the training report: for absolute errors the median, not the mean.
-
-    Of several classes the share of each, of which the most frequent is answered.
-    """
-    if "class_shares" in report:
-        return list(report["class_shares"])
-    if "label_mean" in report:
-        absolute = metric in ("mae", "median_absolute_error", "p95_absolute_error")
-        return float(report["label_median" if absolute else "label_mean"])
-    return float(report["positive_share"])
 
 
 def _import_class(recipe: Recipe) -> Any:
