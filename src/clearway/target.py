@@ -229,11 +229,8 @@ def class_names(labels: "pd.Series[Any]") -> "pd.Series[Any]":
     """Labels as names of classes, of dtype string; null stays null."""
     import pandas as pd
 
-    values = labels.astype("object")
-    known = values.notna()
-    named = pd.Series(pd.NA, index=values.index, dtype="string")
-    named[known] = [class_name(value) for value in values[known]]
-    return named
+    named = [pd.NA if pd.isna(value) else class_name(value) for value in labels.astype("object")]
+    return pd.Series(named, index=labels.index, dtype="string")
 
 
 def constants(target: Target, labels: Floats) -> dict[str, Any]:
