@@ -26,6 +26,7 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.gates import Gate
 from clearway.robustness import Score
 from clearway.shares import share_gate
+from clearway.target import BINARY, Target, refused_label
 
 MOST_ROWS = 5000
 """Holdout rows that a change is tried on, drawn with the seed."""
@@ -41,9 +42,11 @@ class Invariance:
     name: str
     change: Change
     tolerance: float = 0.05
-    """In the unit of the score, a probability."""
+    """In probability; for regression in spreads of the training labels (:class:`clearway.target.Target`)."""
     min_share: float = 0.95
     """Smallest share of changed rows that must behave; below 1, which no sample can show."""
+    of_class: str | None = None
+    """Of several classes the one whose probability must not move; None: none of them may."""
 
     def __post_init__(self) -> None:
         _check(self.name, self.tolerance, self.min_share)
@@ -59,6 +62,8 @@ class Directional:
     tolerance: float = 0.01
     """How far a score may still move the other way."""
     min_share: float = 0.95
+    of_class: str | None = None
+    """Of several classes the one whose probability is meant: there it must be given."""
 
     def __post_init__(self) -> None:
         _check(self.name, self.tolerance, self.min_share)
@@ -73,14 +78,15 @@ class MinimumFunctionality:
     name: str
     rows: pd.DataFrame | Callable[[], pd.DataFrame]
     """With a column for each feature."""
-    answer: Literal[0, 1]
+    answer: int | float | str
+    """0 or 1, the name of a class, or a number."""
     min_share: float = 1.0
     """Smallest share of the rows that must be answered so. They are all there are, and no sample: no bound is taken."""
+    tolerance: float = 0.1
+    """Regression: how far a prediction may be from ``answer``, in spreads of the training labels."""
 
     def __post_init__(self) -> None:
-        _check(self.name, 0.0, self.min_share, most=1.0)
-        if self.answer not in (0, 1):
-            raise UsageError(f"behaviour {self.name!r}: answer = {self.answer!r}: give 0 or 1")
+        _check(self.name, self.tolerance, self.min_share, most=1.0)
 
 
 BehaviouralTest = Invariance | Directional | MinimumFunctionality
@@ -124,6 +130,7 @@ def column_test(
     expect: Literal["same", "up", "down"],
     tolerance: float,
     min_share: float,
+    of_class: str | None = None,
 ) -> Invariance | Directional:
     """The test of one change of one column, as ``params.yaml: gates.behaviour`` declares it.
 
@@ -151,8 +158,8 @@ def column_test(
         return rows.assign(**{column: numbers * value if kind == "multiply" else numbers + value})
 
     if expect == "same":
-        return Invariance(name, change, tolerance, min_share)
-    return Directional(name, change, expect, tolerance, min_share)
+        return Invariance(name, change, tolerance, min_share, of_class)
+    return Directional(name, change, expect, tolerance, min_share, of_class)
 
 
 def behaviour_gates(
@@ -164,6 +171,7 @@ def behaviour_gates(
     *,
     confidence: float = 0.95,
     seed: int,
+    target: Target = BINARY,
 ) -> list[Gate]:
     """One gate per test, named ``behaviour_<name>``.
 
@@ -178,13 +186,15 @@ def behaviour_gates(
         The holdout, with a column for each feature of ``schema``.
     schema : InputSchema
     score : callable
-        Encoded rows → probabilities.
+        Encoded rows → outputs.
     threshold : float
         Score from which the answer is yes.
     confidence : float
         One-sided level of each bound.
     seed : int
         Draws the rows, at most ``MOST_ROWS``.
+    target : Target
+        What is answered.
 
     Raises
     ------
@@ -200,9 +210,9 @@ def behaviour_gates(
         name = f"behaviour_{test.name}"
         try:
             if isinstance(test, MinimumFunctionality):
-                gates.append(_functionality(name, test, schema, score, threshold))
+                gates.append(_functionality(name, test, schema, score, threshold, target))
             else:
-                gates.append(_changed(name, test, rows, schema, score, confidence))
+                gates.append(_changed(name, test, rows, schema, score, confidence, target))
         except Exception as error:  # a project's own code and the runtime may raise anything
             cause = str(error) if isinstance(error, ClearwayError) else f"{type(error).__name__}: {error}"
             gates.append(Gate(name, "fail", " ".join(f"the test raised: {cause}".split()), threshold=test.min_share))
@@ -216,7 +226,11 @@ def _changed(
     schema: InputSchema,
     score: Score,
     confidence: float,
+    target: Target,
 ) -> Gate:
+    if target.kind == "multiclass" and test.of_class is None and isinstance(test, Directional):
+        detail = f"say the probability of which class must go {test.direction}: give the test of_class"
+        return Gate(name, "fail", detail, threshold=test.min_share, n=len(rows))
     original = schema.encode(rows)
     changed_rows = test.change(rows.copy())
     problem = _problem(rows, changed_rows, schema)
@@ -230,24 +244,37 @@ def _changed(
     before, after = score(original[moved]), score(changed[moved])
     if problem := _not_finite(np.concatenate([before, after])):
         return Gate(name, "fail", problem, threshold=test.min_share, n=len(before))
+    rises = target.rises(before, after, test.of_class)
+    limit = f"{test.tolerance:g}{' spreads' if target.kind == 'regression' else ''}"
+    what = "scores" if test.of_class is None else f"probabilities of {test.of_class!r}"
     behaves: NDArray[np.bool_]
     if isinstance(test, Invariance):
-        behaves, said = np.abs(after - before) <= test.tolerance, f"scores stay within {test.tolerance:g}"
+        behaves, said = np.abs(rises) <= test.tolerance, f"{what} stay within {limit}"
     elif test.direction == "up":
-        behaves, said = after >= before - test.tolerance, f"scores do not fall by more than {test.tolerance:g}"
+        behaves, said = rises >= -test.tolerance, f"{what} do not fall by more than {limit}"
     else:
-        behaves, said = after <= before + test.tolerance, f"scores do not rise by more than {test.tolerance:g}"
+        behaves, said = rises <= test.tolerance, f"{what} do not rise by more than {limit}"
     return share_gate(name, int(behaves.sum()), len(before), test.min_share, confidence, f"changed {said}")
 
 
-def _functionality(name: str, test: MinimumFunctionality, schema: InputSchema, score: Score, threshold: float) -> Gate:
+def _functionality(
+    name: str, test: MinimumFunctionality, schema: InputSchema, score: Score, threshold: float, target: Target
+) -> Gate:
+    if refused := refused_label(target.kind, test.answer):
+        detail = refused.replace("label", "answer", 1)
+        return Gate(name, "fail", f"the test asks for what the model cannot answer: {detail}", threshold=test.min_share)
     made = test.rows() if callable(test.rows) else test.rows
     if not isinstance(made, pd.DataFrame) or made.empty:
         return Gate(name, "fail", "the test has no rows", threshold=test.min_share, n=0)
     scores = score(schema.encode(made))
     if problem := _not_finite(scores):
         return Gate(name, "fail", problem, threshold=test.min_share, n=len(scores))
-    right = int(np.count_nonzero((scores >= threshold) == bool(test.answer)))
+    if target.kind == "regression":
+        assert target.spread is not None  # checked when it was made
+        right = int(np.count_nonzero(np.abs(scores - float(test.answer)) <= test.tolerance * target.spread))
+    else:
+        wanted = target.position(str(test.answer)) if target.classes else float(test.answer)
+        right = int(np.count_nonzero(target.answers(scores, threshold) == wanted))
     share = right / len(scores)
     detail = f"{right:,} of {len(scores):,} rows are answered {test.answer}, a share of {test.min_share:g} is needed"
     return Gate(
@@ -276,7 +303,7 @@ def _problem(rows: pd.DataFrame, changed: Any, schema: InputSchema) -> str:
 
 
 def _not_finite(scores: NDArray[np.float64]) -> str:
-    bad = int(len(scores) - np.count_nonzero(np.isfinite(scores)))
+    bad = int(len(scores) - np.count_nonzero(np.isfinite(scores).reshape(len(scores), -1).all(axis=1)))
     return f"{bad:,} of {len(scores):,} scores are no finite number" if bad else ""
 
 

@@ -30,7 +30,7 @@ from clearway.domain import DomainCalibration
 from clearway.drift import AspectName, Kind
 from clearway.errors import ClearwayError
 from clearway.files import read_json
-from clearway.profile import SCORE
+from clearway.profile import ANSWER, SCORE
 
 if TYPE_CHECKING:
     from clearway.two_sample import Inflation
@@ -49,7 +49,7 @@ CONSTANT = 1e-6
 """Standard deviation, in that of all rows, at which a window counts as constant: sums of squares know no smaller."""
 CELLS = 512
 """Quantile cells of a numeric column."""
-BASELINE_SCORE = "baseline_score"
+BASELINE_SCORE, BASELINE_ANSWER = "baseline_score", "baseline_answer"
 """What the simple model gave the rows whose ``score`` is the challenger's."""
 
 
@@ -176,9 +176,9 @@ class Calibration(BaseModel):
 
     def for_baseline(self) -> Self:
         """The same for the simple model's bundle: its scores take the place of the challenger's."""
-        outputs = {name: value for name, value in self.outputs.items() if name not in (SCORE, BASELINE_SCORE)}
-        if BASELINE_SCORE in self.outputs:
-            outputs[SCORE] = self.outputs[BASELINE_SCORE]
+        pairs = {SCORE: BASELINE_SCORE, ANSWER: BASELINE_ANSWER}
+        outputs = {name: value for name, value in self.outputs.items() if name not in (*pairs, *pairs.values())}
+        outputs |= {name: self.outputs[own] for name, own in pairs.items() if own in self.outputs}
         return self.model_copy(update={"outputs": outputs})
 
 

@@ -4,10 +4,13 @@ The gate judges the expected calibration error (Naeini, Cooper & Hauskrecht, AAA
 (Nguyen & O'Connor, EMNLP 2015). Beside it are reported the Brier score and the slope and intercept of Cox's
 recalibration (Biometrika 45, 1958): a slope below 1 means scores that are too extreme, an intercept that they are too
 low (above 0) or too high.
+
+Of several classes the score of the one that is answered is judged: of the rows answered with 0.8, eight in ten are
+answered rightly (top-label calibration; Guo, Pleiss, Sun & Weinberger, ICML 2017).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from scipy.special import expit, logit, ndtri
 from clearway.gates import Gate, Holdout, Status
 from clearway.metrics import METRICS, Floats, Metric, Weighted
 from clearway.paired import FEWEST, UNDEFINED, Interval
+from clearway.target import BINARY, top_label
 
 BINS = 10
 _CLIP = 1e-6
@@ -46,6 +50,7 @@ def calibration_error(bins: int) -> Metric:
     """
 
     def weighted(labels: Floats, scores: Floats, threshold: float) -> Weighted:
+        labels, scores = top_label(labels, scores)
         codes = _bins(scores, bins)
         gaps = labels - scores
         count = int(codes.max()) + 1
@@ -71,17 +76,20 @@ def calibration_of(holdout: Holdout, scores: Floats, bins: int = BINS) -> Calibr
     Parameters
     ----------
     holdout : Holdout
-    scores : float64 array of shape (rows,)
+    scores : float64 array of shape (rows,), or (rows, classes)
     bins : int
 
     Returns
     -------
     Calibration or None
-        None where it is undefined: the labels are all the same, or a score is no probability.
+        None where it is undefined: the labels are all the same, or a score is no probability, as a number that is
+        predicted is none.
     """
-    if not holdout.both_answers or len(scores) != holdout.rows or not _probabilities(scores):
+    if not _defined(holdout, scores):
         return None
     measured = calibration_error(bins)
+    labels, scores = top_label(holdout.labels, scores)
+    holdout = replace(holdout, labels=labels, target=BINARY)
     slope, intercept = recalibration(holdout, scores)
     return Calibration(
         error=_centred(holdout.interval(measured, scores)),
@@ -122,15 +130,15 @@ def calibration_champion_gate(
     Parameters
     ----------
     holdout : Holdout
-    scores : float64 array of shape (rows,)
-    champion : float64 array of shape (rows,) or None
+    scores : float64 array of shape (rows,), or (rows, classes)
+    champion : float64 array of the same shape or None
         None where it could not score these rows: fail.
     margin : float
         In the unit of the expected calibration error.
     """
     name = "calibration_champion"
-    defined = holdout.both_answers and len(scores) == holdout.rows and _probabilities(scores)
-    if champion is None or not defined or len(champion) != holdout.rows or not _probabilities(champion):
+    defined = _defined(holdout, scores)
+    if champion is None or not defined or not _defined(holdout, champion):
         who = "challenger" if not defined else "champion"
         return Gate(name, "fail", f"calibration of the {who} is undefined", threshold=-margin, n=holdout.rows)
     gain = _centred(holdout.gain(calibration_error(bins), scores, champion), least=-math.inf)
@@ -208,8 +216,9 @@ def _centred(found: Interval, least: float = 0.0) -> Interval:
     return Interval(found.estimate, max(least, found.estimate - reach), found.estimate + reach)
 
 
-def _probabilities(scores: Floats) -> bool:
-    return bool(np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all())
+def _defined(holdout: Holdout, scores: Floats) -> bool:
+    probabilities = holdout.target.kind != "regression" and bool(holdout.target.sane(scores).all())
+    return holdout.answers_differ and len(scores) == holdout.rows and probabilities
 
 
 def _shown(interval: Interval) -> str:

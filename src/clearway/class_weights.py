@@ -1,25 +1,29 @@
 """Class weights: how much each row counts in a fit, by its label."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearway.errors import UsageError
+from clearway.target import class_name as named_class
 
 ClassWeights = Literal["balanced"] | dict[bool | int | str, float]
 KEY = "train.class_weights"
 
 
-def row_weights(labels: NDArray[Any], weights: ClassWeights) -> NDArray[np.float64]:
+def row_weights(labels: NDArray[Any], weights: ClassWeights, classes: Sequence[str] = ()) -> NDArray[np.float64]:
     """The weight of each row.
 
     Parameters
     ----------
     labels : array of shape (rows,)
-        Class of each row; numbers or names.
+        Class of each row: 0.0 or 1.0, or its position in ``classes``.
     weights : "balanced" or mapping of label → weight
         Balanced, each class weighs as much as any other, and all rows together as much as without weights.
+    classes : sequence of str, optional
+        Names of the classes, where there may be more than two.
 
     Returns
     -------
@@ -30,13 +34,14 @@ def row_weights(labels: NDArray[Any], weights: ClassWeights) -> NDArray[np.float
     UsageError
         A class of the rows has no weight, or a weight is of no class.
     """
-    classes, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    found, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if weights == "balanced":
-        each = len(labels) / (len(classes) * counts)
+        each = len(labels) / (len(found) * counts)
         balanced: NDArray[np.float64] = each[positions]
         return balanced
-    given = {class_name(label): weight for label, weight in weights.items()}
-    names = [class_name(label) for label in classes]
+    name = named_class if classes else class_name
+    given = {name(label): weight for label, weight in weights.items()}
+    names = [classes[int(label)] if classes else class_name(label) for label in found]
     if set(given) != set(names):
         raise UsageError(
             f"params.yaml: {KEY} = {dict(weights)!r} must give each class of the training rows its weight, and no "
@@ -46,7 +51,7 @@ def row_weights(labels: NDArray[Any], weights: ClassWeights) -> NDArray[np.float
 
 
 def class_name(label: Any) -> str:
-    """One name for 1, 1.0, true and NumPy's own kinds of them: YAML and the table write a class differently."""
+    """One name for 1, 1.0, true and NumPy's own kinds of them: YAML and the table write a binary label differently."""
     if isinstance(label, bool | np.bool_ | int | float | np.number):
         return f"{float(label):g}"
     return str(label)

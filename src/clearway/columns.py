@@ -9,7 +9,8 @@ PREDICTION_TIME = "prediction_time"
 LABEL_TIME = "label_time"
 """When the answer became known (UTC); null where it is not known or the data knows no time."""
 LABEL = "label"
-"""The answer, 0.0 or 1.0; null where it is not known."""
+"""The answer: 0.0 or 1.0, the name of a class as text, or a number (:mod:`clearway.target`); null where it is not
+known."""
 
 RESERVED = (ROW_ID, ENTITY, PREDICTION_TIME, LABEL_TIME, LABEL)
 

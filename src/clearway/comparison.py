@@ -14,7 +14,7 @@ from clearway.params import Params
 
 ABSENT = "(absent)"
 """Stands where one of the two does not have a key."""
-SAME_HOLDOUT = ("sources", "data", "split", "seed")
+SAME_HOLDOUT = ("sources", "data", "target", "split", "seed")
 """Params that choose the holdout's rows."""
 
 

@@ -14,6 +14,7 @@ from clearway.encoding import CategoricalFeature, Feature, InputSchema
 from clearway.gates import Gate
 from clearway.schema import Column
 from clearway.serving.requests import RequestError, compile_check
+from clearway.target import BINARY, Target
 
 _LISTED = 6
 _GIVEN = "prediction_time"
@@ -22,11 +23,12 @@ _GIVEN = "prediction_time"
 
 @dataclass(frozen=True)
 class Interface:
-    """How a model is asked: :attr:`clearway.model.Model.schema` and :attr:`clearway.model.Model.definitions`."""
+    """How a model is asked, and what it answers: ``schema``, ``definitions`` and ``target`` of a model."""
 
     schema: InputSchema
     definitions: Mapping[str, Mapping[str, Any]] | None = None
     """How each feature is defined with Feast, by name; None where all features are sent."""
+    target: Target = BINARY
 
 
 def schema_gate(champion: Interface, challenger: Interface, accepted: Collection[str] = ()) -> Gate:
@@ -34,7 +36,8 @@ def schema_gate(champion: Interface, challenger: Interface, accepted: Collection
 
     Breaking: another way of asking (by key or by features), a feature, join key or request field that is new or gone
     where callers send it, and a feature whose allowed values became fewer. A category that the challenger was not
-    trained on is none: a server takes it as missing, and counts it.
+    trained on is none: a server takes it as missing, and counts it. Another kind of answer is (``target`` accepts it);
+    classes that came or went are named and break nothing.
 
     Parameters
     ----------
@@ -58,12 +61,19 @@ def schema_gate(champion: Interface, challenger: Interface, accepted: Collection
     if dropped := dropped_categories(champion.schema, challenger.schema):
         said = _listed([f"{name} ({_listed(list(values))})" for name, values in dropped.items()])
         parts.append(f"categories that are now taken as missing: {said}")
+    if champion.target.kind == challenger.target.kind and champion.target.classes != challenger.target.classes:
+        ours, theirs = set(challenger.target.classes), set(champion.target.classes)
+        news = [("now also answers", ours - theirs), ("never answers any more", theirs - ours)]
+        parts += [f"{words} {_listed([repr(name) for name in sorted(names)])}" for words, names in news if names]
     n = len(champion.schema.features)
     return Gate("schema_compatibility", "fail" if broken else "pass", "; ".join(parts), len(broken), threshold=0, n=n)
 
 
 def breaking(champion: Interface, challenger: Interface) -> dict[str, str]:
     """What refuses requests that the champion answers: the feature, join key or field, and what became of it."""
+    kinds = champion.target.kind, challenger.target.kind
+    if kinds[0] != kinds[1]:
+        return {"target": f"was {kinds[0]} and is {kinds[1]}: callers get other answers"}
     by_key = champion.definitions is not None
     if by_key and challenger.definitions is None:
         return {"request": "is by key for the champion, and the challenger reads no features by key"}

@@ -17,9 +17,11 @@ from clearway.columns import LABEL
 from clearway.domain import measure_domain
 from clearway.drift import DriftReport, Kind, measure_drift
 from clearway.errors import ClearwayError
+from clearway.model import recorded_target
 from clearway.params import DriftParams, describe
+from clearway.params import Kind as TargetKind
 from clearway.performance_estimate import ScoreMap
-from clearway.profile import SCORE, read_reference
+from clearway.profile import ANSWER, SCORE, read_reference
 from clearway.season import match_season
 
 REFERENCE, CALIBRATION, SCORE_MAP = "reference.parquet", "drift_calibration.json", "score_map.json"
@@ -35,7 +37,9 @@ class DriftReference:
     calibration: Calibration | None
     """How much windows of the reference itself differ; None for a bundle made before there was one."""
     score_map: ScoreMap | None
-    """What its scores mean; None likewise."""
+    """What its scores mean; None likewise, and where it predicts a number."""
+    kind: TargetKind = "binary"
+    """What the model answers."""
 
 
 def reference_of(bundle: Bundle) -> DriftReference:
@@ -51,6 +55,7 @@ def reference_of(bundle: Bundle) -> DriftReference:
         rows=read_reference(bundle.evidence(REFERENCE)),
         calibration=read_calibration(bundle.evidence(CALIBRATION)) if CALIBRATION in held else None,
         score_map=_read_map(bundle.evidence(SCORE_MAP)) if SCORE_MAP in held else None,
+        kind=recorded_target(bundle).kind,
     )
 
 
@@ -104,19 +109,21 @@ def compare_with(
         categorical,
         params,
         calibration=calibration,
-        outputs=_outputs(reference, current),
+        outputs=_outputs(reference, current, past.kind),
         domain=domain,
     )
     return report.model_copy(update={"season": season})
 
 
-def _outputs(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, Kind]:
-    """The scores, and the answers where both sides know some."""
+def _outputs(reference: pd.DataFrame, current: pd.DataFrame, kind: TargetKind) -> dict[str, Kind]:
+    """The scores, the classes answered where there are several, and the labels where both sides know some."""
     outputs: dict[str, Kind] = {}
     if SCORE in current:
         outputs[SCORE] = "numeric"
+    if kind == "multiclass" and all(ANSWER in side for side in (reference, current)):
+        outputs[ANSWER] = "categorical"
     if all(LABEL in side and side[LABEL].notna().any() for side in (reference, current)):
-        outputs[LABEL] = "categorical"
+        outputs[LABEL] = "numeric" if kind == "regression" else "categorical"
     return outputs
 
 

@@ -109,9 +109,11 @@ def _score(
     Rows that lack a feature of the champion, or hold text where it reads a number, as after a change of the features'
     code, have no score: a new model must be able to replace one that cannot read the rows of now.
     """
+    import pandas as pd
+
     from clearway.model import load_model
     from clearway.performance_estimate import estimate, no_estimate
-    from clearway.profile import SCORE
+    from clearway.profile import ANSWER, SCORE
 
     model = load_model(bundle.path, bundle.digest, trust)
     lacking = [name for name in model.schema.names if name not in current]
@@ -123,11 +125,16 @@ def _score(
     except ClearwayError as error:
         reason = f"the champion cannot read the current rows ({error})"
         return current.assign(**{SCORE: float("nan")}), no_estimate(len(current), reason)
-    scores = model.score(encoded)
+    outputs = model.output(encoded)
+    scores = model.target.score(outputs)
     scored = current.assign(**{SCORE: scores})
+    if model.target.classes:
+        scored[ANSWER] = pd.Series(model.target.named(outputs, model.threshold), dtype="string").array
+    if model.target.kind == "regression":
+        return scored, no_estimate(len(current), "a number that is predicted does not say how far it is off")
     if score_map is None:
         return scored, no_estimate(len(current), "the champion's bundle has no score map, its successor's will")
-    return scored, estimate(scores, score_map, model.threshold, holdout=bundle.lineage().metrics)
+    return scored, estimate(scores, score_map, model.threshold, holdout=bundle.lineage().metrics, target=model.target)
 
 
 def _current(workspace: Workspace) -> "pd.DataFrame":

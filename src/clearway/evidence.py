@@ -166,11 +166,14 @@ def _performance(champion: Champion, params: Params, workspace: Workspace) -> Pe
 
     from clearway.columns import LABEL
     from clearway.gates import live_interval
+    from clearway.labelled_rows import read_labels
     from clearway.metrics import metric
     from clearway.model import load_model
+    from clearway.target import judged
     from clearway.trust import trust_of
 
-    wanted = metric(params.decision.performance.metric, "decision.performance.metric")
+    kind = params.target.kind
+    wanted = metric(params.decision.performance.metric, "decision.performance.metric", kind)
     assert champion.digest is not None  # a champion that is no bootstrap has both
     assert champion.lineage is not None
     path = workspace.features / "holdout.parquet"
@@ -180,14 +183,15 @@ def _performance(champion: Champion, params: Params, workspace: Workspace) -> Pe
     holdout = pd.read_parquet(path)
     holdout = holdout[holdout[LABEL].notna()]
     now = None
-    if set(model.schema.names) <= set(holdout.columns) and len(holdout):
-        labels = holdout[LABEL].to_numpy(dtype="float64")
+    if set(model.schema.names) <= set(holdout.columns) and len(holdout) and model.target.kind == kind:
+        labels = read_labels(holdout[LABEL], kind, str(path))
         try:
             encoded = model.schema.encode(holdout)
         except ClearwayError:  # a feature it reads as a number has become text: what it is worth now is unknown
             encoded = None
         if encoded is not None:
-            now = live_interval(wanted, labels, model.score(encoded), model.threshold, params.seed)
+            made = judged(model.target, labels, (model.target, model.output(encoded)))
+            now = live_interval(wanted, made.labels, made.outputs[0], model.threshold, params.seed, model.target)
     return PerformanceEvidence(
         metric=wanted.name,
         before=champion.lineage.metrics.get(wanted.name),

@@ -16,6 +16,7 @@ import io
 import json
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearway.errors import ClearwayError
-from clearway.model import INPUT, OUTPUT
+from clearway.model import INPUT, NUMBERS, OUTPUT
 
 OPSET = {"": 17, "ai.onnx.ml": 3}
 """The ONNX operator sets to write, pinned so that a newer skl2onnx writes the same graph."""
@@ -146,7 +147,9 @@ def _renumber(
 
 
 def to_onnx(estimator: Any, width: int) -> bytes:
-    """The estimator as an ONNX graph: float32 ``features`` (rows, width) → ``probabilities`` (rows, 2).
+    """The estimator as an ONNX graph: float32 ``features`` (rows, width) → ``probabilities`` (rows, classes).
+
+    Of a regressor → ``numbers`` (rows, 1).
 
     Raises
     ------
@@ -155,7 +158,8 @@ def to_onnx(estimator: Any, width: int) -> bytes:
     """
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.base import is_regressor
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.pipeline import Pipeline
 
     from clearway.calibrated_onnx import add_curves, calibrated_part
@@ -175,19 +179,35 @@ def to_onnx(estimator: Any, width: int) -> bytes:
                 estimator,
                 name="clearway",
                 initial_types=[(INPUT, FloatTensorType([None, width]))],
-                options={id(last): options},
-                custom_conversion_functions={HistGradientBoostingClassifier: _convert_histogram_trees},
+                options=None if is_regressor(last) else {id(last): options},
+                custom_conversion_functions=dict.fromkeys(
+                    (HistGradientBoostingClassifier, HistGradientBoostingRegressor), _convert_histogram_trees
+                ),
                 target_opset=OPSET,
             )
     except Exception as error:  # skl2onnx raises several unrelated types for what it cannot convert
         reason = " ".join(str(error).split())
         raise ExportError(f"cannot be exported to ONNX ({type(error).__name__}: {reason[:200]})") from None
     outputs = [output.name for output in graph.graph.output]
+    if is_regressor(last) and len(outputs) == 1:
+        if isinstance(last, HistGradientBoostingRegressor) and last.loss in ("poisson", "gamma"):
+            _append_exponential(graph.graph)
+        return canonical_onnx(graph, {outputs[0]: NUMBERS})
     if OUTPUT not in outputs:
         raise ExportError(f"cannot be exported to ONNX: its graph answers {', '.join(outputs)}, not {OUTPUT}")
     if part is not None:
         add_curves(graph, part)
     return canonical_onnx(graph)
+
+
+def _append_exponential(graph: Any) -> None:
+    """End the graph with the exponential of what it answers: skl2onnx 1.20 leaves out the link of such losses."""
+    from onnx import helper
+
+    (output,) = graph.output
+    for node in graph.node:
+        node.output[:] = ["logarithm" if name == output.name else name for name in node.output]
+    graph.node.append(helper.make_node("Exp", ["logarithm"], [output.name]))
 
 
 def _convert_histogram_trees(scope: Any, operator: Any, container: Any) -> None:
@@ -225,17 +245,20 @@ def float32_floor(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
         return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
-def canonical_onnx(model: Any) -> bytes:
+def canonical_onnx(model: Any, called: Mapping[str, str] | None = None) -> bytes:
     """The bytes of an ONNX model whose inner names are numbered in order of appearance, its operator sets sorted.
 
     Some converters build names from addresses in memory, and skl2onnx lists the operator sets in the order of a set.
-    The names of the graph's inputs and outputs are kept: they are what callers ask for.
+    The names of the graph's inputs and outputs are kept, since they are what callers ask for, or changed as ``called``
+    says.
     """
     opsets = sorted((opset.domain, opset.version) for opset in model.opset_import)
     for opset, (domain, version) in zip(model.opset_import, opsets, strict=True):
         opset.domain, opset.version = domain, version
     kept = [value.name for value in (*model.graph.input, *model.graph.output)]
-    _rename(model.graph, {"": "", **{name: name for name in kept}})
+    _rename(model.graph, {"": "", **{name: name for name in kept}, **(called or {})})
+    for output in model.graph.output:
+        output.name = (called or {}).get(output.name, output.name)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

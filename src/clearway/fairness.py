@@ -11,13 +11,17 @@ bound is the largest of the pairs' (to stay below a limit is to stay below it in
 1982), and the lower bound is the largest of simultaneous ones (Hothorn, Bretz & Westfall, Biometrical Journal 50,
 2008).
 
+Of several classes each is taken for the yes in turn, against the rest. A number has no such shares: there the **mean
+error** (predicted minus label: who is over- and who is underestimated) and the **mean absolute error** of the groups
+are compared, in spreads of the training labels, by their difference alone.
+
 Rows are resampled, or entities with all their rows. A resample is only ever counted, group by group, so the counts are
 drawn and not the rows: those of rows are multinomial (Efron & Tibshirani 1993, chapter 5).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -40,6 +44,8 @@ _NAMES = {
 }
 _ABOUT = {"selection_rate": [0, 1], "true_positive_rate": [1], "false_positive_rate": [0]}
 """The labels of the rows that a rate is about."""
+_ERRORS = {"mean_error": "mean error", "mean_absolute_error": "mean absolute error"}
+"""What is compared of numbers, in spreads of the training labels."""
 _FAIRLEARN: dict[str, Callable[..., float]] = {
     "selection_rate": selection_rate,
     "true_positive_rate": true_positive_rate,
@@ -105,7 +111,7 @@ def fairness_gates(
         The holdout rows as they came, text as text.
     holdout : Holdout
         Labels, threshold, confidence, resamples, seed and groups (entities) of the same rows.
-    scores, champion : float64 arrays of shape (rows,)
+    scores, champion : float64 arrays of shape (rows,), or (rows, classes)
     params : FairnessGates
     champion_threshold : float, optional
         Where it is not the challenger's.
@@ -116,9 +122,16 @@ def fairness_gates(
     -------
     list of Gate
         ``fairness_sex_groups``; ``fairness_sex_selection_rate_difference``, ``…_ratio``, and the same with
-        ``…_to_champion``. Each rate is judged by itself: equalized odds holds if both its rates pass.
+        ``…_to_champion``. Each rate is judged by itself: equalized odds holds if both its rates pass. Of several
+        classes ``fairness_sex_selection_rate_of_A_difference``, of numbers ``fairness_sex_mean_error_difference``.
+
+    Raises
+    ------
+    ClearwayError
+        ``params.classes`` names one that training never saw.
     """
     gates = []
+    wanted = [(name, holdout.target.position(name)) for name in params.classes or holdout.target.classes]
     for attribute in dict.fromkeys((a,) if isinstance(a, str) else tuple(a) for a in params.attributes):
         name = f"fairness_{'&'.join(attribute)}"
         absent = [column for column in attribute if column not in frame.columns]
@@ -130,10 +143,10 @@ def fairness_gates(
             gates.append(Gate(name, "unknown", "the champion's scores are not finite, one a row", n=holdout.rows))
         else:
             theirs_from = holdout.threshold if champion_threshold is None else champion_threshold
-            theirs = None if champion is None else champion >= theirs_from
-            gates += _attribute_gates(
-                name, attribute, frame, holdout, scores >= holdout.threshold, theirs, params, trained_on or {}
-            )
+            answers = [
+                (each, at) for each, at in ((scores, holdout.threshold), (champion, theirs_from)) if each is not None
+            ]
+            gates += _attribute_gates(name, attribute, frame, holdout, answers, wanted, params, trained_on or {})
     return gates
 
 
@@ -142,8 +155,8 @@ def _attribute_gates(
     attribute: tuple[str, ...],
     frame: pd.DataFrame,
     holdout: Holdout,
-    ours: NDArray[np.bool_],
-    theirs: NDArray[np.bool_] | None,
+    given: Sequence[tuple[Floats, float]],
+    classes: Sequence[tuple[str, int]],
     params: FairnessGates,
     trained_on: Mapping[str, Sequence[str]],
 ) -> list[Gate]:
@@ -173,9 +186,23 @@ def _attribute_gates(
         resamples=holdout.resamples,
         seed=holdout.seed,
     )
-    mine, other = _answers(judged, ours[rows], None if theirs is None else theirs[rows])
-    for rate in _NAMES:
-        gates += _rate_gates(f"{name}_{rate}", rate, judged, mine, other, params)
+    if holdout.target.kind == "regression":
+        spread = holdout.target.spread or 1.0
+        errors = [(outputs[rows] - judged.labels) / spread for outputs, _ in given]
+        for kind, shown in _ERRORS.items():
+            gates += _error_gates(
+                f"{name}_{kind}", shown, judged, [e if kind == "mean_error" else abs(e) for e in errors], params
+            )
+        return gates
+    answered = [holdout.target.answers(outputs, threshold)[rows] for outputs, threshold in given]
+    for of_class, yes in classes or [("", 1)]:
+        one = replace(judged, labels=(judged.labels == yes).astype(np.float64))
+        ours, *theirs = (answers == yes for answers in answered)
+        mine, other = _answers(one, ours, theirs[0] if theirs else None)
+        said = f" of {of_class!r}" if of_class else ""
+        for rate in _NAMES:
+            named = f"{name}_{rate}_of_{of_class}" if of_class else f"{name}_{rate}"
+            gates += _rate_gates(named, rate, one, mine, other, params, said)
     return gates
 
 
@@ -192,7 +219,13 @@ def _groups_gate(
 
 
 def _rate_gates(
-    name: str, rate: str, judged: _Judged, mine: _Answers, other: _Answers | None, params: FairnessGates
+    name: str,
+    rate: str,
+    judged: _Judged,
+    mine: _Answers,
+    other: _Answers | None,
+    params: FairnessGates,
+    of_class: str = "",
 ) -> list[Gate]:
     """What is asked of one rate; of a champion that is not there, nothing."""
     asked: dict[str, float | None] = {"difference": params.max_difference, "ratio": params.min_ratio}
@@ -202,6 +235,7 @@ def _rate_gates(
     few = [f"{g} ({int(of)})" for g, of in zip(judged.groups, mine.counts[rate].of, strict=True) if of < FEWEST]
     shares = mine.by_group[rate]
     ends = f"from {shares.min():.4f} ({shares.idxmin()}) to {shares.max():.4f} ({shares.idxmax()})"
+    called = f"{_NAMES[rate]}{of_class}" if rate != "selection_rate" or not of_class else f"share answered{of_class}"
     gates = []
     for kind, limit in asked.items():
         if limit is None:
@@ -209,7 +243,7 @@ def _rate_gates(
         measure, _, compared = kind.partition("_to_")
         if few or judged.units < FEWEST:
             where = f"in {', '.join(few)}" if few else "entities in a group"
-            detail = f"{_NAMES[rate]} {ends}: too few rows or entities to judge {where}, {FEWEST} are needed"
+            detail = f"{called} {ends}: too few rows or entities to judge {where}, {FEWEST} are needed"
             gates.append(Gate(f"{name}_{kind}", "unknown", detail, threshold=limit, n=len(judged.codes)))
             continue
         if compared and other is not None:
@@ -222,13 +256,74 @@ def _rate_gates(
             found = _spread(measure, rate, judged, mine)
             what = f"{measure} is {_shown(found)}"
         most = measure == "difference"
-        detail = f"{_NAMES[rate]} {ends}: {what}, at {'most' if most else 'least'} {limit:g} is needed"
+        detail = f"{called} {ends}: {what}, at {'most' if most else 'least'} {limit:g} is needed"
         estimate = found.estimate if math.isfinite(found.estimate) else None
         status = _status(found, limit, most=most)
         gates.append(
             Gate(f"{name}_{kind}", status, detail, estimate, found.lower, found.upper, limit, len(judged.codes))
         )
     return gates
+
+
+def _error_gates(name: str, shown: str, judged: _Judged, errors: Sequence[Floats], params: FairnessGates) -> list[Gate]:
+    """What is asked of the mean error of each group: the difference between groups, and that to the champion's.
+
+    ``errors`` are ours and, if there is a champion, its; of shape (rows,), in spreads of the labels.
+    """
+    asked = {"difference": params.max_difference, **({"difference_to_champion": params.margin} if errors[1:] else {})}
+    ours, *theirs = _means(judged, errors)
+    ends = f"from {ours.found.min():+.4f} ({judged.groups[int(ours.found.argmin())]}) to "
+    ends += f"{ours.found.max():+.4f} ({judged.groups[int(ours.found.argmax())]}) spreads of the labels"
+    gates = []
+    for kind, limit in asked.items():
+        if limit is None:
+            continue
+        if judged.units < FEWEST:
+            detail = f"{shown} {ends}: too few rows or entities in a group, {FEWEST} are needed"
+            gates.append(Gate(f"{name}_{kind}", "unknown", detail, threshold=limit, n=len(judged.codes)))
+            continue
+        if kind == "difference":
+            estimate = float(np.ptp(ours.found))
+            lower, upper = (bound(ours, judged, judged.confidence) for bound in (_least_apart, _most_apart))
+            what = "difference is"
+        else:
+            before = float(np.ptp(theirs[0].found))
+            estimate = float(np.ptp(ours.found)) - before
+            lower, upper = _wider(ours, theirs[0], judged) if np.any(errors[0] != errors[1]) else (0.0, 0.0)
+            what = f"difference above the champion's {before:.4f} is"
+        found = Interval(estimate, min(lower, estimate), max(upper, estimate))
+        status = _status(found, limit, most=True)
+        detail = f"{shown} {ends}: {what} {_shown(found)}, at most {limit:g} is needed"
+        gates.append(
+            Gate(f"{name}_{kind}", status, detail, estimate, found.lower, found.upper, limit, len(judged.codes))
+        )
+    return gates
+
+
+def _means(judged: _Judged, errors: Sequence[Floats]) -> "list[_Scaled]":
+    """The mean of each group, of every model on the same resamples of rows, or of entities with all their rows."""
+    random = np.random.default_rng(judged.seed)
+    units = np.arange(len(judged.codes)) if judged.entities is None else judged.entities
+    count, groups = int(units.max()) + 1, len(judged.groups)
+    rows = np.bincount(judged.codes, minlength=groups).astype(np.float64)
+    drawn = np.empty((len(errors), judged.resamples, groups))
+    for resample in range(judged.resamples):
+        weights = np.bincount(random.integers(0, count, count), minlength=count)[units]
+        of = np.maximum(np.bincount(judged.codes, weights, groups), 1)
+        for model, error in enumerate(errors):
+            drawn[model, resample] = np.bincount(judged.codes, weights * error, groups) / of
+    made = []
+    for error, each in zip(errors, drawn, strict=True):
+        found = np.bincount(judged.codes, error, groups) / rows
+        made.append(_Scaled(found, each, rows, np.ones(groups), np.zeros(groups)))
+    return made
+
+
+def _wider(after: "_Scaled", before: "_Scaled", judged: _Judged) -> tuple[float, float]:
+    """Bounds of how much further apart groups are after than before."""
+    half = 1 - (1 - judged.confidence) / 2  # two bounds, each with half of the error
+    lower = _least_apart(after, judged, half) - _most_apart(before, judged, half)
+    return lower, _most_wider(after, before, np.zeros_like(after.of), judged)
 
 
 def _status(found: Interval, limit: float, *, most: bool) -> Status:

@@ -21,7 +21,7 @@ from clearway.encoding import as_encoded
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_directory, atomic_path, canonical_json, sha256_bytes, sha256_file, write_json
 from clearway.lineage import RECIPE_MODULES
-from clearway.params import Params, SplitParams
+from clearway.params import Kind, Params, SplitParams
 from clearway.project import AnyProject, Project, StoredProject, Tables, definitions_sha256
 from clearway.schema import Column, DataSchema, RowCount, TableSchema, load_schema
 from clearway.snapshot import load_tables, read_tables_at
@@ -34,6 +34,7 @@ from clearway.stored_features import (
     inputs_of,
     write_event_tables,
 )
+from clearway.target import class_names, refused_label
 from clearway.workspace import Workspace
 
 WINDOWS = ("training", "holdout", "current")
@@ -119,7 +120,8 @@ def build_features(params: Params, workspace: Workspace, project: AnyProject) ->
     if isinstance(project, StoredProject) and as_of is not None:
         check_no_foresight(project, tables, events, as_of - timedelta(days=params.split.holdout_days))
     write_event_tables(events, workspace.feature_tables)
-    asked = ask(project, tables, known_until=as_of, features=_features(params, workspace, project))
+    found = _features(params, workspace, project)
+    asked = ask(project, tables, known_until=as_of, features=found, kind=params.target.kind)
     waived = params.decision.override_veto is not None
     judged = _waived(declared) if waived else declared
     warnings = check_features(asked[asked[LABEL].notna()], judged, most_aside=1.0 if waived else None)
@@ -276,6 +278,7 @@ def ask(
     since: datetime | None = None,
     until: datetime | None = None,
     features: Ask | None = None,
+    kind: Kind = "binary",
 ) -> pd.DataFrame:
     """The project's questions with their features: reserved columns, numeric, categorical; in the project's order.
 
@@ -288,6 +291,8 @@ def ask(
     features : function of questions and tables, optional
         How features are found, if not by the project's own ``features()``, which a :class:`StoredProject` lacks: see
         :func:`~clearway.stored_features.historical_features`.
+    kind : Kind
+        What a label may be.
 
     Raises
     ------
@@ -298,7 +303,7 @@ def ask(
         The project breaks its contract, or an answer is known that must not be known yet.
     """
     questions = project.questions(tables)
-    _check_questions(questions, known_until)
+    _check_questions(questions, known_until, kind)
     if since is not None:
         questions = questions[questions[PREDICTION_TIME] >= since]
     if until is not None:
@@ -307,7 +312,7 @@ def ask(
     if found is None:
         raise UsageError("the project's features are stored: ask with historical_features of clearway.stored_features")
     safe = _safe(found(questions, tables), project, questions.index)
-    return pd.concat([_reserved(questions), safe], axis="columns").reset_index(drop=True)
+    return pd.concat([_reserved(questions, kind), safe], axis="columns").reset_index(drop=True)
 
 
 def declared_features(schema: DataSchema, params: Params, project: AnyProject) -> dict[str, Column]:
@@ -466,7 +471,8 @@ def _later(params: Params, workspace: Workspace, project: Project, as_of: dateti
     until = as_of + timedelta(days=params.replay.days)
     tables = accept_raw(read_tables_at(params, workspace, project, until), params, workspace, until)
     declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
-    frame = accept_features(ask(project, tables, known_until=until, since=as_of, until=until), declared)
+    asked = ask(project, tables, known_until=until, since=as_of, until=until, kind=params.target.kind)
+    frame = accept_features(asked, declared)
     if frame.empty:
         raise _no_questions(params, as_of, until)
     return frame.sort_values([PREDICTION_TIME, ROW_ID], kind="stable", ignore_index=True)
@@ -487,10 +493,10 @@ def _stored_traffic(params: Params, workspace: Workspace, project: StoredProject
     until = as_of + timedelta(days=params.replay.days)
     tables = accept_raw(read_tables_at(params, workspace, project, until), params, workspace, until)
     questions = project.questions(tables)
-    _check_questions(questions, until)
+    _check_questions(questions, until, params.target.kind)
     questions = questions[(questions[PREDICTION_TIME] >= as_of) & (questions[PREDICTION_TIME] < until)]
     inputs = inputs_of(project, questions, tables)
-    frame = pd.concat([_reserved(questions), inputs], axis="columns")
+    frame = pd.concat([_reserved(questions, params.target.kind), inputs], axis="columns")
     declared = declared_features(load_schema(workspace.root / params.data_schema), params, project)
     frame = accept_features(frame, {name: column for name, column in declared.items() if name in inputs.columns})
     if frame.empty:
@@ -510,7 +516,8 @@ def _no_questions(params: Params, as_of: datetime, until: datetime) -> ClearwayE
 
 
 def _holdout_traffic(params: Params, workspace: Workspace, project: Project) -> pd.DataFrame:
-    frame = ask(project, accept_raw(load_tables(workspace, params), params, workspace, None), known_until=None)
+    tables = accept_raw(load_tables(workspace, params), params, workspace, None)
+    frame = ask(project, tables, known_until=None, kind=params.target.kind)
     features = (*project.numeric, *project.categorical)
     windows = split(frame, params.split, None, params.seed, features)
     held = frame[windows.holdout]
@@ -519,7 +526,7 @@ def _holdout_traffic(params: Params, workspace: Workspace, project: Project) -> 
 
 
 def _replay_key(params: Params, workspace: Workspace) -> str:
-    shaping = {"project", "as_of", "seed", "sources", "data", "split", "replay"}
+    shaping = {"project", "as_of", "seed", "sources", "data", "target", "split", "replay"}
     here = Path(__file__).parent
     if not workspace.snapshot.exists():
         raise ClearwayError(f"{workspace.snapshot} is missing: run scripts/ingest.py first")
@@ -533,7 +540,7 @@ def _replay_key(params: Params, workspace: Workspace) -> str:
     return sha256_bytes(canonical_json(key))[:16]
 
 
-def _check_questions(questions: pd.DataFrame, known_until: datetime | None) -> None:
+def _check_questions(questions: pd.DataFrame, known_until: datetime | None, kind: Kind) -> None:
     """The contract of ``Project.questions``, and the guard that no answer is known before its time."""
     missing = [name for name in RESERVED if name not in questions.columns]
     if missing:
@@ -547,9 +554,9 @@ def _check_questions(questions: pd.DataFrame, known_until: datetime | None) -> N
         raise ClearwayError(f"the project's questions() repeats {len(repeated)} row_ids, for example {example!r}")
     if not questions.index.is_unique:
         raise ClearwayError("the project's questions() repeats values of its index: each row needs its own")
-    wrong = questions.loc[~questions[LABEL].isin([0.0, 1.0]) & questions[LABEL].notna(), LABEL]
-    if len(wrong):
-        raise ClearwayError(f"the project's questions() has label = {wrong.iloc[0]!r}: a label is 0, 1 or null")
+    for label in questions[LABEL].dropna().unique():
+        if refused := refused_label(kind, label):
+            raise ClearwayError(f"the project's questions() has {refused}")
     timed = questions[PREDICTION_TIME].notna()
     if known_until is None:
         if timed.any():
@@ -572,14 +579,14 @@ def _check_questions(questions: pd.DataFrame, known_until: datetime | None) -> N
             raise ClearwayError(f"{len(rows)} questions {offence}, for example row_id {rows[ROW_ID].iloc[0]!r}")
 
 
-def _reserved(questions: pd.DataFrame) -> pd.DataFrame:
+def _reserved(questions: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """The reserved columns in their order and with their types, whatever the project used."""
     columns = {
         ROW_ID: questions[ROW_ID].astype("string"),
         ENTITY: questions[ENTITY].astype("string"),
         PREDICTION_TIME: questions[PREDICTION_TIME].astype("datetime64[ns, UTC]"),
         LABEL_TIME: questions[LABEL_TIME].astype("datetime64[ns, UTC]"),
-        LABEL: questions[LABEL].astype("float64"),
+        LABEL: class_names(questions[LABEL]) if kind == "multiclass" else questions[LABEL].astype("float64"),
     }
     return pd.DataFrame(columns, columns=list(RESERVED))
 

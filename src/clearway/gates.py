@@ -23,7 +23,8 @@ from scipy.special import ndtr, stdtrit
 from clearway.metrics import Floats, Metric, metric
 from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution, widened
 from clearway.paired import Interval as Interval  # of every gate, so it is theirs to give
-from clearway.params import GateParams
+from clearway.params import ClassesGate, GateParams
+from clearway.target import BINARY, Target
 
 Status = Literal["pass", "fail", "unknown"]
 Verdict = Literal["passed", "rejected", "unchanged"]
@@ -61,9 +62,9 @@ class Holdout:
     Attributes
     ----------
     labels : float64 array of shape (rows,)
-        0.0 or 1.0.
+        As of :func:`clearway.target.judged`: 0.0 or 1.0, the position of a class, or a number.
     threshold : float
-        Score from which the answer is yes.
+        Score from which the answer is yes; only a binary target has one.
     confidence : float
         One-sided level of each bound: a gate asks one question, so a true value below its lower bound is as rare as
         ``1 - confidence``. The two bounds together are a two-sided interval of level ``2 * confidence - 1``.
@@ -73,6 +74,9 @@ class Holdout:
         The same seed draws the same rows.
     groups : int array of shape (rows,), optional
         Equal numbers share an entity and are drawn together; None where each row stands for itself.
+    target : Target
+        What is answered. Wherever scores are asked for, a model's outputs are meant: of shape (rows,), or of several
+        classes (rows, classes).
     """
 
     labels: Floats
@@ -81,6 +85,7 @@ class Holdout:
     resamples: int
     seed: int
     groups: NDArray[np.intp] | None = None
+    target: Target = BINARY
 
     @property
     def rows(self) -> int:
@@ -92,8 +97,15 @@ class Holdout:
         return self.rows if self.groups is None else len(np.unique(self.groups))
 
     @property
-    def both_answers(self) -> bool:
-        return bool(0 < self.labels.sum() < self.rows)
+    def answers_differ(self) -> bool:
+        """Whether the labels are not all the same."""
+        return bool(self.rows and self.labels.min() < self.labels.max())
+
+    def right(self, scores: Floats, threshold: float | None = None) -> NDArray[np.bool_]:
+        """The rows that are answered as the label says; ``threshold`` where it is not the holdout's."""
+        answers = self.target.answers(scores, self.threshold if threshold is None else threshold)
+        found: NDArray[np.bool_] = answers == self.labels
+        return found
 
     def interval(self, measured: Metric, scores: Floats) -> Interval:
         """The metric of ``scores`` and its bootstrap interval."""
@@ -114,6 +126,8 @@ class Holdout:
         found = self._percentiles(measured.sign * estimate, measured.sign * values)
         if found.lower != found.upper or (theirs_from == self.threshold and np.array_equal(scores, other)):
             return found
+        if self.target.kind == "regression":  # errors have no largest value, so neither has what was not seen
+            return Interval(found.estimate, None, None)
         return widened(found, 0, self.units, self.confidence)  # no row told them apart: not that none ever will
 
     def _draws(self) -> Iterator[NDArray[np.intp]]:
@@ -144,45 +158,91 @@ LIVE_CONFIDENCE, LIVE_RESAMPLES = 0.95, 400
 """One-sided level of each bound, and bootstrap resamples, for a model in use: no gate's parameters apply to it."""
 
 
-def live_interval(measured: Metric, labels: Floats, scores: Floats, threshold: float, seed: int) -> Interval | None:
+def live_interval(
+    measured: Metric, labels: Floats, scores: Floats, threshold: float, seed: int, target: Target = BINARY
+) -> Interval | None:
     """A metric of a model in use on the labels known by now, and its bootstrap interval.
 
     Parameters
     ----------
     measured : Metric
-    labels, scores : float64 arrays of shape (rows,)
+    labels, scores : float64 arrays
+        As of :func:`clearway.target.judged`.
     threshold : float
         Score from which the model answers yes.
     seed : int
+    target : Target
 
     Returns
     -------
     Interval or None
         None where it is undefined: the labels are all the same, or a score is no finite number.
     """
-    holdout = Holdout(labels, threshold, LIVE_CONFIDENCE, LIVE_RESAMPLES, seed)
+    holdout = Holdout(labels, threshold, LIVE_CONFIDENCE, LIVE_RESAMPLES, seed, target=target)
     return holdout.interval(measured, scores) if _measurable(holdout, scores) else None
 
 
 def rows_gate(holdout: Holdout, minimum: int) -> Gate:
-    """Enough labelled rows to judge on, with both answers among them."""
-    positives = int(holdout.labels.sum())
-    enough = holdout.rows >= minimum and holdout.both_answers
-    detail = f"{holdout.rows:,} holdout rows, {positives:,} positive; at least {minimum:,} and both answers are needed"
+    """Enough labelled rows to judge on, with different answers among them."""
+    enough = holdout.rows >= minimum and holdout.answers_differ
+    if holdout.target.binary:
+        said = f", {int(holdout.labels.sum()):,} positive; at least {minimum:,} and both answers are needed"
+    else:
+        what = "numbers" if holdout.target.kind == "regression" else "classes"
+        said = f" of {len(np.unique(holdout.labels)):,} {what}; at least {minimum:,} of different {what} are needed"
+    detail = f"{holdout.rows:,} holdout rows{said}"
     return Gate("rows", "pass" if enough else "fail", detail, holdout.rows, threshold=minimum, n=holdout.rows)
 
 
-def finite_gate(scores: Floats) -> Gate:
-    """Every score is a probability."""
-    good = np.isfinite(scores) & (scores >= 0) & (scores <= 1)
-    bad = int(len(scores) - good.sum())
-    detail = f"{bad:,} of {len(scores):,} scores are not a number from 0 to 1"
+def classes_gate(holdout: Holdout, classes: Sequence[str], params: ClassesGate) -> Gate:
+    """The holdout can speak of each class, and few of its rows are of classes that training never saw.
+
+    Parameters
+    ----------
+    holdout : Holdout
+        Of several classes; its target is the challenger's.
+    classes : sequence of str
+        Those that its labels are positions in: the challenger's first, then others.
+    params : ClassesGate
+
+    Returns
+    -------
+    Gate
+        ``classes``; ``estimate`` is the share of rows of unseen classes. Unknown where a class has too few rows.
+    """
+    known = len(holdout.target.classes)
+    rows = np.bincount(holdout.labels.astype(np.intp), minlength=len(classes))
+    unseen = int(rows[known:].sum())
+    share = unseen / holdout.rows if holdout.rows else 1.0
+    few = [f"{classes[k]!r} ({rows[k]:,})" for k in range(known) if rows[k] < params.min_rows]
+    strange = [f"{classes[k]!r} ({rows[k]:,})" for k in range(known, len(classes)) if rows[k]]
+    said = [f"{known} classes, {params.min_rows:,} rows of each are needed"]
+    if few:
+        said.append(f"too few to judge: {', '.join(few[:5])}{f' and {len(few) - 5} more' if len(few) > 5 else ''}")
+    if strange:
+        said.append(
+            f"{unseen:,} of {holdout.rows:,} rows are of classes that training never saw, counted as answered wrongly, "
+            f"a share of {params.max_unseen:.3g} is allowed: {', '.join(strange[:5])}"
+        )
+    status: Status = "fail" if share > params.max_unseen else "unknown" if few else "pass"
+    return Gate("classes", status, "; ".join(said), share, threshold=params.max_unseen, n=holdout.rows)
+
+
+def finite_gate(scores: Floats, target: Target = BINARY) -> Gate:
+    """Every score is a probability, those of several classes sum to 1, or it is a finite number."""
+    bad = int(len(scores) - np.count_nonzero(target.sane(scores)))
+    what = {
+        "binary": "scores are not a number from 0 to 1",
+        "multiclass": "rows have no probabilities that sum to 1",
+        "regression": "predictions are not finite numbers",
+    }[target.kind]
+    detail = f"{bad:,} of {len(scores):,} {what}"
     return Gate("finite_scores", "fail" if bad else "pass", detail, bad, threshold=0, n=len(scores))
 
 
-def parity_gate(served: Floats, trained: Floats, tolerance: float) -> Gate:
+def parity_gate(served: Floats, trained: Floats, tolerance: float, target: Target = BINARY) -> Gate:
     """What ONNX Runtime will answer is what scikit-learn answered, on every holdout row."""
-    difference = np.abs(served - trained)
+    difference = target.differences(served, trained)
     largest = float(difference.max()) if len(difference) and np.isfinite(difference).all() else None
     passed = largest is not None and largest <= tolerance
     shown = "not a number" if largest is None else f"{largest:.2g}"
@@ -216,7 +276,7 @@ def floor_gate(holdout: Holdout, name: str, floor: float, scores: Floats) -> Gat
     UsageError
         There is no metric of that name.
     """
-    measured = metric(name, "params.yaml: gates.floors")
+    measured = metric(name, "params.yaml: gates.floors", holdout.target.kind)
     gate = f"floor_{name}"
     if not _measurable(holdout, scores):
         return Gate(gate, "fail", f"{name} is undefined on these rows and scores", threshold=floor, n=holdout.rows)
@@ -232,19 +292,35 @@ def floor_gate(holdout: Holdout, name: str, floor: float, scores: Floats) -> Gat
     return _gate(gate, "pass" if passed else "fail", detail, found, floor, holdout)
 
 
-def constant_gate(holdout: Holdout, name: str, scores: Floats, base_rate: float) -> Gate:
-    """Better than the answer that ignores the question: the lower bound of the gain over ``base_rate`` is above 0."""
+def constant_gate(holdout: Holdout, name: str, scores: Floats, constant: float | Sequence[float]) -> Gate:
+    """Better than the answer that ignores the question: the lower bound of the gain over ``constant`` is above 0.
+
+    ``constant`` is the training's share of positives, its shares of each class, or the mean or median of its numbers.
+    """
     if not _measurable(holdout, scores):
         return Gate("gain_over_constant", "fail", f"{name} is undefined on these rows and scores", n=holdout.rows)
-    found = holdout.gain(metric(name, "params.yaml: gates.champion.metric"), scores, np.full(holdout.rows, base_rate))
+    measured = metric(name, "params.yaml: gates.champion.metric", holdout.target.kind)
+    found = holdout.gain(measured, scores, constant_outputs(constant, scores))
     passed = found.lower is not None and found.lower > 0
-    detail = f"lower bound of the gain in {name} over a constant score is {_shown(found.lower)}, above 0 is needed"
+    detail = f"lower bound of the gain in {name} over a constant {'score' if holdout.target.binary else 'answer'} is "
+    detail += f"{_shown(found.lower)}, above 0 is needed"
     return _gate("gain_over_constant", "pass" if passed else "fail", detail, found, 0.0, holdout)
+
+
+def constant_outputs(constant: float | Sequence[float], like: Floats) -> Floats:
+    """The same output for every row, of the shape of ``like``; classes that ``constant`` has no share of get 0."""
+    made = np.zeros_like(like, dtype=np.float64)
+    if like.ndim == 2:
+        shares = np.asarray(constant, dtype=np.float64)
+        made[:, : len(shares)] = shares
+    else:
+        made[:] = constant
+    return made
 
 
 def baseline_gate(holdout: Holdout, name: str, scores: Floats, baseline: Floats | None, gain: float) -> Gate:
     """The simple model is beaten by ``gain``: pass if surely, fail if surely not, else unknown."""
-    measured = metric(name, "params.yaml: gates.champion.metric")
+    measured = metric(name, "params.yaml: gates.champion.metric", holdout.target.kind)
     if baseline is None or not _measurable(holdout, scores) or not _measurable(holdout, baseline):
         return Gate(
             "gain_over_baseline", "fail", f"{name} of challenger or baseline is undefined", None, n=holdout.rows
@@ -274,14 +350,14 @@ def champion_gate(
     UsageError
         There is no metric of that name.
     """
-    measured = metric(name, "params.yaml: gates.champion.metric")
+    measured = metric(name, "params.yaml: gates.champion.metric", holdout.target.kind)
     if not _measurable(holdout, scores):
         return Gate("champion", "fail", f"{name} of the challenger is undefined", threshold=-margin, n=holdout.rows)
     if not _measurable(holdout, champion):
         return Gate("champion", "unknown", f"{name} of the champion is undefined", threshold=-margin, n=holdout.rows)
     theirs_from = holdout.threshold if threshold is None else threshold
     if theirs_from == holdout.threshold and np.array_equal(scores, champion):
-        detail = f"every score is the champion's, so {name} is too"
+        detail = f"every {'score' if holdout.target.binary else 'answer'} is the champion's, so {name} is too"
         return _gate("champion", "pass", detail, Interval(0.0, 0.0, 0.0), -margin, holdout)
     found, how = paired_gain(holdout, measured, scores, champion, theirs_from)
     status: Status = "unknown"
@@ -302,7 +378,7 @@ def paired_gain(
         found = delong_gain(holdout.labels, scores, champion, holdout.confidence, holdout.groups)
         return found, f"DeLong{over}"
     if measured.name == "accuracy" and holdout.groups is None:
-        pairs = discordant(holdout.labels, scores >= holdout.threshold, champion >= theirs_from)
+        pairs = discordant(holdout.right(scores), holdout.right(champion, theirs_from))
         split = f"{pairs.better:,} rows only it answers rightly, {pairs.worse:,} only the champion"
         return accuracy_gain(pairs, holdout.confidence), f"Tango; {split}, exact McNemar p = {pairs.p_value:.3g}"
     return holdout.gain(measured, scores, champion, theirs_from), f"paired bootstrap{over}"
@@ -351,6 +427,8 @@ def _blocks(gate: Gate, params: GateParams) -> bool:
     """Whether the gate stops the challenger when it is too uncertain to call."""
     if gate.name.startswith("slice_"):
         return params.slices.unknown_blocks
+    if gate.name == "classes":
+        return params.classes.unknown_blocks
     return params.fairness.unknown_blocks if gate.name.startswith("fairness_") else params.unknown_blocks
 
 
@@ -363,7 +441,7 @@ _SAID = {"fail": "failed", "unknown": "is too uncertain to call"}
 
 
 def _measurable(holdout: Holdout, scores: Floats) -> bool:
-    return holdout.both_answers and len(scores) == holdout.rows and bool(np.isfinite(scores).all())
+    return holdout.answers_differ and len(scores) == holdout.rows and bool(np.isfinite(scores).all())
 
 
 def _gate(name: str, status: Status, detail: str, found: Interval, threshold: float, holdout: Holdout) -> Gate:

@@ -19,9 +19,10 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.champion import read_champion
@@ -29,12 +30,11 @@ from clearway.columns import ROW_ID
 from clearway.errors import ClearwayError
 from clearway.files import add_line, held, history_lines, read_json, write_json
 from clearway.labelled_rows import read_rows
-from clearway.params import describe
+from clearway.params import Kind, describe
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
     from clearway.gates import Gate
-    from clearway.metrics import Floats
 
 LOG, FOUND = "holdout_uses.jsonl", "holdout_uses.json"
 MADE_BY = "scripts/count_holdout_uses.py"
@@ -70,17 +70,18 @@ class HoldoutUses(BaseModel):
         return len(self.earlier) + 1
 
 
-def holdout_identity(row_ids: "pd.Series[str]", labels: "Floats") -> Sha256:
+def holdout_identity(row_ids: "pd.Series[str]", labels: NDArray[Any]) -> Sha256:
     """What makes a holdout this one: its rows and their answers, in any order.
 
     Parameters
     ----------
     row_ids : Series of shape (rows,)
         Unique.
-    labels : float64 array of shape (rows,)
-        0.0 or 1.0.
+    labels : array of shape (rows,)
+        Float64, or text.
     """
-    lines = sorted(f"{json.dumps(str(row))} {label:g}" for row, label in zip(row_ids, labels, strict=True))
+    said = [json.dumps(label) if isinstance(label, str) else f"{label:.17g}" for label in labels.tolist()]
+    lines = sorted(f"{json.dumps(str(row))} {label}" for row, label in zip(row_ids, said, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -130,7 +131,7 @@ def uses_gate(uses: HoldoutUses, confidence: float, most: int | None) -> "Gate":
     return Gate("holdout_uses", "pass" if passed else "fail", detail, uses.place, threshold=most)
 
 
-def count_uses(workspace: Workspace, *, at: datetime) -> HoldoutUses:
+def count_uses(workspace: Workspace, *, at: datetime, kind: Kind = "binary") -> HoldoutUses:
     """Give the challenger in ``build/model`` its place among those of its holdout; write ``build/holdout_uses.json``.
 
     The place is taken before it is judged, under a lock: of two runs at once one comes second, and a run that is
@@ -141,6 +142,8 @@ def count_uses(workspace: Workspace, *, at: datetime) -> HoldoutUses:
     workspace : Workspace
     at : datetime
         Wall time, UTC, for the record.
+    kind : Kind
+        Of the target.
 
     Raises
     ------
@@ -148,7 +151,7 @@ def count_uses(workspace: Workspace, *, at: datetime) -> HoldoutUses:
         A stage that must run first has not, the log is damaged, or another command holds it.
     """
     challenger = _challenger(workspace)
-    frame, labels = read_rows(workspace, "holdout")
+    frame, labels = read_rows(workspace, "holdout", kind)
     holdout = holdout_identity(frame[ROW_ID], labels)
     champion = read_champion(workspace)
     judged = champion.bootstrap or champion.digest != challenger

@@ -8,24 +8,31 @@ the future of the test set.
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import TargetEncoder
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
 from clearway.encoding import CategoricalFeature, InputSchema
 from clearway.gates import Gate
 from clearway.metrics import Floats
+from clearway.target import BINARY, Target
 
 FEW_VALUES = 50
 """A number with no more different values is judged as a category too: a code of the answer need not rise with it."""
 FOLDS = 5
+MOST_ROWS = 5000
+"""Holdout rows that trees of one feature are tried on, drawn with the seed."""
 MAX_DUPLICATES_WITH_TIME = 0.05
 
 _LISTED = 5
 
 
-def target_gate(frame: pd.DataFrame, labels: Floats, schema: InputSchema, max_auc: float, seed: int) -> Gate:
+def target_gate(
+    frame: pd.DataFrame, labels: Floats, schema: InputSchema, limit: float, seed: int, target: Target = BINARY
+) -> Gate:
     """No single feature separates the answers almost perfectly, as one made from the answer would.
 
     A number is judged by how it ranks the answers, up or down, its missing values first or last: that something is
@@ -33,57 +40,63 @@ def target_gate(frame: pd.DataFrame, labels: Floats, schema: InputSchema, max_au
     the other folds' rows of its value (scikit-learn's ``TargetEncoder``, cross-fitted), so that many rare values do not
     seem to know what they only repeat.
 
+    Of several classes, and of numbers, a small tree of the one feature answers for the rows of each fold from the
+    others'. Its areas are averaged over the classes, each against the rest: one class that a feature tells from all
+    others is no leak. Numbers are judged by R² on their ranks, so that neither a heavy tail nor the form of the
+    dependence matters; a feature that ranks as they do has 1 whatever the tree finds.
+
     Parameters
     ----------
     frame : DataFrame of shape (rows, …)
         The holdout, with a column for each feature.
     labels : float64 array of shape (rows,)
-        0.0 or 1.0.
+        0.0 or 1.0, the position of a class, or a number.
     schema : InputSchema
-    max_auc : float
-        Largest area under the ROC curve that a feature may have alone, not reached by any.
+    limit : float
+        Largest area under the ROC curve (regression: R²) that a feature may have alone, not reached by any.
     seed : int
         Deals the rows to folds.
+    target : Target
+        What is answered.
 
     Returns
     -------
     Gate
-        ``target_leakage``; ``estimate`` is the largest area. Fail, too, where a feature is missing or cannot be ranked,
-        and where there are too few rows of an answer to tell.
+        ``target_leakage``; ``estimate`` is the largest area or R². Fail, too, where a feature is missing or cannot be
+        ranked, and where there are too few rows of an answer to tell.
     """
     name = "target_leakage"
-    positive = labels == 1
-    scarce = min(int(positive.sum()), int(len(labels) - positive.sum()))
-    if scarce < FOLDS:
-        detail = f"{scarce} holdout rows of one answer, at least {FOLDS} of each are needed"
-        return Gate(name, "fail", detail, threshold=max_auc, n=len(labels))
+    measure, what = ("R²", "explains the labels") if target.kind == "regression" else ("AUC", "separates the answers")
+    kept, problem = _told_apart(labels, target, seed)
+    if problem:
+        return Gate(name, "fail", problem, threshold=limit, n=len(labels))
+    rows, answers = frame.iloc[kept], labels[kept]
     missing = [feature for feature in schema.names if feature not in frame.columns]
     if missing:
-        return Gate(name, "fail", f"the holdout lacks {', '.join(missing)}", threshold=max_auc, n=len(labels))
+        return Gate(name, "fail", f"the holdout lacks {', '.join(missing)}", threshold=limit, n=len(labels))
     areas = {}
     for feature in schema.features:
-        column = frame[feature.name]
+        column, category = rows[feature.name], isinstance(feature, CategoricalFeature)
         try:
-            areas[feature.name] = (
-                _category_auc(column, positive, seed)
-                if isinstance(feature, CategoricalFeature)
-                else _number_auc(column, positive, seed)
-            )
+            if target.binary:
+                alone = _category_auc if category else _number_auc
+                areas[feature.name] = alone(column, answers == 1, seed)
+            else:
+                areas[feature.name] = _alone(column, answers, seed, category=category, target=target)
         except (ValueError, TypeError) as error:
             cause = " ".join(str(error).split())
-            return Gate(name, "fail", f"feature {feature.name} cannot be ranked: {cause}", threshold=max_auc)
+            return Gate(name, "fail", f"feature {feature.name} cannot be ranked: {cause}", threshold=limit)
     if not areas:
-        return Gate(name, "fail", "the model has no features", threshold=max_auc, n=len(labels))
+        return Gate(name, "fail", "the model has no features", threshold=limit, n=len(labels))
     strongest = max(areas, key=lambda feature: areas[feature])
-    leaks = sorted((feature for feature in areas if areas[feature] >= max_auc), key=lambda feature: -areas[feature])
-    detail = (
-        f"the strongest feature alone is {strongest} with an AUC of {areas[strongest]:.4f}, below {max_auc:g} is needed"
-    )
+    leaks = sorted((feature for feature in areas if areas[feature] >= limit), key=lambda feature: -areas[feature])
+    found = f"an {measure} of {areas[strongest]:.4f}"
+    detail = f"the strongest feature alone is {strongest} with {found}, below {limit:g} is needed"
     if leaks:
-        said = ", ".join(f"{feature} (AUC {areas[feature]:.4f})" for feature in leaks[:_LISTED])
+        said = ", ".join(f"{feature} ({measure} {areas[feature]:.4f})" for feature in leaks[:_LISTED])
         more = f" and {len(leaks) - _LISTED} more" if len(leaks) > _LISTED else ""
-        detail = f"alone separates the answers: {said}{more}; below {max_auc:g} is needed: is it made from the answer?"
-    return Gate(name, "fail" if leaks else "pass", detail, areas[strongest], threshold=max_auc, n=len(labels))
+        detail = f"alone {what}: {said}{more}; below {limit:g} is needed: is it made from the answer?"
+    return Gate(name, "fail" if leaks else "pass", detail, areas[strongest], threshold=limit, n=len(labels))
 
 
 def row_id_gate(training: pd.DataFrame, holdout: pd.DataFrame) -> Gate:
@@ -189,6 +202,52 @@ def time_gate(training: pd.DataFrame, holdout: pd.DataFrame) -> Gate:
     return Gate(name, "fail" if len(late) else "pass", detail, len(late), threshold=0, n=len(training))
 
 
+def _told_apart(labels: Floats, target: Target, seed: int) -> tuple[NDArray[np.intp], str]:
+    """The rows that can be dealt to folds, and why there are none. Rare classes are left out; ``MOST_ROWS`` of other
+    kinds than binary are enough."""
+    every = np.arange(len(labels))
+    if target.kind == "regression":
+        if len(labels) < 2 * FOLDS or not labels.min() < labels.max():
+            return every, f"{len(labels)} holdout rows, at least {2 * FOLDS} of different numbers are needed"
+    else:
+        classes, rows = np.unique(labels, return_counts=True)
+        enough = classes[rows >= FOLDS]
+        if target.binary and (len(classes) < 2 or len(enough) < 2):
+            scarce = int(rows.min()) if len(classes) > 1 else 0
+            return every, f"{scarce} holdout rows of one answer, at least {FOLDS} of each are needed"
+        if len(enough) < 2:
+            return every, f"{len(enough)} classes have the {FOLDS} holdout rows that are needed, of two or more"
+        every = every[np.isin(labels, enough)]
+    if target.binary or len(every) <= MOST_ROWS:
+        return every, ""
+    return np.sort(np.random.default_rng(seed).choice(every, MOST_ROWS, replace=False)), ""
+
+
+def _alone(column: pd.Series, labels: Floats, seed: int, *, category: bool, target: Target) -> float:
+    """How well one feature answers by itself, by a tree of it that has not seen the row."""
+    regression = target.kind == "regression"
+    wanted = rankdata(labels) if regression else np.unique(labels, return_inverse=True)[1]
+    folds = (KFold if regression else StratifiedKFold)(FOLDS, shuffle=True, random_state=seed)
+    if category:
+        codes = column.astype("object").factorize()[0].reshape(-1, 1)  # missing is a value too
+        kind = "continuous" if regression else "multiclass" if wanted.max() > 1 else "binary"
+        found = TargetEncoder(target_type=kind, cv=folds).fit_transform(codes, wanted)
+        if found.shape[1] == 1 and not regression:
+            found = np.hstack([1 - found, found])
+    else:
+        values = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+        ranks = pd.Series(values).rank(method="dense").fillna(0).to_numpy().reshape(-1, 1)  # infinities too
+        tree = (DecisionTreeRegressor if regression else DecisionTreeClassifier)(min_samples_leaf=5, random_state=seed)
+        method = "predict" if regression else "predict_proba"
+        found = cross_val_predict(tree, ranks, wanted, cv=folds, method=method).reshape(len(wanted), -1)
+    if not regression:
+        return float(np.mean([roc_auc_score(wanted == k, found[:, k]) for k in range(found.shape[1])]))
+    explained = float(r2_score(wanted, found[:, 0]))
+    if category or len(np.unique(ranks)) < 2:
+        return explained
+    return max(explained, float(spearmanr(ranks[:, 0], wanted).statistic) ** 2)
+
+
 def _number_auc(column: pd.Series, positive: NDArray[np.bool_], seed: int) -> float:
     values = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
     ranks = pd.Series(values).rank(method="dense").to_numpy()  # infinities too
@@ -208,7 +267,8 @@ def _category_auc(column: pd.Series, positive: NDArray[np.bool_], seed: int) -> 
 def _hashes(frame: pd.DataFrame, schema: InputSchema, columns: list[str]) -> NDArray[np.uint64]:
     """A hash per row of the columns, whatever pandas calls the types they were read with."""
     plain = {}
-    numeric = {LABEL, *(schema.names[position] for position in schema.numeric_positions)}
+    label = {LABEL} if pd.api.types.is_numeric_dtype(frame[LABEL].dtype) else set()
+    numeric = {*label, *(schema.names[position] for position in schema.numeric_positions)}
     for column in columns:
         if column in numeric:
             numbers = pd.to_numeric(frame[column]).to_numpy(dtype=np.float64, na_value=np.nan)

@@ -54,6 +54,7 @@ RECIPE_MODULES = (
     "repeats.py",
     "score_calibration.py",
     "stored_features.py",
+    "target.py",
     "training.py",
     "tuning.py",
 )
@@ -142,7 +143,7 @@ def recipe_sha256(params: Params, workspace: Workspace) -> str:
         "schema": sha256_file(workspace.root / params.data_schema),
         "parameters": params.model_dump(
             mode="json",
-            include={"sources", "data", "split", "seed", "train"},
+            include={"sources", "data", "target", "split", "seed", "train"},
             exclude={"train": {"resources", "joblib"}},  # where and on how much it is fitted changes no bit
         ),
         "code": {name: sha256_file(here / name) for name in RECIPE_MODULES},

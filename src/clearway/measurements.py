@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clearway.gates import Holdout
-from clearway.metrics import METRICS, Floats, measure
+from clearway.metrics import Floats, measure
+from clearway.metrics import metric as metric_of
 from clearway.paired import Interval
 from clearway.plots import Importance, importances
 from clearway.slices import Level, levels
@@ -81,8 +82,8 @@ def measurements(
     ----------
     holdout : Holdout
         Labels, the challenger's threshold, and how rows are resampled.
-    scores : by role, float64 array of shape (rows,) or None
-        None where a model could not score.
+    scores : by role, float64 array of shape (rows,) or (rows, classes), or None
+        Outputs; None where a model could not score.
     thresholds : by role, float
     features : DataFrame of shape (rows, columns)
     columns : sequence of str or of sequences of str
@@ -97,8 +98,9 @@ def measurements(
         Ranges that numbers are cut into.
     """
     ours = scores["challenger"]
-    whole = {} if ours is None else measure(holdout.labels, ours, holdout.threshold)
-    intervals = {} if ours is None else {name: holdout.interval(METRICS[name], ours) for name in whole}
+    kind = holdout.target.kind
+    whole = {} if ours is None else measure(holdout.labels, ours, holdout.threshold, kind=kind)
+    intervals = {} if ours is None else {name: holdout.interval(metric_of(name, kind=kind), ours) for name in whole}
     found_levels: list[tuple[str, Level]] = []
     for chosen in dict.fromkeys((one,) if isinstance(one, str) else tuple(one) for one in columns):
         if set(chosen) <= set(features.columns):
@@ -121,7 +123,7 @@ def feature_importances(
     holdout: Holdout, score: Any, matrix: NDArray[np.float32], names: Sequence[str], metric: str
 ) -> list[Importance]:
     """By how much ``metric`` gets worse where a feature of the holdout is shuffled; see :func:`plots.importances`."""
-    measured = METRICS[metric]
+    measured = metric_of(metric, kind=holdout.target.kind)
 
     def quality(labels: Floats, found: Floats) -> float:
         return measured.sign * measured.value(labels, found, holdout.threshold)
@@ -138,16 +140,18 @@ def _part(
     metric: str,
 ) -> Part:
     rows = level.rows
-    labels = holdout.labels[rows]
+    labels, kind = holdout.labels[rows], holdout.target.kind
     measured = {
-        role: measure(labels, each[rows], thresholds[role]) for role, each in scores.items() if each is not None
+        role: measure(labels, each[rows], thresholds[role], kind=kind)
+        for role, each in scores.items()
+        if each is not None
     }
     ours, interval = scores["challenger"], None
     if ours is not None and metric in measured["challenger"]:
         groups = None if holdout.groups is None else holdout.groups[rows]
         fewer = min(holdout.resamples, _PART_RESAMPLES)
         inside = replace(holdout, labels=labels, groups=groups, resamples=fewer)
-        interval = inside.interval(METRICS[metric], ours[rows])
+        interval = inside.interval(metric_of(metric, kind=kind), ours[rows])
     return Part(level.name, column, level.value, len(labels), measured, interval)
 
 

@@ -1,4 +1,9 @@
-"""Named metrics of binary scores: scikit-learn's values, and the same under row weights for the bootstrap.
+"""Named metrics of a model's outputs: scikit-learn's values, and the same under row weights for the bootstrap.
+
+Which there are depends on what the model answers (:mod:`clearway.target`): :data:`METRICS` of a binary one,
+:data:`MULTICLASS`, :data:`REGRESSION`. Labels and outputs are those of :func:`clearway.target.judged`. The largest
+error is none of them: no resample has a larger one than the sample, so the bootstrap knows no bound of it. The 95th
+percentile stands in for it.
 
 Sums of products are ``np.sum(a * b)`` and not ``np.dot``: BLAS would start threads for each of hundreds of small sums,
 which beside a busy neighbour takes ten times as long.
@@ -13,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as scikit
 
 from clearway.errors import UsageError
+from clearway.params import Kind
 
 Floats = NDArray[np.float64]
 Weighted = Callable[[NDArray[Any]], float]
@@ -21,7 +27,7 @@ Weighted = Callable[[NDArray[Any]], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of labels (0 or 1), scores (probabilities of 1) and the threshold from which a score means yes."""
+    """A metric of labels, outputs and the threshold from which a score means yes, which only binary ones look at."""
 
     name: str
     higher_is_better: bool
@@ -34,38 +40,50 @@ class Metric:
         return 1 if self.higher_is_better else -1
 
 
-def metric(name: str, key: str = "metric") -> Metric:
-    """The metric of that name; ``key`` is where ``params.yaml`` names it.
+def metric(name: str, key: str = "metric", kind: Kind = "binary") -> Metric:
+    """The metric of that name for a kind of target; ``key`` is where ``params.yaml`` names it.
 
     Raises
     ------
     UsageError
         There is none; lists those there are.
     """
-    if name not in METRICS:
-        raise UsageError(f"{key}: unknown metric {name!r} (known: {', '.join(METRICS)})")
-    return METRICS[name]
+    known = metrics_of(kind)
+    if name not in known:
+        raise UsageError(f"{key}: unknown metric {name!r} (known: {', '.join(known)})")
+    return known[name]
 
 
-def measure(labels: Floats, scores: Floats, threshold: float, names: Iterable[str] | None = None) -> dict[str, float]:
+def metrics_of(kind: Kind) -> dict[str, Metric]:
+    """Every metric of a kind of target, by name."""
+    return {"binary": METRICS, "multiclass": MULTICLASS, "regression": REGRESSION}[kind]
+
+
+def measure(
+    labels: Floats, scores: Floats, threshold: float, names: Iterable[str] | None = None, kind: Kind = "binary"
+) -> dict[str, float]:
     """Every metric, or those named, that is defined on these rows.
 
     Parameters
     ----------
-    labels, scores : float64 arrays of shape (rows,)
+    labels : float64 array of shape (rows,)
+    scores : float64 array of shape (rows,) or (rows, classes)
+        Outputs.
     threshold : float
         Score from which the answer is yes.
+    kind : Kind
 
     Returns
     -------
     dict of str to float
-        Empty if a score is not finite or there are no rows; without ranking metrics if the labels are all the same.
+        Empty if a score is not finite or there are no rows; without ranking metrics and R² if the labels are all the
+        same.
     """
     if not len(scores) or not np.isfinite(scores).all():
         return {}
-    both = 0 < labels.sum() < len(labels)
-    chosen = [metric(name) for name in (METRICS if names is None else names)]
-    return {m.name: float(m.value(labels, scores, threshold)) for m in chosen if both or m.name not in RANKINGS}
+    differ = bool(labels.min() < labels.max())
+    chosen = [metric(name, kind=kind) for name in (metrics_of(kind) if names is None else names)]
+    return {m.name: float(m.value(labels, scores, threshold)) for m in chosen if differ or m.name not in RANKINGS}
 
 
 def _clip(scores: Floats) -> Floats:
@@ -188,5 +206,136 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-RANKINGS = ("roc_auc", "average_precision")
-"""Metrics that need both answers among the labels."""
+RANKINGS = ("roc_auc", "average_precision", "roc_auc_ovr", "r2")
+"""Metrics that need different answers among the labels."""
+
+
+def _confusion(labels: Floats, outputs: Floats) -> Callable[[NDArray[Any]], Floats]:
+    """Row weights → weighted counts of shape (classes, classes), by label and answer."""
+    classes = outputs.shape[1]
+    cells = labels.astype(np.intp) * classes + outputs.argmax(axis=1)
+
+    def count(weights: NDArray[Any]) -> Floats:
+        return np.bincount(cells, weights, classes * classes).astype(np.float64).reshape(classes, classes)
+
+    return count
+
+
+def _mean_over_classes(
+    part: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]], *, asked_only: bool = False
+) -> Callable[[Floats, Floats, float], Weighted]:
+    """The mean over classes of a ratio of right answers, rows of the class, and answers of the class.
+
+    Over the classes that have a row or an answer, or a row (``asked_only``), as scikit-learn does; a ratio of no rows
+    is 0.
+    """
+
+    def prepare(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+        count = _confusion(labels, outputs)
+
+        def weighted(weights: NDArray[Any]) -> float:
+            table = count(weights)
+            right, asked, answered = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+            there = asked > 0 if asked_only else (asked > 0) | (answered > 0)
+            above, below = part(right[there], asked[there], answered[there])
+            return float(np.mean(np.divide(above, below, out=np.zeros_like(above), where=below > 0)))
+
+        return weighted
+
+    return prepare
+
+
+def _weighted_roc_auc_ovr(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+    """The mean of each class's area against the rest, over the classes that have rows and are not all of them."""
+    there = [k for k in range(outputs.shape[1]) if 0 < np.count_nonzero(labels == k) < len(labels)]
+    each = [_weighted_roc_auc((labels == k).astype(np.float64), outputs[:, k], threshold) for k in there]
+    return lambda weights: float(np.mean([one(weights) for one in each])) if each else float("nan")
+
+
+def _class_log_losses(labels: Floats, outputs: Floats, threshold: float) -> Floats:
+    losses: Floats = -np.log(_clip(outputs[np.arange(len(labels)), labels.astype(np.intp)]))
+    return losses
+
+
+def _class_briers(labels: Floats, outputs: Floats, threshold: float) -> Floats:
+    """The squared distance to the answer, summed over classes: from 0 to 2."""
+    of_label = outputs[np.arange(len(labels)), labels.astype(np.intp)]
+    found: Floats = np.sum(outputs**2, axis=1) - 2 * of_label + 1
+    return found
+
+
+def _weighted_r2(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+    squares = (labels - outputs) ** 2
+    centred = labels - labels.mean()  # so that squares of large numbers do not cancel
+
+    def weighted(weights: NDArray[Any]) -> float:
+        total = weights.sum()
+        spread = np.sum(weights * (centred - np.sum(weights * centred) / total) ** 2)
+        return float(1 - np.sum(weights * squares) / spread) if spread > 0 else float("nan")
+
+    return weighted
+
+
+def _weighted_quantile(share: float) -> Callable[[Floats, Floats, float], Weighted]:
+    """NumPy's linear quantile of the absolute errors; weights count rows."""
+
+    def prepare(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+        errors = np.abs(labels - outputs)
+        order = np.argsort(errors, kind="stable")
+        ranked = errors[order]
+
+        def weighted(weights: NDArray[Any]) -> float:
+            upto = np.cumsum(weights[order])
+            place = share * (upto[-1] - 1)
+            low, high = ranked[np.searchsorted(upto, [np.floor(place), np.ceil(place)], side="right")]
+            return float(low + (place - np.floor(place)) * (high - low))
+
+        return weighted
+
+    return prepare
+
+
+def _once(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[Floats, Floats, float], float]:
+    """The metric of the table as it is: each row once."""
+    return lambda labels, outputs, threshold: prepare(labels, outputs, threshold)(np.ones(len(labels)))
+
+
+def _rooted(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[Floats, Floats, float], Weighted]:
+    def rooted(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+        mean = prepare(labels, outputs, threshold)
+        return lambda weights: float(np.sqrt(mean(weights)))
+
+    return rooted
+
+
+def _same(name: str, higher_is_better: bool, prepare: Callable[[Floats, Floats, float], Weighted]) -> Metric:
+    return Metric(name, higher_is_better, _once(prepare), prepare)
+
+
+MULTICLASS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        _same("accuracy", True, _mean_of(lambda y, p, t: 1.0 * (p.argmax(axis=1) == y))),
+        _same(
+            "balanced_accuracy",
+            True,
+            _mean_over_classes(lambda right, asked, answered: (right, asked), asked_only=True),
+        ),
+        _same("precision_macro", True, _mean_over_classes(lambda right, asked, answered: (right, answered))),
+        _same("recall_macro", True, _mean_over_classes(lambda right, asked, answered: (right, asked))),
+        _same("f1_macro", True, _mean_over_classes(lambda right, asked, answered: (2 * right, asked + answered))),
+        _same("log_loss", False, _mean_of(_class_log_losses)),
+        _same("brier", False, _mean_of(_class_briers)),
+        _same("roc_auc_ovr", True, _weighted_roc_auc_ovr),
+    )
+}
+REGRESSION: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        _same("rmse", False, _rooted(_mean_of(lambda y, p, t: (y - p) ** 2))),
+        _same("mae", False, _mean_of(lambda y, p, t: np.abs(y - p))),
+        _same("r2", True, _weighted_r2),
+        _same("median_absolute_error", False, _weighted_quantile(0.5)),
+        _same("p95_absolute_error", False, _weighted_quantile(0.95)),
+    )
+}

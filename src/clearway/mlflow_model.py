@@ -42,16 +42,20 @@ class Scorer:
 
         Returns
         -------
-        DataFrame of shape (rows, 2)
-            ``score``, and ``answer``: whether the score is at least the model's threshold.
+        DataFrame of shape (rows, 2) or (rows, 2 + classes)
+            ``score``, and ``answer``: whether the score is at least the model's threshold, the name of a class, or a
+            number. Of several classes also ``probability_`` and the name of each.
 
         Raises
         ------
         ClearwayError
             A feature is missing, or a value is not what the model can take.
         """
-        scores = self._model.score(self._model.schema.encode(rows))
-        return pd.DataFrame({"score": scores, "answer": scores >= self._model.threshold}, index=rows.index)
+        model, target = self._model, self._model.target
+        outputs = model.output(model.schema.encode(rows))
+        answers = outputs >= model.threshold if target.binary else target.named(outputs, model.threshold)
+        each = {f"probability_{name}": outputs[:, place] for place, name in enumerate(target.classes)}
+        return pd.DataFrame({"score": target.score(outputs), "answer": answers, **each}, index=rows.index)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Scorer:

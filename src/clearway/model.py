@@ -25,6 +25,7 @@ from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, sha256_bytes
 from clearway.params import describe
+from clearway.target import BINARY, Target
 from clearway.trust import NOTHING_MORE, Trust
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ SCHEMA, FEATURES, PARAMS = "schema.json", "features.json", "params.json"
 ALWAYS = (FEATURES, PARAMS, SCHEMA)
 """Files of every payload. Beside them: one of ``ESTIMATOR`` and ``PICKLE``, ``NETWORK`` if there is one, no other."""
 
-INPUT, OUTPUT = "features", "probabilities"
-"""Names of the ONNX graph's input, float32 (rows, features), and of its output, (rows, 2)."""
+INPUT, OUTPUT, NUMBERS = "features", "probabilities", "numbers"
+"""Names of the ONNX graph's input, float32 (rows, features), and of its output: (rows, 2) or (rows, classes), and that
+of a regression, (rows, 1)."""
 
 TRUSTED_TYPES = (
     "numpy.dtype",
@@ -87,6 +89,7 @@ class ModelParams(BaseModel):
     seed: int
     threshold: float
     train: Estimator
+    target: Target = BINARY
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Model:
     """None where the payload has no ONNX: then ``estimator`` answers."""
     definitions: Mapping[str, dict[str, Any]] | None = field(default=None, repr=False)
     """How each feature was defined where the model was trained, by name; None where they are of a flat table."""
+    target: Target = BINARY
+    """What it answers."""
     estimator: Any = field(default=None, repr=False)
     """Set only without ``session``."""
 
@@ -110,7 +115,26 @@ class Model:
         return "onnx" if self.session is not None else "scikit-learn"
 
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The probability of a positive answer for each row.
+        """One number a row: the probability of 1 or of the class that is answered, or the number that is predicted.
+
+        Parameters
+        ----------
+        matrix : float32 array of shape (rows, features)
+            As of :meth:`output`.
+
+        Returns
+        -------
+        float64 array of shape (rows,)
+
+        Raises
+        ------
+        ClearwayError
+            The matrix has another shape or type.
+        """
+        return self.target.score(self.output(matrix))
+
+    def output(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """All that the model says of each row.
 
         Parameters
         ----------
@@ -119,7 +143,8 @@ class Model:
 
         Returns
         -------
-        float64 array of shape (rows,)
+        float64 array of shape (rows,), or (rows, classes)
+            See :mod:`clearway.target`.
 
         Raises
         ------
@@ -133,12 +158,14 @@ class Model:
             )
         if self.session is None:
             if not len(matrix):  # scikit-learn refuses what ONNX answers with nothing
-                return np.empty(0, dtype=np.float64)
+                return np.empty((0, len(self.target.classes)) if self.target.classes else 0, dtype=np.float64)
             with _numeric_libraries().limit(limits=1):  # as ONNX Runtime: see _session
-                probabilities: NDArray[Any] = self.estimator.predict_proba(matrix)
-        else:
-            probabilities = self.session.run([OUTPUT], {INPUT: matrix})[0]
-        return probabilities[:, 1].astype(np.float64)
+                return estimated(self.estimator, self.target, matrix)
+        if self.target.kind == "regression":
+            numbers: NDArray[Any] = self.session.run([NUMBERS], {INPUT: matrix})[0]
+            return numbers[:, 0].astype(np.float64)
+        probabilities: NDArray[Any] = self.session.run([OUTPUT], {INPUT: matrix})[0]
+        return (probabilities[:, 1] if self.target.binary else probabilities).astype(np.float64)
 
 
 def load_model(bundle_folder: Path, digest: str, trust: Trust = NOTHING_MORE) -> Model:
@@ -186,6 +213,25 @@ def load_payload(folder: Path, digest: str, trust: Trust = NOTHING_MORE) -> Mode
         It has no ONNX, and ``trust`` does not allow its estimator.
     """
     return _build(_read(folder, digest), digest, folder, trust)
+
+
+def estimated(estimator: Any, target: Target, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a fitted scikit-learn estimator says of encoded rows: as :meth:`Model.output`."""
+    if target.kind == "regression":
+        return np.asarray(estimator.predict(matrix), dtype=np.float64).reshape(len(matrix))
+    probabilities = np.asarray(estimator.predict_proba(matrix), dtype=np.float64)
+    return probabilities[:, 1] if target.binary else probabilities
+
+
+def recorded_target(bundle: Bundle) -> Target:
+    """What the model of a verified bundle answers; it is not loaded.
+
+    Raises
+    ------
+    ClearwayError
+        The bundle's params are not of this version.
+    """
+    return _params(bundle.read(PARAMS), bundle.payload).target
 
 
 def load_estimator(payload: Path, digest: str, trust: Trust = NOTHING_MORE) -> Any:
@@ -331,11 +377,13 @@ def _build(files: Mapping[str, bytes], digest: str, source: Path, trust: Trust) 
         schema = InputSchema.model_validate_json(files[SCHEMA])
     except ValidationError as error:
         raise ClearwayError(f"{source}: {SCHEMA} is not of this version ({describe(error)})") from None
-    threshold = _params(files[PARAMS], source).threshold
+    params = _params(files[PARAMS], source)
     definitions = _definitions(files[FEATURES], source / FEATURES)
     if NETWORK in files:
-        return Model(digest, schema, threshold, _session(files[NETWORK], source / NETWORK), definitions)
-    return Model(digest, schema, threshold, None, definitions, _estimator(files, digest, source, trust))
+        session = _session(files[NETWORK], source / NETWORK)
+        return Model(digest, schema, params.threshold, session, definitions, params.target)
+    estimator = _estimator(files, digest, source, trust)
+    return Model(digest, schema, params.threshold, None, definitions, params.target, estimator)
 
 
 def _params(content: bytes, source: Path) -> ModelParams:

@@ -23,6 +23,11 @@ from clearway.snapshot import Snapshot
 MB = 2**20
 _SHOWN_FEATURES = 10
 _UNSAID = "*Not said: write it under `model_card:` in params.yaml.*"
+_ANSWERS = {
+    "binary": "a probability of yes; it answers yes from {threshold}",
+    "multiclass": "a probability of each of several classes; it answers the likeliest",
+    "regression": "a number",
+}
 _RUNTIMES = {"onnx": "ONNX Runtime", "scikit-learn": "scikit-learn: it has no ONNX, so answers are slower"}
 _TRAINING = ("data", "split", "seed", "train")
 """The sections of params.yaml that make a model; the others judge or serve it."""
@@ -80,7 +85,7 @@ def _front_matter(content: CardContent) -> str:
     front = {
         "license": card.licence or "unknown",
         "library_name": "sklearn",
-        "pipeline_tag": "tabular-classification",
+        "pipeline_tag": f"tabular-{'regression' if content.params.target.kind == 'regression' else 'classification'}",
         "tags": ["clearway", content.lineage.role],
         "metrics": list(content.lineage.metrics),
     }
@@ -96,7 +101,7 @@ def _details(content: CardContent) -> str:
     said = [
         ("digest", f"`{content.digest}`"),
         ("estimator", f"`{fitted['estimator']}`, arguments: {_text(written)}{found}"),
-        ("answer", f"a probability of yes; it answers yes from {train.threshold:g}"),
+        ("answer", _ANSWERS[content.params.target.kind].format(threshold=f"{train.threshold:g}")),
         *(
             (name.replace("_", " "), _text(f"{fitted[name]}"))
             for name in ("class_weights", "calibration")

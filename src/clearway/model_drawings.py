@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from clearway import plots
 from clearway.charts import Series, chart, heat_map, ranked
 from clearway.metrics import METRICS, Floats
-from clearway.plots import Importance, Kind
+from clearway.params import Kind
+from clearway.plots import Importance
 from clearway.reporting import Drawing, histogram, overlay
 
 ROLES = ("challenger", "champion", "baseline")

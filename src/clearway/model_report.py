@@ -14,11 +14,10 @@ from clearway.cli import markdown_cell
 from clearway.files import atomic_directory, write_json, write_text
 from clearway.gates import Gate
 from clearway.measurements import Measurements, Part
-from clearway.metrics import METRICS
+from clearway.metrics import metrics_of
 from clearway.model_drawings import ROLES, drawings, tables
 from clearway.paired import Interval
-from clearway.params import Params
-from clearway.plots import Kind
+from clearway.params import Kind, Params
 from clearway.reporting import Block, Drawings, Page, Table, write_page
 from clearway.svg import standalone
 from clearway.workspace import DRAWINGS, MODEL_PAGE, MODEL_REPORT, PLOTS, Workspace
@@ -149,7 +148,8 @@ def metric_rows(validation: "Validation") -> list[tuple[str, ...]]:
     """Each metric of the holdout: challenger, its interval, champion, baseline, and the challenger's in training."""
     columns = [validation.metrics[role] or {} for role in ROLES]
     trained = validation.measured.training.get("challenger", {})
-    names = [name for name in METRICS if any(name in values for values in columns)] or list(METRICS)
+    known = metrics_of(validation.kind)
+    names = [name for name in known if any(name in values for values in columns)] or list(known)
     rows: list[tuple[str, ...]] = []
     for name in names:
         ours, champion, baseline = (number(values.get(name)) for values in columns)
@@ -164,7 +164,7 @@ _METRIC_COLUMNS = ("metric", "challenger", "interval", "champion", "baseline", "
 
 def metric_table(validation: "Validation") -> Table:
     """The metrics of every model on the same rows."""
-    losses = ", ".join(name for name, each in METRICS.items() if not each.higher_is_better)
+    losses = ", ".join(name for name, each in metrics_of(validation.kind).items() if not each.higher_is_better)
     return Table(
         title="Metrics on the same holdout rows",
         columns=_METRIC_COLUMNS,

@@ -31,6 +31,7 @@ from clearway.gates import (
     ModelVerdict,
     baseline_gate,
     champion_gate,
+    classes_gate,
     constant_gate,
     finite_gate,
     floor_gate,
@@ -53,15 +54,17 @@ from clearway.labelled_rows import read_rows
 from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
 from clearway.measurements import Measurements, feature_importances, measurements
 from clearway.metrics import Floats, measure, metric
-from clearway.model import Model, load_estimator, load_model, load_payload
-from clearway.model_report import write_reports
+from clearway.model import Model, estimated, load_estimator, load_model, load_payload
+from clearway.model_report import ANSWERS, write_reports
 from clearway.paired import groups_of
 from clearway.parallel import in_order
-from clearway.params import Params
+from clearway.params import Kind, Params
 from clearway.project import load_project
 from clearway.robustness import noise_gate
 from clearway.served_latency import measure_served, served_latency_gate
 from clearway.slices import check_columns, slice_gates
+from clearway.target import constant_answer
+from clearway.target import judged as judged_as
 from clearway.trust import Trust, trust_of
 from clearway.workspace import Workspace
 
@@ -75,6 +78,7 @@ class Contender:
     role: str
     digest: str
     scores: Floats | None
+    """Its outputs: see :func:`clearway.target.judged`."""
     threshold: float
     """Score from which its answer is yes; the champion's is the one it is served with."""
     problem: str = ""
@@ -100,12 +104,14 @@ class _Judged:
     """What scikit-learn says of it, where the model says what ONNX Runtime will."""
     holdout: Holdout
     uses: HoldoutUses
-    base_rate: float
-    """Share of positives in training."""
+    constant: float | list[float]
+    """The answer that ignores the question: see :func:`clearway.target.constant_answer`."""
     calibration: Calibration | None
     trust: Trust
     no_onnx: str
     """Why the challenger has no ONNX, as its training says; empty where it has."""
+    classes: tuple[str, ...] = ()
+    """What the labels are positions in, where there are several classes."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,8 @@ class Validation:
     """Of the challenger; None where nothing was judged, or its scores are no probabilities."""
     no_onnx: str = ""
     """Why the challenger has no ONNX; empty where it has."""
+    kind: Kind = "binary"
+    """Of the target."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -133,6 +141,7 @@ class Validation:
             "baseline_digest": self.baseline_digest,
             "champion_digest": self.champion_digest,
             "rows": self.rows,
+            **({} if self.kind == "binary" else {"kind": self.kind}),
             "metrics": self.metrics,
             "calibration": None if self.calibration is None else _finite(asdict(self.calibration)),
             "gates": [asdict(gate) for gate in self.verdict.gates],
@@ -173,10 +182,11 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     ClearwayError
         A stage that must run first has not, or the holdout is missing, empty or lacks a feature.
     """
+    kind = params.target.kind
     for name in params.gates.floors:
-        metric(name, "params.yaml: gates.floors")
-    metric(params.gates.champion.metric, "params.yaml: gates.champion.metric")
-    metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric")
+        metric(name, "params.yaml: gates.floors", kind)
+    metric(params.gates.champion.metric, "params.yaml: gates.champion.metric", kind)
+    metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric", kind)
     trained = read_json(workspace.reports / "training.json", made_by="scripts/train.py")
     trust = trust_of(params, workspace)
     challenger = load_payload(workspace.model, trained["challenger"]["digest"], trust)
@@ -184,22 +194,26 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     check_columns(params.gates.fairness.attributes, challenger.schema.names, "gates.fairness.attributes")
     simple = load_payload(workspace.baseline, trained["baseline"]["digest"], trust)
     record = read_champion(workspace)
-    frame, labels = read_rows(workspace, "holdout")
-
+    frame, told = read_rows(workspace, "holdout", kind)
+    if challenger.target.kind != kind:
+        raise ClearwayError(
+            f"{workspace.model} answers {challenger.target.kind}, but params.yaml says target.kind = {kind}: run "
+            "scripts/train.py again"
+        )
     matrix = challenger.schema.encode(frame)
-    contenders = [
-        Contender("challenger", challenger.digest, challenger.score(matrix), challenger.threshold),
-        Contender("baseline", simple.digest, simple.score(simple.schema.encode(frame)), simple.threshold),
-    ]
+    models = [("challenger", challenger), ("baseline", simple)]
+    contenders = [Contender("challenger", challenger.digest, challenger.output(matrix), challenger.threshold)]
+    contenders.append(_contender("baseline", simple, frame, kind))
     champion = None
     if not record.bootstrap:
         assert record.digest is not None
         champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest, trust)
-        contenders.append(_champion(champion, frame))
+        models.append(("champion", champion))
+        contenders.append(_contender("champion", champion, frame, kind))
+    labels, contenders, classes = _aligned(told, [model for _, model in models], contenders)
     chosen = params.gates
-    holdout = Holdout(
-        labels, challenger.threshold, chosen.confidence, chosen.resamples, params.seed, _groups(params, frame)
-    )
+    groups, target = _groups(params, frame), challenger.target
+    holdout = Holdout(labels, challenger.threshold, chosen.confidence, chosen.resamples, params.seed, groups, target)
     calibration = None
     no_onnx = "" if challenger.session is not None else str(trained["challenger"].get("no_onnx", ""))
     if champion is not None and champion.digest == challenger.digest:
@@ -207,8 +221,8 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     else:
         with in_order():
             estimator = load_estimator(workspace.model, challenger.digest, trust)
-            estimated = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
-        uses = read_uses(workspace, holdout_identity(frame[ROW_ID], labels), challenger.digest)
+            trusted = estimated(estimator, challenger.target, matrix)
+        uses = read_uses(workspace, holdout_identity(frame[ROW_ID], told), challenger.digest)
         confidence = corrected_confidence(chosen.confidence, uses.place)
         judging = replace(holdout, confidence=confidence)
         scores = contenders[0].scores
@@ -220,15 +234,16 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             champion=champion,
             contenders={contender.role: contender for contender in contenders},
             frame=frame,
-            training=read_rows(workspace, "training")[0],
+            training=read_rows(workspace, "training", kind)[0],
             matrix=matrix,
-            estimated=estimated,
+            estimated=trusted,
             holdout=judging,
             uses=uses,
-            base_rate=trained["positive_share"],
+            constant=constant_answer(trained, chosen.champion.metric),
             calibration=calibration,
             trust=trust,
             no_onnx=no_onnx,
+            classes=classes,
         )
         verdict = judge(
             _gates(params, judged),
@@ -237,7 +252,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             bootstrap=record.reason,
         )
     measured: dict[str, dict[str, float] | None] = {
-        c.role: {} if c.scores is None else measure(labels, c.scores, c.threshold) for c in contenders
+        c.role: {} if c.scores is None else measure(labels, c.scores, c.threshold, kind=kind) for c in contenders
     }
     validation = Validation(
         verdict=verdict,
@@ -246,11 +261,13 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         champion_digest=None if record.bootstrap else record.digest,
         metrics={"challenger": None, "champion": None, "baseline": None, **measured},
         rows=len(labels),
-        measured=_measured(params, challenger, holdout, contenders, frame, matrix, trained),
+        measured=_measured(params, challenger, holdout, contenders, frame, matrix, trained, classes),
         calibration=calibration,
         no_onnx=no_onnx,
+        kind=kind,
     )
-    write_reports(params, workspace, validation, contenders, labels)
+    names = {"binary": ANSWERS, "multiclass": classes, "regression": ()}[kind]
+    write_reports(params, workspace, validation, contenders, labels, kind, names)
     return validation
 
 
@@ -262,16 +279,23 @@ def _measured(
     frame: pd.DataFrame,
     matrix: NDArray[np.float32],
     trained: Mapping[str, Any],
+    classes: Sequence[str],
 ) -> Measurements:
     chosen = params.gates
     compared = chosen.champion.metric
+
+    def output(rows: NDArray[np.float32]) -> Floats:
+        found = challenger.output(rows)
+        unseen = len(classes) - len(challenger.target.classes)  # of others; it never answers them
+        return np.pad(found, ((0, 0), (0, unseen))) if unseen else found
+
     return measurements(
         holdout,
         {each.role: each.scores for each in contenders},
         {each.role: each.threshold for each in contenders},
         frame[list(challenger.schema.names)],
         [*chosen.slices.declared, *chosen.fairness.attributes],
-        feature_importances(holdout, challenger.score, matrix, challenger.schema.names, compared),
+        feature_importances(holdout, output, matrix, challenger.schema.names, compared),
         metric=compared,
         training={role: trained[role]["training_metrics"] for role in ("challenger", "baseline")},
         min_rows=chosen.slices.min_rows,
@@ -279,13 +303,28 @@ def _measured(
     )
 
 
-def _champion(model: Model, frame: pd.DataFrame) -> Contender:
-    """The champion on the same rows, encoded as it was trained to see them."""
-    try:
-        return Contender("champion", model.digest, model.score(model.schema.encode(frame)), model.threshold)
-    except ClearwayError as error:
-        problem = f"the champion cannot score this holdout: {error}"
-        return Contender("champion", model.digest, None, model.threshold, problem)
+def _contender(role: str, model: Model, frame: pd.DataFrame, kind: Kind) -> Contender:
+    """A model on the same rows, encoded as it was trained to see them."""
+    problem = f"the {role} answers {model.target.kind}, and not {kind}: the two cannot be compared"
+    if model.target.kind == kind:
+        try:
+            return Contender(role, model.digest, model.output(model.schema.encode(frame)), model.threshold)
+        except ClearwayError as error:
+            if role != "champion":
+                raise
+            problem = f"the champion cannot score this holdout: {error}"
+    return Contender(role, model.digest, None, model.threshold, problem)
+
+
+def _aligned(
+    labels: NDArray[Any], models: Sequence[Model], contenders: Sequence[Contender]
+) -> tuple[Floats, list[Contender], tuple[str, ...]]:
+    """Labels, outputs and classes of :func:`clearway.target.judged`; the challenger's classes come first."""
+    able = [(c, model) for c, model in zip(contenders, models, strict=True) if c.scores is not None]
+    given = [(model.target, c.scores) for c, model in able if c.scores is not None]
+    made = judged_as(models[0].target, labels, *given)
+    outputs = {c.role: outputs for (c, _), outputs in zip(able, made.outputs, strict=True)}
+    return made.labels, [replace(c, scores=outputs.get(c.role)) for c in contenders], made.classes
 
 
 def _gates(params: Params, judged: _Judged) -> list[Gate]:
@@ -308,10 +347,11 @@ def _quality_gates(params: Params, judged: _Judged) -> list[Gate]:
     gates = [
         uses_gate(judged.uses, chosen.confidence, chosen.max_challengers),
         rows_gate(holdout, chosen.min_rows),
-        finite_gate(scores),
+        finite_gate(scores, holdout.target),
         _parity(params, judged, scores),
+        *([classes_gate(holdout, judged.classes, chosen.classes)] if holdout.target.classes else []),
         *(floor_gate(holdout, name, floor, scores) for name, floor in chosen.floors.items()),
-        constant_gate(holdout, compared, scores, judged.base_rate),
+        constant_gate(holdout, compared, scores, judged.constant),
     ]
     if chosen.baseline_gain is not None:
         gates.append(baseline_gate(holdout, compared, scores, contenders["baseline"].scores, chosen.baseline_gain))
@@ -337,7 +377,8 @@ def _quality_gates(params: Params, judged: _Judged) -> list[Gate]:
 def _parity(params: Params, judged: _Judged, scores: Floats) -> Gate:
     if judged.model.session is None:
         return no_onnx_gate(judged.no_onnx, required=params.gates.require_onnx, rows=len(scores))
-    return parity_gate(scores, judged.estimated, params.gates.onnx_tolerance)
+    known = scores[:, : judged.estimated.shape[1]] if scores.ndim == 2 else scores  # without classes of others
+    return parity_gate(known, judged.estimated, params.gates.onnx_tolerance, judged.holdout.target)
 
 
 def _group_gates(params: Params, judged: _Judged) -> list[Gate]:
@@ -357,7 +398,7 @@ def _group_gates(params: Params, judged: _Judged) -> list[Gate]:
             theirs,
             params.gates.slices,
             compared=params.gates.champion.metric,
-            base_rate=judged.base_rate,
+            constant=judged.constant,
             gain=paired_gain,
             champion_threshold=theirs_from,
         ),
@@ -380,7 +421,7 @@ def _robustness_gates(params: Params, judged: _Judged) -> list[Gate]:
         tests += declared_by(load_project(params, {}))
     return [
         noise_gate(
-            model.score,
+            model.output,
             model.schema,
             judged.matrix,
             model.threshold,
@@ -388,24 +429,28 @@ def _robustness_gates(params: Params, judged: _Judged) -> list[Gate]:
             keep=chosen.noise.keep,
             confidence=judged.holdout.confidence,
             seed=params.seed,
+            target=model.target,
+            tolerance=chosen.noise.tolerance,
         ),
         *behaviour_gates(
             tests,
             judged.frame,
             model.schema,
-            model.score,
+            model.output,
             model.threshold,
             confidence=judged.holdout.confidence,
             seed=params.seed,
+            target=model.target,
         ),
     ]
 
 
 def _leakage_gates(params: Params, judged: _Judged) -> list[Gate]:
     chosen, frame, training, schema = params.gates.leakage, judged.frame, judged.training, judged.model.schema
-    timed = params.time() is not None
+    timed, target = params.time() is not None, judged.model.target
+    limit = chosen.max_single_r2 if target.kind == "regression" else chosen.max_single_auc
     return [
-        target_gate(frame, judged.holdout.labels, schema, chosen.max_single_auc, params.seed),
+        target_gate(frame, judged.holdout.labels, schema, limit, params.seed, target),
         row_id_gate(training, frame),
         duplicate_gate(training, frame, schema, timed=timed, max_duplicates=chosen.max_duplicates),
         *([time_gate(training, frame)] if timed else []),
@@ -415,7 +460,9 @@ def _leakage_gates(params: Params, judged: _Judged) -> list[Gate]:
 def _contract_gates(params: Params, judged: _Judged) -> list[Gate]:
     if judged.champion is None:
         return []
-    before, after = (Interface(model.schema, model.definitions) for model in (judged.champion, judged.model))
+    before, after = (
+        Interface(model.schema, model.definitions, model.target) for model in (judged.champion, judged.model)
+    )
     return [schema_gate(before, after, params.gates.accept_changes)]
 
 
@@ -439,6 +486,6 @@ def _latencies(model: Model, matrix: NDArray[np.float32]) -> list[float]:
     for turn in range(_WARM_UP + _LATENCY_ROWS):
         row = turn % len(matrix)
         began = time.perf_counter()
-        model.score(matrix[row : row + 1])
+        model.output(matrix[row : row + 1])
         taken.append(1000 * (time.perf_counter() - began))
     return taken[_WARM_UP:]

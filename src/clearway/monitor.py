@@ -8,6 +8,7 @@ from rich.table import Table
 
 from clearway.acceptance import accept_raw
 from clearway.bundle import Bundle, verify
+from clearway.columns import LABEL
 from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError
 from clearway.files import write_json
@@ -36,10 +37,11 @@ from clearway.project import load_project
 from clearway.routing import RoutingTable, read_routing
 from clearway.schema import flat_columns
 from clearway.snapshot import read_tables_at
+from clearway.target import class_names
 from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
-LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features")
+LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features", "probabilities")
 
 
 def monitor(params: Params, workspace: Workspace, environment: str, now: datetime) -> MonitoringReport:
@@ -112,15 +114,18 @@ def terminal_table(report: MonitoringReport) -> Table:
 def _performance(params: Params, workspace: Workspace, bundle: Bundle, log: pd.DataFrame) -> Check:
     """The stable model's predictions whose labels are known at ``as_of``."""
     limits = params.decision.performance
-    wanted = metric(limits.metric, "decision.performance.metric")
-    expected = Expected(
-        metric=wanted,
-        value=bundle.lineage().metrics.get(wanted.name),
-        threshold=load_model(bundle.path, bundle.digest, trust_of(params, workspace)).threshold,
-    )
+    model = load_model(bundle.path, bundle.digest, trust_of(params, workspace))
+    if model.target.kind != params.target.kind:
+        said = f"the stable model answers {model.target.kind}, but params.yaml: target.kind = {params.target.kind}"
+        return Check(name="performance", status="unknown", sentence=f"{said}: what it is worth cannot be measured")
+    wanted = metric(limits.metric, "decision.performance.metric", model.target.kind)
+    value = bundle.lineage().metrics.get(wanted.name)
+    expected = Expected(metric=wanted, value=value, threshold=model.threshold, target=model.target)
     project = load_project(params, flat_columns(params, workspace.root))
     tables = read_tables_at(params, workspace, project, params.time())
     questions = project.questions(accept_raw(tables, params, workspace, params.time()))
+    if model.target.classes:
+        questions = questions.assign(**{LABEL: class_names(questions[LABEL])})
     stable = log[(log["version"] == bundle.digest) & (log["status"] == 200)]
     # The window ends at the last answer that is known, which may lie far behind the last prediction.
     labelled = recent(join_labels(stable, questions), params.split.current_days)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from clearway.columns import LABEL, PREDICTION_TIME, REPEATED, ROW_ID
@@ -19,11 +20,13 @@ from clearway.drift import DriftReport
 from clearway.drift_reference import DriftReference, compare_with
 from clearway.encoding import InputSchema
 from clearway.gates import LIVE_CONFIDENCE, Interval, live_interval
+from clearway.labelled_rows import read_labels
 from clearway.ledger import Entry
 from clearway.metrics import Metric
 from clearway.params import DriftParams, PerformanceTrigger
-from clearway.profile import SCORE
+from clearway.profile import ANSWER, SCORE
 from clearway.routing import RoutingTable
+from clearway.target import BINARY, Target, judged
 
 Status = Literal["pass", "alarm", "unknown"]
 
@@ -87,6 +90,7 @@ class Expected:
     """On its own holdout, from its lineage."""
     threshold: float
     """Score from which the answer is yes."""
+    target: Target = BINARY
 
 
 def traffic(log: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +113,8 @@ def join_labels(log: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     log : DataFrame
-        Predictions with the columns ``id``, ``version`` and ``score``; a replay's repeated id (``12~2``) is its first.
+        Predictions with the columns ``id`` and ``version``, and what is to be kept; a replay's repeated id (``12~2``)
+        is its first.
     questions : DataFrame
         The project's questions at ``as_of``; ``label`` is null where the answer is not known.
     """
@@ -132,19 +137,29 @@ def judge_performance(labelled: pd.DataFrame, expected: Expected, limits: Perfor
     Parameters
     ----------
     labelled : DataFrame
-        Predictions of the stable model with ``score`` and ``label``.
+        Predictions of the stable model with ``score`` and ``label``, and ``probabilities`` of several classes.
     """
     name, count = expected.metric.name, len(labelled)
     if count < limits.min_rows:
         few = f"{count:,} predictions of the stable model have a label by now, {limits.min_rows:,} needed"
         return Check(name="performance", status="unknown", sentence=f"{name} in service: {few}", n=count)
-    labels = labelled[LABEL].to_numpy(dtype=np.float64)
-    scores = labelled["score"].to_numpy(dtype=np.float64)
-    now = live_interval(expected.metric, labels, scores, expected.threshold, seed)
+    target = expected.target
+    told = read_labels(labelled[LABEL], target.kind, "labels of the served predictions")
+    made = judged(target, told, (target, logged_outputs(labelled, target)))
+    now = live_interval(expected.metric, made.labels, made.outputs[0], expected.threshold, seed, target)
     if now is None:
         undefined = "the known labels are all the same, or a score is no number"
         return Check(name="performance", status="unknown", sentence=undefined, n=count)
     return _compare(now, expected, limits, count)
+
+
+def logged_outputs(log: pd.DataFrame, target: Target) -> NDArray[np.float64]:
+    """What a model said, from the log of its answers: float64 of shape (rows,), or (rows, classes); NaN where it is not
+    logged."""
+    if target.kind != "multiclass":
+        return log["score"].to_numpy(dtype=np.float64)
+    rows = [[(said or {}).get(name, np.nan) for name in target.classes] for said in log["probabilities"]]
+    return np.array(rows, dtype=np.float64).reshape(len(log), len(target.classes))
 
 
 def _compare(now: Interval, expected: Expected, limits: PerformanceTrigger, count: int) -> Check:
@@ -217,16 +232,24 @@ def judge_features(
 
 
 def judge_scores(past: DriftReference, answered: pd.DataFrame, params: DriftParams, seed: int) -> Check:
-    """The stable model's scores in service against those on its training rows."""
+    """The stable model's scores in service against those on its training rows; so the classes it answers, of several.
+
+    What moved most is told: a drift of either is one.
+    """
     scores = pd.DataFrame({SCORE: answered["score"].astype("float64"), PREDICTION_TIME: answered["asked_at"]})
+    if past.kind == "multiclass":
+        named = [max(said, key=said.get) if said else None for said in answered["probabilities"]]
+        scores[ANSWER] = pd.Series(named, dtype="string").array
     report = compare_with(past, scores, [], [], params, seed)
     if not report.outputs:  # no reference of the season
         return Check(name="prediction_drift", status="unknown", sentence=report.sentence, n=len(scores))
-    found = report.outputs[0]
+    rank = {"drift": 0, "unknown": 1, "no_drift": 2}
+    found = min(report.outputs, key=lambda output: rank[output.status])
+    what = "classes answered by" if found.name == ANSWER else "scores of"
     return Check(
         name="prediction_drift",
         status=_status(found.status),
-        sentence=f"scores of the stable model: {found.detail}",
+        sentence=f"{what} the stable model: {found.detail}",
         observed=found.effect,
         threshold=found.effect_threshold,
         n=found.n_current,

@@ -14,13 +14,14 @@ from clearway.files import atomic_directory, canonical_json, read_json, write_js
 from clearway.footprint import payload_bytes
 from clearway.labelled_rows import read_rows
 from clearway.lineage import installed_packages, lineage_of
-from clearway.model import PARAMS, Model, load_estimator, load_payload
+from clearway.model import PARAMS, Model, estimated, load_estimator, load_payload
 from clearway.model_card import CardContent, render
 from clearway.params import Params
-from clearway.performance_estimate import ScoreMap, fit_score_map
+from clearway.performance_estimate import fit_score_map
 from clearway.profile import read_reference, write_reference
 from clearway.signing import sign
 from clearway.snapshot import Snapshot
+from clearway.target import judged, top_label
 from clearway.trust import Trust, trust_of
 from clearway.workspace import DRAWINGS, MODEL_PAGE, PLOTS, Workspace
 
@@ -81,11 +82,13 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
         calibration = calibration.for_baseline()
         rows = read_reference(reference)
         reference = folder / REFERENCE
+        outputs = model.output(model.schema.encode(rows))
         write_reference(
             rows[list(model.schema.names)],
-            model.score(model.schema.encode(rows)),
+            model.target.score(outputs),
             reference,
             labels=rows.get(LABEL),
+            answers=np.array(model.target.named(outputs, model.threshold)) if model.target.classes else None,
             times=rows.get(PREDICTION_TIME),
             seed=params.seed,
         )
@@ -97,7 +100,7 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             "lineage.json": canonical_json(lineage.model_dump(mode="json")),
             REFERENCE: reference,
             CALIBRATION: canonical_json(calibration.model_dump(mode="json")),
-            SCORE_MAP: canonical_json(_score_map(workspace, model).model_dump(mode="json")),
+            **_score_map(workspace, model),
             "golden.json": canonical_json(_golden(params, workspace, payload, model, trust)),
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
@@ -135,17 +138,21 @@ def _pictures(workspace: Workspace) -> dict[str, Path | bytes]:
     return {MODEL_PAGE: workspace.reports / MODEL_PAGE, **{f"{PLOTS}/{path.name}": path for path in sorted(found)}}
 
 
-def _score_map(workspace: Workspace, model: Model) -> ScoreMap:
-    """What the model's scores mean, on rows it has not learnt from."""
-    frame, labels = read_rows(workspace, "holdout")
-    return fit_score_map(model.score(model.schema.encode(frame)), labels)
+def _score_map(workspace: Workspace, model: Model) -> dict[str, bytes]:
+    """What the model's scores mean, on rows it has not learnt from; of a number that is predicted, nothing is known."""
+    if model.target.kind == "regression":
+        return {}
+    frame, told = read_rows(workspace, "holdout", model.target.kind)
+    made = judged(model.target, told, (model.target, model.output(model.schema.encode(frame))))
+    labels, scores = top_label(made.labels, made.outputs[0])
+    return {SCORE_MAP: canonical_json(fit_score_map(scores, labels).model_dump(mode="json"))}
 
 
 def _golden(params: Params, workspace: Workspace, payload: Path, model: Model, trust: Trust) -> dict[str, Any]:
-    """A seeded sample of holdout rows as a client would send them, and scikit-learn's scores of them."""
-    frame, _ = read_rows(workspace, "holdout")
+    """A seeded sample of holdout rows as a client would send them, and scikit-learn's outputs for them."""
+    frame, _ = read_rows(workspace, "holdout", model.target.kind)
     chosen = np.random.default_rng(params.seed).choice(len(frame), size=min(GOLDEN_ROWS, len(frame)), replace=False)
     rows = frame.iloc[np.sort(chosen)][list(model.schema.names)]
-    scores = load_estimator(payload, model.digest, trust).predict_proba(model.schema.encode(rows))[:, 1]
+    outputs = estimated(load_estimator(payload, model.digest, trust), model.target, model.schema.encode(rows))
     plain = rows.astype("object").where(rows.notna(), None)
-    return {"rows": plain.to_dict(orient="records"), "scores": [float(score) for score in scores]}
+    return {"rows": plain.to_dict(orient="records"), "scores": outputs.tolist()}

@@ -201,10 +201,9 @@ class Discordant:
         return float(binomtest(self.better, both, 0.5).pvalue) if both else 1.0
 
 
-def discordant(labels: Floats, ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Discordant:
-    """Count where two models' answers, bool arrays of shape (rows,), are not right or wrong together."""
-    right, other = (answers == (labels == 1) for answers in (ours, theirs))
-    return Discordant(int(np.count_nonzero(right & ~other)), int(np.count_nonzero(other & ~right)), len(labels))
+def discordant(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Discordant:
+    """Count the rows, of bool arrays of shape (rows,), that just one of two models answers rightly: ours, or theirs."""
+    return Discordant(int(np.count_nonzero(right & ~other)), int(np.count_nonzero(other & ~right)), len(right))
 
 
 def accuracy_gain(pairs: Discordant, confidence: float) -> Interval:

@@ -24,6 +24,34 @@ Slug = Annotated[str, Field(pattern=SLUG)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 PositiveWeight = Annotated[float, Field(gt=0)]
+Kind = Literal["binary", "multiclass", "regression"]
+
+METRICS_OF: dict[Kind, tuple[str, ...]] = {
+    "binary": ("roc_auc", "average_precision", "log_loss", "brier", "accuracy", "precision", "recall", "f1"),
+    "multiclass": (
+        "accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "log_loss", "brier",
+        "roc_auc_ovr",
+    ),
+    "regression": ("rmse", "mae", "r2", "median_absolute_error", "p95_absolute_error"),
+}  # fmt: skip
+"""Names of the metrics of :mod:`clearway.metrics`, which takes seconds to import."""
+
+_DEFAULTS_OF: dict[str, dict[tuple[str, ...], Any]] = {
+    "multiclass": {
+        ("gates", "floors"): {"roc_auc_ovr": 0.65},
+        ("gates", "champion", "metric"): "accuracy",
+        ("decision", "performance", "metric"): "accuracy",
+    },
+    "regression": {
+        ("train", "estimator"): "sklearn.ensemble.HistGradientBoostingRegressor",
+        ("train", "baseline"): "sklearn.linear_model.Ridge",
+        ("gates", "floors"): {"r2": 0.1},
+        ("gates", "champion", "metric"): "r2",
+        ("decision", "performance", "metric"): "r2",
+        ("canary", "score_margin"): 0.5,
+    },
+}
+"""What stands in place of a key's own default for a target that is not binary."""
 
 
 def _utc(value: Any) -> Any:
@@ -112,9 +140,20 @@ class DataParams(Section):
     table: str
     label: str
     positive: str | int | float | bool = 1
-    """The label value that counts as 1; every other value counts as 0."""
+    """The label value that counts as 1; every other value counts as 0. Binary targets only."""
     entity: str | None = None
     ignore: tuple[str, ...] = ()
+
+
+class TargetParams(Section):
+    """What the model answers."""
+
+    kind: Kind = "binary"
+    """``binary``: 0 or 1. ``multiclass``: one of several classes, named by the label's values as text. ``regression``:
+    a number. The latter two have defaults of their own. multiclass: ``gates.floors`` {roc_auc_ovr: 0.65},
+    ``gates.champion.metric`` and ``decision.performance.metric`` accuracy. regression: ``train.estimator``
+    HistGradientBoostingRegressor, ``train.baseline`` Ridge, ``gates.floors`` {r2: 0.1}, both metrics r2,
+    ``canary.score_margin`` 0.5."""
 
 
 class SplitParams(Section):
@@ -291,8 +330,8 @@ class TuneParams(Section):
     trials: int = Field(20, ge=1)
     timeout_seconds: float | None = Field(None, gt=0)
     """After so many seconds of trials none is begun. What is then best depends on how fast the machine is."""
-    metric: str = "roc_auc"
-    """What is judged by; any of the gates' metrics."""
+    metric: str | None = None
+    """What is judged by; any of the gates' metrics. Null: ``gates.champion.metric``."""
     folds: int = Field(3, ge=1)
     """How often a trial is fitted. With time: on expanding windows, each judged on the rows that come next."""
     validation_share: Probability = 0.3
@@ -353,7 +392,7 @@ class TrainParams(Section):
     baseline: str = "sklearn.linear_model.LogisticRegression"
     baseline_arguments: dict[str, Any] = Field(default_factory=dict)
     threshold: Probability = 0.5
-    """Score from which the answer is yes."""
+    """Score from which the answer is yes. Binary targets only."""
     format: Literal["skops", "joblib"] = "skops"
     """How the estimator is stored. A skops file is read type by type; a joblib file is a pickle, which runs what it
     holds, and needs ``trust.joblib`` too."""
@@ -431,20 +470,37 @@ class NoiseGate(Section):
     """Standard deviation of the noise, as a share of each numeric column's own."""
     keep: Probability = 0.95
     """Smallest share of holdout rows that keep their answer, lower bound."""
+    tolerance: float = Field(0.1, gt=0)
+    """Regression: how far a prediction may move and still be kept, in standard deviations of the predictions."""
 
 
 class LeakageGate(Section):
     """When a feature or the split gives the answer away."""
 
     max_single_auc: float = Field(0.99, gt=0.5, le=1)
-    """A feature that separates the answers as well as this by itself is taken for one made from the answer."""
+    """A feature that separates the answers as well as this by itself is taken for one made from the answer.
+    Multiclass: the mean over classes, each against the rest."""
+    max_single_r2: float = Field(0.99, gt=0, le=1)
+    """Regression: the same, as the share of the variance of the labels' ranks that a feature explains alone."""
     max_duplicates: Share | None = None
     """Largest share of holdout rows with the features of a training row. Null: 0.05 with time; without, no row may
     have the entity, label and features of one."""
 
 
+class ClassesGate(Section):
+    """Multiclass: whether the holdout can speak of each class."""
+
+    min_rows: int = Field(10, ge=1)
+    """Holdout rows of each class; a class of fewer is not judged, and named: unknown."""
+    max_unseen: Share = 0.05
+    """Largest share of holdout rows of classes that training never saw. Each of them counts as a wrong answer."""
+    unknown_blocks: bool = True
+    """Whether a class of too few rows stops the challenger."""
+
+
 class CalibrationGate(Section):
-    """How far scores may be from what they say."""
+    """How far scores may be from what they say. Multiclass: the score of the class that is answered. Not for
+    regression."""
 
     max_error: Probability | None = None
     """Largest expected calibration error, upper bound; null: reported, not judged."""
@@ -465,8 +521,10 @@ class ColumnTest(Section):
     """Just one of the three: what is done to each value that is there; ``set`` fills missing ones too."""
     expect: Literal["same", "up", "down"]
     """The score does not move; does not fall; does not rise."""
+    of_class: str | None = None
+    """Multiclass: the class whose probability is meant. ``up`` and ``down`` need it; ``same`` without it means each."""
     tolerance: Share = 0.01
-    """How far a score may still move otherwise."""
+    """How far a score may still move otherwise: a probability, or for regression spreads of the training labels."""
     min_share: Annotated[float, Field(gt=0, le=0.9999)] = 0.95
     """Smallest share of the changed rows that behave, lower bound."""
 
@@ -503,12 +561,15 @@ class FairnessGates(Section):
 
     attributes: tuple[str | tuple[str, ...], ...] = ()
     """Columns whose levels are groups; a list of columns means their combinations."""
+    classes: tuple[str, ...] = ()
+    """Multiclass: the classes whose answers are compared, each against the rest; empty: all of them."""
     min_rows: int = Field(200, ge=20)
     """A smaller group is not judged, and named."""
     bins: int = Field(4, ge=2)
     """Equally full ranges that a numeric column is cut into."""
     max_difference: Share | None = None
-    """Largest difference of a rate between any two groups, upper bound; null: not judged."""
+    """Largest difference of a rate between any two groups, upper bound; null: not judged. Regression: of the mean
+    error and the mean absolute error, in spreads of the training labels."""
     min_ratio: Share | None = None
     """Smallest ratio of a rate between any two groups, lower bound; 0.8 is the four-fifths rule; null: not judged."""
     margin: Share | None = 0.05
@@ -534,6 +595,7 @@ class GateParams(Section):
     baseline_gain: float | None = None
     """Smallest gain over the simple model, lower bound, in the champion gate's metric; null: reported, not judged."""
     noise: NoiseGate = NoiseGate()
+    classes: ClassesGate = ClassesGate()
     behaviour: tuple[ColumnTest, ...] = ()
     """Changes of one column and what they must do; a project package may declare others as ``PROJECT.behaviour``."""
     leakage: LeakageGate = LeakageGate()
@@ -555,7 +617,8 @@ class GateParams(Section):
     max_memory_mb: float = Field(512.0, gt=0)
     """Most memory that loading the model and scoring 1,000 rows may add to a process, in 2²⁰ bytes."""
     onnx_tolerance: float = Field(1e-5, gt=0)
-    """Largest difference between ONNX and scikit-learn scores on the holdout."""
+    """Largest difference between ONNX and scikit-learn scores on the holdout. Regression: relative to the value or to
+    the spread of the training labels, whichever is larger."""
     require_onnx: bool = False
     """Whether a model without ONNX is rejected; if not, it is served through scikit-learn, slower."""
     unknown_blocks: bool = True
@@ -649,7 +712,8 @@ class CanaryParams(Section):
     latency_ms: float = Field(100.0, gt=0)
     """The latency objective: the judged metric is the share of requests slower than this."""
     score_margin: Share = 0.15
-    """Largest difference of the mean score that is not held against the canary."""
+    """Largest difference of the mean score that is not held against the canary: of each class's probability where
+    there are several, in spreads of the training labels for regression."""
 
     @model_validator(mode="after")
     def _steps_rise(self) -> Self:
@@ -687,6 +751,7 @@ class Params(Section):
     feature_store: str = "feature_store.yaml"
     """Feast's own configuration; read only where the project package defines features with Feast."""
     data: DataParams | None = None
+    target: TargetParams = TargetParams()
     split: SplitParams = SplitParams()
     drift: DriftParams = DriftParams()
     decision: DecisionParams = DecisionParams()
@@ -701,6 +766,17 @@ class Params(Section):
     canary: CanaryParams = CanaryParams()
     monitoring: MonitoringParams = MonitoringParams()
     replay: ReplayParams = ReplayParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_kind(cls, content: Any) -> Any:
+        return _with_defaults(content) if isinstance(content, dict) else content
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        for key, cause in _misfits(self):
+            raise ValueError(f"{key} does not fit target.kind = {self.target.kind!r}: {cause}")
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -775,6 +851,61 @@ class Params(Section):
             known = ", ".join(self.environments)
             raise UsageError(f"environment {name!r} is not in params.yaml (environments: {known})")
         return self.environments[name]
+
+
+def _with_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """``params.yaml`` with the defaults of its kind of target where it says nothing; what is malformed is left."""
+    target = content.get("target")
+    kind = target.get("kind") if isinstance(target, dict) else getattr(target, "kind", None)
+    filled = dict(content)
+    for path, value in _DEFAULTS_OF.get(str(kind), {}).items():
+        place = filled
+        for name in path[:-1]:
+            inner = place.get(name, {})
+            if not isinstance(inner, dict):
+                break
+            place[name] = place = dict(inner)
+        else:
+            place.setdefault(path[-1], value)
+    return filled
+
+
+def _misfits(params: "Params") -> Iterator[tuple[str, str]]:
+    """Each setting that cannot apply to the kind of target, and what to do about it. Nothing is ever skipped."""
+    kind, gates = params.target.kind, params.gates
+    named = {
+        **{f"gates.floors.{name}": name for name in gates.floors},
+        "gates.champion.metric": gates.champion.metric,
+        "gates.slices.metric": gates.slices.metric,
+        "train.tune.metric": None if params.train.tune is None else params.train.tune.metric,
+        "decision.performance.metric": params.decision.performance.metric,
+    }
+    for key, name in named.items():
+        if name is not None and name not in METRICS_OF[kind]:
+            yield key, f"choose one of {', '.join(METRICS_OF[kind])}, not {name!r}"
+    only: list[tuple[str, Any, Any, tuple[Kind, ...]]] = [
+        ("train.threshold", params.train.threshold, 0.5, ("binary",)),
+        ("data.positive", params.data.positive if params.data else 1, 1, ("binary",)),
+        ("train.class_weights", params.train.class_weights, None, ("binary", "multiclass")),
+        ("train.calibration", params.train.calibration, None, ("binary", "multiclass")),
+        ("gates.calibration.max_error", gates.calibration.max_error, None, ("binary", "multiclass")),
+        ("gates.calibration.champion_margin", gates.calibration.champion_margin, None, ("binary", "multiclass")),
+        ("gates.fairness.min_ratio", gates.fairness.min_ratio, None, ("binary", "multiclass")),
+        ("gates.fairness.ratio_margin", gates.fairness.ratio_margin, None, ("binary", "multiclass")),
+        ("gates.fairness.classes", gates.fairness.classes, (), ("multiclass",)),
+        ("gates.classes", gates.classes, ClassesGate(), ("multiclass",)),
+        ("gates.noise.tolerance", gates.noise.tolerance, 0.1, ("regression",)),
+        ("gates.leakage.max_single_auc", gates.leakage.max_single_auc, 0.99, ("binary", "multiclass")),
+        ("gates.leakage.max_single_r2", gates.leakage.max_single_r2, 0.99, ("regression",)),
+    ]
+    for key, value, default, kinds in only:
+        if value != default and kind not in kinds:
+            yield key, f"it applies to {' and '.join(kinds)} only: remove it"
+    for test in gates.behaviour:
+        if test.of_class is not None and kind != "multiclass":
+            yield f"gates.behaviour.{test.name}.of_class", "only multiclass targets have classes: remove it"
+        if test.of_class is None and kind == "multiclass" and test.expect != "same":
+            yield f"gates.behaviour.{test.name}", f"say the probability of which class goes {test.expect}: add of_class"
 
 
 def load_params(path: Path) -> Params:

@@ -20,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from clearway.target import BINARY, Target
+
 Floats = NDArray[np.float64]
 
 ESTIMATED = ("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "f1")
-"""Metrics of :mod:`clearway.metrics` that are estimated."""
+"""Metrics of :mod:`clearway.metrics` that are estimated of a binary model. Of several classes the accuracy is: the
+score map then says how often an answer of such a score is right. Of a number nothing is."""
 ASSUMPTIONS = (
     "scores mean what they meant on the holdout: the score map still holds",
     "only the rows have changed, not how the answer follows from them (covariate shift, no concept drift)",
@@ -128,6 +131,7 @@ def estimate(
     names: Sequence[str] = ESTIMATED,
     *,
     holdout: Mapping[str, float] | None = None,
+    target: Target = BINARY,
 ) -> PerformanceEstimate:
     """The expected metrics of rows with these scores.
 
@@ -143,6 +147,8 @@ def estimate(
         Of :mod:`clearway.metrics`.
     holdout : mapping of str to float, optional
         The model's metrics on its holdout, to stand beside the estimate.
+    target : Target
+        What the model answers.
 
     Returns
     -------
@@ -165,9 +171,12 @@ def estimate(
     if problem:
         return no_estimate(count, problem)
     yes = score_map.probability(scores)
-    # Each row stands twice, once for either answer, weighted with how likely that answer is.
-    labels, twice, weights = np.repeat([1.0, 0.0], count), np.tile(scores, 2), np.concatenate([yes, 1 - yes])
-    found = {name: METRICS[name].weighted(labels, twice, threshold)(weights) for name in names}
+    if target.binary:
+        # Each row stands twice, once for either answer, weighted with how likely that answer is.
+        labels, twice, weights = np.repeat([1.0, 0.0], count), np.tile(scores, 2), np.concatenate([yes, 1 - yes])
+        found = {name: METRICS[name].weighted(labels, twice, threshold)(weights) for name in names}
+    else:
+        found = {"accuracy": float(yes.mean())}
     metrics = {name: value for name, value in found.items() if np.isfinite(value)}
     before = {name: holdout[name] for name in metrics if holdout and name in holdout}
     said = ", ".join(

@@ -7,7 +7,7 @@ undefined on the rows given (a ROC curve where all labels are alike) is empty, n
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from scipy.special import ndtri
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from clearway.metrics import Floats
+from clearway.params import Kind
 
-Kind = Literal["binary", "multiclass", "regression"]
-"""What a model answers."""
 Point = tuple[float, float]
 
 CURVE_POINTS, CALIBRATION_BINS, SCORE_BINS, RESIDUAL_BINS = 200, 10, 20, 30

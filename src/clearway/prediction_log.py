@@ -25,9 +25,12 @@ LOG_COLUMNS = (
     "score",
     "features",
     "inputs",
+    "probabilities",
 )
-"""Fields of one record. ``features`` is what the model saw; ``inputs`` is what a request by key carried, from which the
-features were looked up, null where it carried them itself. Both are left out where ``serving.log_features`` is off."""
+"""Fields of one record. ``score`` is one number whatever is answered (:mod:`clearway.target`), ``probabilities`` that
+of each class by its name, null where there are not several. ``features`` is what the model saw; ``inputs`` is what a
+request by key carried, from which the features were looked up, null where it carried them itself. Both are left out
+where ``serving.log_features`` is off."""
 
 ABOUT_RECORDS = ("asked_text", "where")
 """What can be read beside the fields: ``asked_at`` as the record writes it, and the file and line of the record."""
@@ -223,6 +226,10 @@ def _flat_or_null(value: Any) -> bool:
     return value is None or (type(value) is dict and all(type(each) in _PLAIN for each in value.values()))
 
 
+def _numbers_or_null(value: Any) -> bool:
+    return value is None or (type(value) is dict and all(type(one) in (float, int) for one in value.values()))
+
+
 _PLAIN = frozenset((float, int, str, bool, type(None)))
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "id": _text_or_null,
@@ -237,6 +244,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "score": _number_or_null,
     "features": _flat_or_null,
     "inputs": _flat_or_null,
+    "probabilities": _numbers_or_null,
 }
 """Whether a record holds of each field what a server writes there."""
 

@@ -5,6 +5,7 @@ evidence, so that drift is always measured against what the deployed model was t
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ MAX_ROWS = 50_000
 """Enough that the reference's own noise is small beside any current window; more would only cost time."""
 SCORE = "score"
 """Column of the model's scores in the reference."""
+ANSWER = "answered_class"
+"""Column of the classes it answered, where there are several."""
 
 
 def write_reference(
@@ -25,7 +28,8 @@ def write_reference(
     scores: NDArray[np.float64],
     path: Path,
     *,
-    labels: pd.Series | NDArray[np.float64] | None = None,
+    labels: pd.Series | NDArray[Any] | None = None,
+    answers: NDArray[Any] | None = None,
     times: pd.Series | None = None,
     seed: int = 0,
     max_rows: int = MAX_ROWS,
@@ -41,7 +45,9 @@ def write_reference(
     path : Path
         Target, written whole or not at all.
     labels : array or Series of shape (n,), optional
-        The answer of each row.
+        The label of each row: numbers, or names of classes.
+    answers : array of shape (n,), optional
+        The class that the model answered, where there are several.
     times : Series of shape (n,), optional
         When each row was asked about, UTC.
     seed : int
@@ -52,15 +58,21 @@ def write_reference(
     Raises
     ------
     UsageError
-        A feature is named ``score``.
+        A feature is named ``score``, or ``answered_class`` where there are several.
     ClearwayError
         There are no rows, or not one score, label and time per row.
     """
-    if SCORE in features.columns:
-        raise UsageError(f"a feature is named {SCORE!r}, which the drift reference reserves: rename the feature")
-    added = {SCORE: np.asarray(scores, dtype=np.float64)}
+    for name in (SCORE,) if answers is None else (SCORE, ANSWER):
+        if name in features.columns:
+            raise UsageError(f"a feature is named {name!r}, which the drift reference reserves: rename the feature")
+    added: dict[str, Any] = {SCORE: np.asarray(scores, dtype=np.float64)}
+    if answers is not None:
+        added[ANSWER] = pd.Series(answers, dtype="string").array
     if labels is not None:
-        added[LABEL] = np.asarray(labels, dtype=np.float64)
+        text = not pd.api.types.is_numeric_dtype(np.asarray(labels).dtype)
+        added[LABEL] = (
+            pd.Series(np.asarray(labels), dtype="string").array if text else np.asarray(labels, dtype=np.float64)
+        )
     if times is not None:
         added[PREDICTION_TIME] = times.array
     for name, values in added.items():

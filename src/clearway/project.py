@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import canonical_json, sha256_bytes, sha256_file
-from clearway.params import DataParams, Params
+from clearway.params import DataParams, Kind, Params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,14 +73,20 @@ class StoredProject(Protocol):
 class FlatProject:
     """A project without code: each row of one table is a question; columns are its features."""
 
-    def __init__(self, data: DataParams, columns: Mapping[str, str]) -> None:
+    def __init__(self, data: DataParams, columns: Mapping[str, str], kind: Kind = "binary") -> None:
         """``columns`` maps each column of the schema to its dtype (``str`` and ``bool`` are categorical)."""
         excluded = {data.label, data.entity, *data.ignore}
         named = [("label", data.label), ("entity", data.entity), *(("ignore", name) for name in data.ignore)]
         for key, name in named:
             if name is not None and name not in columns:  # a column ignored under a wrong name would be a feature
                 raise UsageError(f"params.yaml: data.{key} {name!r} is not a column of {data.table!r} in the schema")
+        if kind == "regression" and columns[data.label] not in ("int", "float"):
+            raise UsageError(
+                f"params.yaml: data.label {data.label!r} is of kind {columns[data.label]} in the schema: target.kind = "
+                "'regression' needs a number (int or float); several classes are 'multiclass'"
+            )
         self._data = data
+        self._kind = kind
         self.numeric = tuple(n for n, kind in columns.items() if n not in excluded and kind not in ("str", "bool"))
         self.categorical = tuple(n for n, kind in columns.items() if n not in excluded and kind in ("str", "bool"))
 
@@ -99,9 +105,14 @@ class FlatProject:
                 ENTITY: entity.astype("string"),
                 PREDICTION_TIME: pd.Series(pd.NaT, index=frame.index, dtype="datetime64[ns, UTC]"),
                 LABEL_TIME: pd.Series(pd.NaT, index=frame.index, dtype="datetime64[ns, UTC]"),
-                LABEL: (label == self._data.positive).astype("float64").where(label.notna()),
+                LABEL: self._label(label),
             }
         )
+
+    def _label(self, column: "pd.Series[Any]") -> "pd.Series[Any]":
+        if self._kind == "binary":
+            return (column == self._data.positive).astype("float64").where(column.notna())
+        return column if self._kind == "multiclass" else column.astype("float64")
 
     def features(self, questions: "pd.DataFrame", tables: Tables) -> "pd.DataFrame":
         frame = tables[self._data.table].loc[questions.index]
@@ -166,7 +177,7 @@ def load_project(params: Params, columns: Mapping[str, str]) -> AnyProject:
     """
     if params.project.package is None:
         assert params.data is not None  # checked when params were loaded
-        return FlatProject(params.data, columns)
+        return FlatProject(params.data, columns, params.target.kind)
     package = load_package(params.project.package)
     try:
         project = getattr(package, "PROJECT", None)
@@ -198,7 +209,10 @@ def definitions_sha256(params: Params) -> str:
     """
     if params.project.package is None:
         assert params.data is not None
-        return sha256_bytes(canonical_json(params.data.model_dump(mode="json")))
+        described = params.data.model_dump(mode="json")
+        if params.target.kind != "binary":
+            described["target"] = params.target.kind
+        return sha256_bytes(canonical_json(described))
     source = find_source(params.project.package)
     files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
     folder = source if source.is_dir() else source.parent

@@ -575,7 +575,9 @@ def _predictions(
         current = load_params(places[0].params_file)
         theirs, own = (trust_of(current, place) for place in places)
         models = (load_model(bundle.path, bundle.digest, theirs), load_payload(folder, rebuilt, own))
-        recorded, again = (model.score(model.schema.encode(rows)) for model in models)
+        recorded, again = (model.output(model.schema.encode(rows)) for model in models)
     except ClearwayError as error:
         return Predictions(len(rows), None, tolerance, str(error))
-    return Predictions(len(rows), float(np.max(np.abs(recorded - again))), tolerance)
+    if models[0].target.kind != models[1].target.kind or recorded.shape != again.shape:
+        return Predictions(len(rows), None, tolerance, "the two answer different things")
+    return Predictions(len(rows), float(np.max(models[0].target.differences(recorded, again))), tolerance)

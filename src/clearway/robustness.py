@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from clearway.encoding import InputSchema, NumericFeature, as_encoded
 from clearway.gates import Gate
 from clearway.shares import share_gate
+from clearway.target import BINARY, Target
 
 Matrix = NDArray[np.float32]
 Score = Callable[[Matrix], NDArray[np.float64]]
-"""Encoded rows, float32 (rows, features) → probabilities of label 1, float64 (rows,)."""
+"""Encoded rows, float32 (rows, features) → outputs, float64: see :mod:`clearway.target`."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -30,6 +31,8 @@ def noise_gate(
     keep: float = 0.95,
     confidence: float = 0.95,
     seed: int,
+    target: Target = BINARY,
+    tolerance: float = 0.1,
 ) -> Gate:
     """Rows whose answer stays under noise: the lower bound of their share is at least ``keep``.
 
@@ -49,6 +52,10 @@ def noise_gate(
     confidence : float
         One-sided level of each bound.
     seed : int
+    target : Target
+        What is answered: the same answer is the same yes or no, the same class, or a number that moved no further than
+        ``tolerance`` standard deviations of what is predicted without noise.
+    tolerance : float
 
     Returns
     -------
@@ -62,14 +69,16 @@ def noise_gate(
         before, after = score(matrix), score(shaken)
     except Exception as error:  # the runtime raises types of its own
         return Gate(name, "fail", f"the model fails on noisy rows: {type(error).__name__}: {error}", threshold=keep)
-    unscored = int(len(matrix) - np.count_nonzero(np.isfinite(before) & np.isfinite(after)))
+    finite = np.isfinite(before) & np.isfinite(after)
+    unscored = int(len(matrix) - np.count_nonzero(finite if finite.ndim == 1 else finite.all(axis=1)))
     if unscored:
         detail = f"{unscored:,} of {len(matrix):,} rows have no finite score with noise or without"
         return Gate(name, "fail", detail, threshold=keep, n=len(matrix))
-    kept = int(np.count_nonzero((before >= threshold) == (after >= threshold)))
+    kept = int(np.count_nonzero(target.kept(before, after, threshold, tolerance)))
     moved = int(np.count_nonzero((shaken != matrix) & ~np.isnan(matrix), axis=0).astype(bool).sum())
     where = f"{moved} of {matrix.shape[1]} features"
-    said = f"rows keep their answer under noise of {share:.3g} standard deviations in {where}"
+    within = f" within {tolerance:.3g} standard deviations" if target.kind == "regression" else ""
+    said = f"rows keep their answer{within} under noise of {share:.3g} standard deviations in {where}"
     return share_gate(name, kept, len(matrix), keep, confidence, said)
 
 

@@ -11,15 +11,18 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from clearway.canary import OBSERVED, CanaryVerdict, Judgement, Trace, draw_steps, judge, measure
+from clearway.bundle import verify
+from clearway.canary import OBSERVED, CanaryVerdict, Judgement, Trace, draw_steps, is_score, judge, measure
 from clearway.canary_state import CanaryState, as_evidence, read_state, write_state
 from clearway.deployment import deploy, hold, reconcile, rollback
 from clearway.errors import ClearwayError
 from clearway.files import atomic_path, write_json
 from clearway.local_target import ensure_serving
+from clearway.model import recorded_target
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.prediction_log import read_log
 from clearway.reporting import Page, Picture, Table, draw, write_page
+from clearway.target import BINARY, Target
 from clearway.workspace import Workspace
 
 CHUNK = 500
@@ -62,8 +65,9 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str) 
             f"{environment} has no open canary: open one with scripts/deploy.py --env {environment} --canary N"
         )
     last = entries[-1]
-    observations = _observe(workspace, environment, state, last.stable, last.sequence)
-    verdict = judge(observations, step_at(params.canary, state.weight), params.canary)
+    target = _target(params, workspace, last.stable)
+    observations = _observe(workspace, environment, state, last.stable, last.sequence, target)
+    verdict = judge(observations, step_at(params.canary, state.weight), params.canary, target)
     state = state.judged(verdict, last.sequence)
     write_state(folder, state)
     if verdict.verdict == "rollback":
@@ -236,7 +240,7 @@ def summary_rows(verdicts: Sequence[CanaryVerdict]) -> list[tuple[str, ...]]:
             f"{metric.n_stable:,}",
             _number(metric.stable),
             f"{metric.lower:+.4f} to {metric.upper:+.4f}",
-            f"{'±' if metric.name == 'score' else ''}{metric.margin:g}",
+            f"{'±' if is_score(metric.name) else ''}{metric.margin:g}",
             metric.status,
         )
         for verdict in verdicts
@@ -255,24 +259,35 @@ def summary_text(now: Tick) -> str:
     return "\n".join([*lines, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
 
 
-def _observe(workspace: Workspace, environment: str, state: CanaryState, stable: str, last: int) -> pd.DataFrame:
+def _target(params: Params, workspace: Workspace, stable: str) -> Target:
+    """What the stable version answers; a project of yes and no need not open its bundle."""
+    if params.target.kind == "binary":
+        return BINARY
+    return recorded_target(verify(workspace.bundles / stable, stable))
+
+
+def _observe(
+    workspace: Workspace, environment: str, state: CanaryState, stable: str, last: int, target: Target
+) -> pd.DataFrame:
     """The answers of the two versions on trial since the step began, whatever their status.
 
     A row by key whose features the version's schema refuses (422) is one of them: the judge takes it for an error of
     the version that refused it. So a canary that refuses what stable accepts is not promoted as if it were never asked.
     """
     folder = workspace.environment(environment) / "predictions"
-    log = read_log(folder, revisions=range(state.since_revision, last + 1), columns=OBSERVED)
+    columns = OBSERVED if target.kind == "multiclass" else OBSERVED[:-1]
+    log = read_log(folder, revisions=range(state.since_revision, last + 1), columns=columns)
     return log[log["version"].isin([stable, state.digest])]
 
 
 def _traces(params: Params, workspace: Workspace, environment: str, now: Tick) -> list[tuple[CanaryStep, list[Trace]]]:
     found = []
+    target = _target(params, workspace, now.stable)
     for step in now.state.verdicts:
         at = now.state.model_copy(update={"since_revision": step.since_revision})
-        observations = _observe(workspace, environment, at, now.stable, step.last_revision)
+        observations = _observe(workspace, environment, at, now.stable, step.last_revision, target)
         rules = step_at(params.canary, step.verdict.weight)
-        found.append((rules, measure(observations, rules, params.canary)))
+        found.append((rules, measure(observations, rules, params.canary, target)))
     return found
 
 

@@ -140,7 +140,7 @@ def _prepare(
     write_json(copied / FEATURES, {key: value for key, value in described.items() if key not in _STORED})
     digest = payload_digest(copied)
     golden = list(rows[:8])
-    scores = [float(score) for score in model.score(model.schema.encode(pd.DataFrame(golden)))]
+    scores = model.output(model.schema.encode(pd.DataFrame(golden))).tolist()
     pack(copied, {"golden.json": canonical_json({"rows": golden, "scores": scores})}, workspace.bundles / digest)
     place = workspace.environment(ENVIRONMENT)
     change = Change(action="deploy", stable=digest, canary=None, canary_weight=0, actor="gate", reason="latency")

@@ -1,9 +1,10 @@
 """Does the challenger hold in every part of the holdout? Pure: rows, labels and scores in, one gate per part out.
 
 Two kinds of parts. **Declared** ones are the levels of columns that ``params.yaml`` names. **Discovered** ones are
-where a shallow tree finds the challenger's log loss furthest above the champion's: it searches one half of the holdout,
-and what it finds is judged on the other half alone, so that searching for bad luck does not find any (Athey & Imbens,
-PNAS 113(27), 2016: honest trees; Chung et al., IEEE TKDE 32(12), 2020: slices by trees).
+where a shallow tree finds the challenger's log loss (of numbers the squared error) furthest above the champion's: it
+searches one half of the holdout, and what it finds is judged on the other half alone, so that searching for bad luck
+does not find any (Athey & Imbens, PNAS 113(27), 2016: honest trees; Chung et al., IEEE TKDE 32(12), 2020: slices by
+trees).
 
 A part fails if it is surely worse than allowed after Holm's correction over all parts judged (Holm, Scandinavian
 Journal of Statistics 6, 1979). It passes only if, by itself, it is surely good enough: to pass all is to pass each, so
@@ -25,7 +26,7 @@ from sklearn.tree import DecisionTreeRegressor
 from clearway.columns import RESERVED
 from clearway.drift import holm
 from clearway.errors import UsageError
-from clearway.gates import Gate, Holdout, Interval, Status
+from clearway.gates import Gate, Holdout, Interval, Status, constant_outputs
 from clearway.metrics import RANKINGS, Floats, Metric, metric
 from clearway.params import SliceGates
 
@@ -38,6 +39,8 @@ DEPTH, DISCOVERED = 3, 3
 MISSING, OTHER = "missing", "other"
 _LEAST_SCORE = 1e-6
 """A score nearer to 0 or 1 counts as this far from it: one row must not make a part."""
+_MOST_SQUARED = 100.0
+"""An error of more than ten spreads counts as ten, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def slice_gates(
     params: SliceGates,
     *,
     compared: str,
-    base_rate: float,
+    constant: float | Sequence[float],
     gain: Gain,
     champion_threshold: float | None = None,
 ) -> list[Gate]:
@@ -139,14 +142,14 @@ def slice_gates(
         Features of the holdout rows as they came, text as text.
     holdout : Holdout
         Labels, threshold, confidence, resamples, seed and groups of the same rows.
-    scores, champion : float64 arrays of shape (rows,)
+    scores, champion : float64 arrays of shape (rows,), or (rows, classes)
         Without a champion ``params.floor`` is what is needed; without that either, nothing is judged.
     params : SliceGates
     compared : str
         The champion gate's metric, judged unless ``params.metric`` names another.
-    base_rate : float
-        Score of the answer that ignores the question: without a champion, parts are searched for where the challenger
-        is worse than that.
+    constant : float or sequence of float
+        The answer that ignores the question, as of :func:`clearway.gates.constant_gate`: without a champion, parts are
+        searched for where the challenger is worse than that.
     gain : Gain
         The paired comparison.
     champion_threshold : float, optional
@@ -163,7 +166,7 @@ def slice_gates(
     UsageError
         There is no metric of that name.
     """
-    measured = metric(params.metric or compared, "params.yaml: gates.slices.metric")
+    measured = metric(params.metric or compared, "params.yaml: gates.slices.metric", holdout.target.kind)
     if champion is None and params.floor is None:
         return []
     if not _whole(scores, holdout):
@@ -180,9 +183,9 @@ def slice_gates(
         for part in _declared(frame, columns, holdout.labels, params, both=measured.name in RANKINGS)
     ]
     if params.discover:
-        theirs = np.full(holdout.rows, base_rate) if champion is None else champion
-        whose = "a constant score's" if champion is None else "the champion's"
-        parts += _discovered(frame, holdout, _log_losses(holdout.labels, scores, theirs), params, whose)
+        theirs = constant_outputs(constant, scores) if champion is None else champion
+        whose = "a constant answer's" if champion is None else "the champion's"
+        parts += _discovered(frame, holdout, _losses(holdout, scores, theirs), params, whose)
 
     judged = []
     for part in parts:
@@ -210,7 +213,7 @@ def _judge(
 ) -> _Judged:
     groups = None if holdout.groups is None else holdout.groups[part.rows]
     inside = replace(holdout, labels=holdout.labels[part.rows], groups=groups)
-    if measured.name in RANKINGS and not inside.both_answers:
+    if measured.name in RANKINGS and not inside.answers_differ:
         return _Judged(part, Interval(math.nan, None, None), "one answer only", None)
     if champion is None:
         assert params.floor is not None  # asked before
@@ -234,7 +237,8 @@ def _p_value(found: Interval, needed: float, inside: Holdout, *, ranking: bool) 
     reach = found.upper - found.estimate
     if reach <= 0:
         return 1.0 if found.upper >= needed else 0.0
-    answers = [inside.labels == 1, inside.labels == 0] if ranking else [np.ones(inside.rows, bool)]
+    both = ranking and inside.target.binary
+    answers = [inside.labels == 1, inside.labels == 0] if both else [np.ones(inside.rows, bool)]
     units = [len(np.unique(inside.groups[a])) if inside.groups is not None else int(a.sum()) for a in answers]
     freedom = max(min(units) - 1, 1)
     away = (needed - found.estimate) / reach * float(stdtrit(freedom, inside.confidence))
@@ -295,8 +299,7 @@ def _declared(
 
 
 def _enough(rows: NDArray[np.bool_], labels: Floats, least: int, *, both: bool) -> bool:
-    count, positive = int(rows.sum()), float(labels[rows].sum())
-    return count >= least and (not both or 0 < positive < count)
+    return int(rows.sum()) >= least and (not both or bool(labels[rows].min() < labels[rows].max()))
 
 
 def _discovered(frame: pd.DataFrame, holdout: Holdout, losses: Floats, params: SliceGates, whose: str) -> list[_Part]:
@@ -320,7 +323,8 @@ def _discovered(frame: pd.DataFrame, holdout: Holdout, losses: Floats, params: S
     mean = {leaf: float(losses[searched & (leaf_of == leaf)].mean()) for leaf in leaves}
     worst = sorted(leaves, key=lambda leaf: -mean[leaf])[:DISCOVERED]
     chosen = [leaf for leaf in worst if mean[leaf] > 0] or worst[:1]
-    note = "found on the other half, where its log loss is {:+.4f} a row against {}"
+    what = "squared error, in spreads of the labels," if holdout.target.kind == "regression" else "log loss"
+    note = f"found on the other half, where its {what} is {{:+.4f}} a row against {{}}"
     return [
         _Part(f"discovered_{place}", leaves[leaf], ~searched & (leaf_of == leaf), note.format(mean[leaf], whose))
         for place, leaf in enumerate(chosen, start=1)
@@ -442,12 +446,19 @@ def _texts(column: "pd.Series[Any]") -> NDArray[np.str_]:
     return np.where(column.isna(), MISSING, column.astype("object").astype(str)).astype(str)
 
 
-def _log_losses(labels: Floats, ours: Floats, theirs: Floats) -> Floats:
+def _losses(holdout: Holdout, ours: Floats, theirs: Floats) -> Floats:
     """Row by row, how much more ours loses."""
-    loss = []
+    loss, labels = [], holdout.labels
     for scores in (ours, theirs):
+        if holdout.target.kind == "regression":
+            errors = (scores - labels) / (holdout.target.spread or 1.0)
+            loss.append(np.minimum(errors**2, _MOST_SQUARED))
+            continue
         clipped = np.clip(scores, _LEAST_SCORE, 1 - _LEAST_SCORE)
-        loss.append(-np.where(labels == 1, np.log(clipped), np.log1p(-clipped)))
+        if holdout.target.kind == "multiclass":
+            loss.append(-np.log(clipped[np.arange(len(labels)), labels.astype(np.intp)]))
+        else:
+            loss.append(-np.where(labels == 1, np.log(clipped), np.log1p(-clipped)))
     difference: Floats = loss[0] - loss[1]
     return difference
 

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.base import is_classifier
+from sklearn.base import is_classifier, is_regressor
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
 from clearway.bundle import payload_digest
-from clearway.calibration import BASELINE_SCORE, Calibration, calibrate
+from clearway.calibration import BASELINE_ANSWER, BASELINE_SCORE, Calibration, calibrate
 from clearway.checkpoints import Checkpoints, array_sha256, fit_in_parts, state_basis, state_key
 from clearway.class_weights import ClassWeights, row_weights
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME
@@ -39,14 +39,15 @@ from clearway.export import ExportError, to_joblib, to_onnx, to_skops
 from clearway.files import atomic_directory, held, read_json, write_json, write_text
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
-from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, needed_types, read_estimator
+from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, estimated, needed_types, read_estimator
 from clearway.parallel import in_order, joblib_backend, numeric_threads
-from clearway.params import Params, ScoreCalibrationParams, TuneParams
-from clearway.profile import SCORE, sample_positions, write_reference
+from clearway.params import Kind, Params, ScoreCalibrationParams, TuneParams
+from clearway.profile import ANSWER, SCORE, sample_positions, write_reference
 from clearway.progress import Show, silent
 from clearway.resources import names_memory, peak_memory_mb
 from clearway.schema import Column
 from clearway.score_calibration import calibrated, calibration_rows
+from clearway.target import Target, constants, learn_target
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def recipes(params: Params) -> tuple[Recipe, Recipe]:
     )
 
 
-def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
-    """An unfitted classifier that takes the encoded matrix.
+def make_estimator(recipe: Recipe, schema: InputSchema, seed: int, kind: Kind = "binary") -> Any:
+    """An unfitted classifier, or regressor, that takes the encoded matrix.
 
     Histogram gradient boosting takes it as it is, missing values and category positions included. Everything else
     stands behind a preparation of its own: medians for missing numbers, scaled unless it is made of trees (they do
@@ -104,11 +105,11 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
     Raises
     ------
     UsageError
-        The class cannot be imported or is no classifier with probabilities, or an argument is not one of its own;
-        names the key of ``params.yaml`` and the value.
+        The class cannot be imported or is no classifier with probabilities (or no regressor), or an argument is not
+        one of its own; names the key of ``params.yaml`` and the value.
     """
-    kind = _import_class(recipe)
-    accepted = signature(kind).parameters
+    imported = _import_class(recipe)
+    accepted = signature(imported).parameters
     if "n_jobs" in recipe.arguments:
         raise UsageError(
             f"params.yaml: {recipe.arguments_key}.n_jobs = {recipe.arguments['n_jobs']!r} would make another model of "
@@ -116,20 +117,26 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int) -> Any:
         )
     seeded = {"random_state": seed} if "random_state" in accepted else {}
     try:
-        estimator = kind(**{**seeded, **recipe.arguments, **_one_object_each(recipe.arguments)})
+        estimator = imported(**{**seeded, **recipe.arguments, **_one_object_each(recipe.arguments)})
     except TypeError as error:
         raise UsageError(
             f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {error}; "
             f"{recipe.estimator} takes {', '.join(accepted)}"
         ) from None
-    if not is_classifier(estimator) or not hasattr(estimator, "predict_proba"):
+    if kind == "regression":
+        if not is_regressor(estimator):
+            raise UsageError(
+                f"params.yaml: {recipe.key} = {recipe.estimator!r} is no regressor, but target.kind is regression: "
+                "choose one that predicts a number"
+            )
+    elif not is_classifier(estimator) or not hasattr(estimator, "predict_proba"):
         raise UsageError(
             f"params.yaml: {recipe.key} = {recipe.estimator!r} is no classifier with predict_proba: choose one that "
             "gives probabilities (or set the argument that makes it)"
         )
-    if isinstance(estimator, HistGradientBoostingClassifier):
+    if isinstance(estimator, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
         return estimator
-    trees = kind.__module__.startswith(("sklearn.tree.", "sklearn.ensemble."))
+    trees = imported.__module__.startswith(("sklearn.tree.", "sklearn.ensemble."))
     return Pipeline([("prepare", _preparation(schema, scale=not trees)), ("model", estimator)])
 
 
@@ -140,7 +147,9 @@ def fit(
     labels: NDArray[np.float64],
     seed: int,
     threads: int,
+    kind: Kind = "binary",
     *,
+    classes: Sequence[str] = (),
     checkpoints: Checkpoints | None = None,
     class_weights: ClassWeights | None = None,
     calibration: ScoreCalibrationParams | None = None,
@@ -157,11 +166,15 @@ def fit(
     matrix : float32 array of shape (rows, features)
         Encoded rows; missing values are NaN.
     labels : float64 array of shape (rows,)
-        0.0 or 1.0.
+        Of :func:`clearway.target.learn_target`: 0.0 or 1.0, the position of a class, or a number.
     seed : int
         ``random_state``, for a class that takes one and whose arguments do not set it.
     threads : int
         Threads of OpenMP. Whatever they are, linear algebra uses one, so that their number changes no bit.
+    kind : Kind
+        What is to be learnt.
+    classes : sequence of str, optional
+        Names of the classes that labels are positions of, for their weights.
     checkpoints : Checkpoints, optional
         Where to keep what was learnt so far, and go on from it.
     class_weights : "balanced" or mapping of label → weight, optional
@@ -174,27 +187,22 @@ def fit(
     Returns
     -------
     estimator, warnings
-        The fitted classifier, and what it warned of, each message once.
+        The fitted estimator, and what it warned of, each message once.
 
     Raises
     ------
     UsageError
         Class or arguments are wrong, or the class takes no weights.
     ClearwayError
-        The labels are all the same or too few for a curve, or the estimator fails on the data.
+        The labels are too few for a curve, or the estimator fails on the data.
     """
-    answers = np.unique(labels)
-    if answers.tolist() != [0.0, 1.0]:
-        raise ClearwayError(
-            f"training labels must be both 0 and 1, found only {', '.join(f'{a:g}' for a in answers) or 'none'} in "
-            f"{len(labels)} rows: there is nothing to learn; check the label's definition and the training window"
-        )
-    estimator = make_estimator(recipe, schema, seed)
-    weights = None if class_weights is None else row_weights(labels, class_weights)
+    estimator = make_estimator(recipe, schema, seed, kind)
+    weights = None if class_weights is None else row_weights(labels, class_weights, classes)
     if weights is not None:
         _check_weighable(recipe, estimator)
     held = None if calibration is None else calibration_rows(labels, times, calibration, seed)
     kept = slice(None) if held is None else ~held
+    answers = labels if kind == "regression" else labels.astype(np.int64)
     with numeric_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -204,9 +212,9 @@ def fit(
                 with in_order():  # quick; from a cluster its parts would come back as copies
                     ready = estimator[0].fit_transform(ready)
             last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-            fit_in_parts(last, ready, labels[kept].astype(np.int64), checkpoints, **given)
+            fit_in_parts(last, ready, answers[kept], checkpoints, **given)
             if calibration is not None:
-                estimator = calibrated(estimator, matrix[held], labels[held].astype(np.int64), calibration)
+                estimator = calibrated(estimator, matrix[held], answers[held], calibration)
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
@@ -243,7 +251,8 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     started = time.perf_counter()
     (workspace.reports / "training.json").unlink(missing_ok=True)  # it is there when all else of this run is
     described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
-    frame, labels = read_rows(workspace, "training")
+    frame, told = read_rows(workspace, "training", params.target.kind)
+    target, labels = learn_target(params.target.kind, told)
     kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
     definitions = {key: described[key] for key in kept}
     missing = [name for name in (*definitions["numeric"], *definitions["categorical"]) if name not in frame.columns]
@@ -261,16 +270,18 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
             f"features too large for float32 or infinite: {', '.join(infinite)}; correct their definition"
         )
 
-    report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), "positive_share": labels.mean()}
+    report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), **constants(target, labels)}
     given: dict[str, NDArray[np.float64]] = {}
     challenger, baseline = recipes(params)
     basis = state_basis(params, [_import_class(recipe) for recipe in (challenger, baseline)], matrix, labels)
     if params.train.tune is not None:
-        found = _search(params.train.tune, challenger, params, workspace, schema, matrix, labels, frame, basis, show)
+        found = _search(
+            params.train.tune, challenger, params, workspace, schema, matrix, labels, target, frame, basis, show
+        )
         challenger = replace(
             challenger, arguments={**challenger.arguments, **found.best.arguments}, trials=len(found.trials)
         )
-        report["tuning"] = found.report(params.train.tune)
+        report["tuning"] = found.report(params.train.tune, params.train.tune.metric or params.gates.champion.metric)
     _write_plot(report.get("tuning", {}).get("trials", ()), workspace)
     for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
@@ -286,26 +297,28 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
                 labels,
                 params.seed,
                 params.train.resources.threads,
+                target.kind,
+                classes=target.classes,
                 checkpoints=checkpoints,
                 class_weights=params.train.class_weights,
                 calibration=params.train.calibration,
                 times=_times(frame),
             )
         with in_order():
-            scores = estimator.predict_proba(matrix)[:, 1].astype(np.float64)
-        no_onnx = _write_payload(folder, recipe, estimator, schema, definitions, params)
-        given[recipe.role] = scores
+            outputs = estimated(estimator, target, matrix)
+        no_onnx = _write_payload(folder, recipe, estimator, schema, definitions, params, target)
+        given[recipe.role] = outputs
         report[recipe.role] = {
             "digest": payload_digest(folder),
             "estimator": recipe.estimator,
             "seconds": round(time.perf_counter() - began, 3),
-            "training_metrics": measure(labels, scores, params.train.threshold),
+            "training_metrics": measure(labels, outputs, params.train.threshold, kind=target.kind),
             "warnings": list(warned),
             "checkpoints": asdict(checkpoints.record),
             "runtime": "scikit-learn" if no_onnx else "onnx",
             **({"no_onnx": f"no ONNX, so no fast path: {recipe.estimator} {no_onnx}"} if no_onnx else {}),
         }
-    _write_past(frame, schema, labels, given, params, workspace)
+    _write_past(frame, schema, told, given, params, workspace, target)
     report["seconds"] = round(time.perf_counter() - started, 3)
     report["peak_memory_mb"] = round(peak_memory_mb(), 1)
     write_json(workspace.reports / "training.json", report)
@@ -328,6 +341,7 @@ def _search(
     schema: InputSchema,
     matrix: NDArray[np.float32],
     labels: NDArray[np.float64],
+    target: Target,
     frame: pd.DataFrame,
     basis: Mapping[str, str],
     show: Show,
@@ -335,7 +349,7 @@ def _search(
     """Search the challenger's arguments on folds of the training rows."""
     from clearway.tuning import KEY, make_folds, search, starting_point  # Optuna, which few trainings need
 
-    judge = metric(tune.metric, f"params.yaml: {KEY}.metric")
+    judge = metric(tune.metric or params.gates.champion.metric, f"params.yaml: {KEY}.metric", target.kind)
     accepted = signature(_import_class(recipe)).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for name in tune.space:
@@ -352,7 +366,7 @@ def _search(
         len(frame),
         times=frame[PREDICTION_TIME] if timed else None,
         answered=frame.get(LABEL_TIME),
-        strata=labels,
+        strata=None if target.kind == "regression" else labels,
         entities=frame.get(ENTITY),
     )
     places = {
@@ -366,6 +380,7 @@ def _search(
         schema,
         matrix,
         labels,
+        target,
         folds,
         _times(frame),
         params,
@@ -388,6 +403,7 @@ def _fold_value(
     schema: InputSchema,
     matrix: NDArray[np.float32],
     labels: NDArray[np.float64],
+    target: Target,
     folds: Sequence["Fold"],
     times: NDArray[np.datetime64] | None,
     params: Params,
@@ -405,13 +421,17 @@ def _fold_value(
         labels[learning],
         params.seed,
         params.train.resources.threads,
+        target.kind,
+        classes=target.classes,
         class_weights=params.train.class_weights,
         calibration=params.train.calibration,
         times=None if times is None else times[learning],
     )
+    if target.kind != "regression" and len(estimator.classes_) < len(target.classes or (0, 1)):
+        raise ClearwayError(f"fold {fold + 1} has rows of {len(estimator.classes_)} classes only to learn from")
     with in_order():
-        scores = estimator.predict_proba(matrix[judging])[:, 1].astype(np.float64)
-    return float(metric(judge).value(labels[judging], scores, params.train.threshold))
+        outputs = estimated(estimator, target, matrix[judging])
+    return float(metric(judge, kind=target.kind).value(labels[judging], outputs, params.train.threshold))
 
 
 def _one_object_each(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -474,7 +494,13 @@ def _preparation(schema: InputSchema, *, scale: bool) -> ColumnTransformer:
 
 
 def _write_payload(
-    folder: Path, recipe: Recipe, estimator: Any, schema: InputSchema, definitions: Mapping[str, Any], params: Params
+    folder: Path,
+    recipe: Recipe,
+    estimator: Any,
+    schema: InputSchema,
+    definitions: Mapping[str, Any],
+    params: Params,
+    target: Target,
 ) -> str:
     """Write the files that the digest covers; returns why there is no ONNX among them, or nothing."""
     name, stored, types = _stored(recipe, estimator, params)
@@ -502,10 +528,9 @@ def _write_payload(
             (made / NETWORK).write_bytes(network)
         write_json(made / SCHEMA, schema.model_dump(mode="json"))
         write_json(made / FEATURES, definitions)
-        write_json(
-            made / PARAMS,
-            {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold, "train": train},
-        )
+        made_by = {"project": params.project.name, "seed": params.seed, "threshold": params.train.threshold}
+        answers = {} if target.binary else {"target": target.model_dump(mode="json", exclude_defaults=True)}
+        write_json(made / PARAMS, {**made_by, "train": train, **answers})
     return no_onnx
 
 
@@ -528,18 +553,22 @@ def _stored(recipe: Recipe, estimator: Any, params: Params) -> tuple[str, bytes,
 def _write_past(
     frame: pd.DataFrame,
     schema: InputSchema,
-    labels: NDArray[np.float64],
-    scores: Mapping[str, NDArray[np.float64]],
+    labels: NDArray[Any],
+    given: Mapping[str, NDArray[np.float64]],
     params: Params,
     workspace: Workspace,
+    target: Target,
 ) -> None:
     """What drift is later measured against: the reference, and how much windows of it differ by themselves."""
     times = frame[PREDICTION_TIME] if _times(frame) is not None else None
     features = frame[list(schema.names)]
+    scores = {role: target.score(outputs) for role, outputs in given.items()}
+    named = {role: np.array(target.named(o, 0.0)) for role, o in given.items()} if target.classes else {}
     write_reference(
         features,
         scores["challenger"],
         workspace.build / "reference.parquet",
+        answers=named.get("challenger"),
         labels=labels,
         times=times,
         seed=params.seed,
@@ -552,12 +581,14 @@ def _write_past(
         categorical = [schema.names[position] for position in schema.categorical_positions]
         ordered = features.iloc[order]
         outputs = {SCORE: scores["challenger"], BASELINE_SCORE: scores["baseline"]}
+        answers = {ANSWER: named["challenger"], BASELINE_ANSWER: named["baseline"]} if named else {}
         calibration = calibrate(
             ordered,
             {**dict.fromkeys(numeric, "numeric"), **dict.fromkeys(categorical, "categorical")},
             outputs={
                 **{name: ("numeric", pd.Series(values[order])) for name, values in outputs.items()},
-                LABEL: ("categorical", pd.Series(labels[order])),
+                **{name: ("categorical", pd.Series(values[order])) for name, values in answers.items()},
+                LABEL: ("numeric" if target.kind == "regression" else "categorical", pd.Series(labels[order])),
             },
             sampled=sampled,
             domain=calibrate_domain(ordered, numeric, categorical, params.drift.domain, params.seed),

@@ -62,7 +62,7 @@ class Search:
     """How many of them an earlier process had finished."""
     ended_by: Literal["trials", "timeout"]
 
-    def report(self, tune: TuneParams) -> dict[str, Any]:
+    def report(self, tune: TuneParams, metric: str) -> dict[str, Any]:
         """What ``reports/training.json`` says of it."""
         timed_out = self.ended_by == "timeout"
         note = (
@@ -70,7 +70,7 @@ class Search:
             "slower machine ends it elsewhere, and may choose other arguments"
         )
         return {
-            "metric": tune.metric,
+            "metric": metric,
             "best_trial": self.best.number,
             "best_value": self.best.value,
             "arguments": self.best.arguments,

@@ -292,22 +292,21 @@ class Endpoint:
         failure = None
         try:
             if group.questions[0].role == "stable":
-                scores = model.score(group.matrix).tolist()
+                outputs = model.output(group.matrix)
             else:
-                running = asyncio.get_running_loop().run_in_executor(self._trial, model.score, group.matrix)
-                scores = (await running).tolist()
-            if not all(map(math.isfinite, scores)):
+                outputs = await asyncio.get_running_loop().run_in_executor(self._trial, model.output, group.matrix)
+            told: list[dict[str, Any] | None] = [*model.target.told(outputs, model.threshold)]
+            if not all(math.isfinite(one["score"]) for one in told if one is not None):
                 raise ArithmeticError("it answered a score that is not finite")
         except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
             failure = ModelError(digest, f"{type(error).__name__}: {error}")
-            scores = [None] * len(group.questions)
+            told = [None] * len(group.questions)
         status = 200 if failure is None else 500
-        self._write(group.questions, scores, status, active, started, tester=tester)
+        self._write(group.questions, told, status, active, started, tester=tester)
         answers = []
-        for question, score in zip(group.questions, scores, strict=True):
-            if score is not None:
-                label = int(score >= model.threshold)
-                answer = {"id": question.id, "version": digest, "role": question.role, "score": score, "label": label}
+        for question, one in zip(group.questions, told, strict=True):
+            if one is not None:
+                answer = {"id": question.id, "version": digest, "role": question.role, **one}
                 if question.outcomes is not None:
                     answer["features"] = question.outcomes
                 answers.append(answer)
@@ -316,17 +315,20 @@ class Endpoint:
     def _write(
         self,
         questions: Sequence[Question],
-        scores: Sequence[float | None],
+        told: Sequence[Mapping[str, Any] | None],
         status: int,
         active: Active,
         started: float,
         *,
         tester: bool,
     ) -> None:
-        """Log what became of each question; features only of those that got as far as having them."""
+        """Log what became of each question; features only of those that got as far as having them.
+
+        ``told`` is what was answered: see :meth:`clearway.target.Target.told`.
+        """
         elapsed = (perf_counter() - started) * 1000.0
         now = datetime.now(UTC)
-        for question, score in zip(questions, scores, strict=True):
+        for question, one in zip(questions, told, strict=True):
             by_key = question.inputs is not None
             record = {
                 "id": question.id,
@@ -339,8 +341,10 @@ class Endpoint:
                 "served_at": now,
                 "status": status,
                 "latency_ms": elapsed,
-                "score": score,
+                "score": None if one is None else one["score"],
             }
+            if one is not None and "probabilities" in one:
+                record["probabilities"] = one["probabilities"]
             if self._settings.log_features:
                 if by_key:
                     record["inputs"] = question.inputs

@@ -77,10 +77,16 @@ def _warm_up(model: Model, digest: str, path: Path, tolerance: float) -> None:
         except RequestError as error:
             raise ClearwayError(f"bundle {digest[:12]} fails its warm-up: golden row {position}: {error}") from None
     try:
-        answers = np.asarray(model.score(matrix), dtype=np.float64)
+        answers = np.asarray(model.output(matrix), dtype=np.float64)
     except Exception as error:  # the runtime raises types of its own; whatever it is, this bundle must not answer
         raise ClearwayError(f"bundle {digest[:12]} fails its warm-up: {type(error).__name__}: {error}") from error
-    difference = float(np.max(np.abs(answers - np.asarray(scores, dtype=np.float64)), initial=0.0))
+    expected = np.asarray(scores, dtype=np.float64)
+    if expected.shape != answers.shape:
+        raise ClearwayError(
+            f"bundle {digest[:12]} fails its warm-up: golden scores are of shape {expected.shape}, answers of "
+            f"{answers.shape}"
+        )
+    difference = float(np.max(model.target.differences(answers, expected), initial=0.0))
     if not difference <= tolerance:
         raise ClearwayError(
             f"bundle {digest[:12]} fails its warm-up: a golden score differs by {difference:.2g} (limit {tolerance:g})"

@@ -244,7 +244,7 @@ def test_what_is_wrongly_declared_is_refused() -> None:
         (lambda: Invariance("x", lambda rows: rows, tolerance=-1), "tolerance = -1"),
         (lambda: Invariance("x", lambda rows: rows, min_share=1.0), "min_share = 1.0"),
         (lambda: Directional("x", lambda rows: rows, "sideways"), "direction = 'sideways'"),  # type: ignore[arg-type]
-        (lambda: MinimumFunctionality("x", pd.DataFrame(), 2), "answer = 2"),  # type: ignore[arg-type]
+        (lambda: MinimumFunctionality("x", pd.DataFrame(), 1, tolerance=-1), "tolerance = -1"),
     ],
 )
 def test_an_impossible_test_is_refused_where_it_is_made(make: Any, said: str) -> None:

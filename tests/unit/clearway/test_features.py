@@ -1,6 +1,7 @@
 """Feature tables of two tiny projects made here: one that knows time, and one flat table."""
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.features import ask, build_features, content_hash, replay_questions, split
 from clearway.files import sha256_file
 from clearway.params import Params, SplitParams
-from clearway.project import load_project
+from clearway.project import definitions_sha256, load_project
 from clearway.snapshot import take_snapshot
 from clearway.workspace import Workspace
 
@@ -493,3 +494,88 @@ def test_raw_rows_that_the_schema_sets_aside_are_asked_neither_in_training_nor_i
     replayed = made.replay()  # another schema: not from the cache
     assert set(replayed["machine"]) == {"lathe"}
     assert set(replayed[ROW_ID]) < asked
+
+
+def of_kind(folder: Path, kind: str, sick: list[object], declared: str = "int") -> Made:
+    table = pd.read_csv(folder / "patients.csv")
+    table["sick"] = (sick * len(table))[: len(table)]
+    table.to_csv(folder / "patients.csv", index=False)
+    schema = (folder / "schema.yaml").read_text().replace("sick: { kind: int", f"sick: {{ kind: {declared}")
+    (folder / "schema.yaml").write_text(schema)
+    made = Made(folder, **FLAT, target={"kind": kind})
+    columns = {"age": "int", "size": "float", "colour": "str", "sick": declared}
+    made.project = load_project(made.params, columns)
+    return made
+
+
+def test_classes_are_text_in_the_tables_whatever_they_were_and_missing_ones_stay_missing(flat):
+    windows = of_kind(flat, "multiclass", [3, 10, 7, None]).build()
+    labels = pd.concat([windows["training"], windows["holdout"]])["label"]
+    assert set(labels) == {"3", "7", "10"}
+    assert windows["current"]["label"].isna().mean() == pytest.approx(0.25, abs=0.02)
+    assert windows["training"]["label"].dtype == "string"
+
+
+def test_truth_values_and_odd_names_are_classes(flat):
+    names = ["Ünï $x$", "a|b\nc", "True"]
+    windows = of_kind(flat, "multiclass", names, "str").build()
+    assert set(windows["current"]["label"]) == set(names)
+
+
+def test_numbers_are_labels_as_they_are(flat):
+    windows = of_kind(flat, "regression", [1.5, -2e30, None, 7], "float").build()
+    assert set(windows["training"]["label"]) == {1.5, -2e30, 7.0}
+    assert windows["current"]["label"].dtype == "float64"
+
+
+def test_a_number_that_float32_cannot_hold_is_no_label(flat):
+    with pytest.raises(ClearwayError, match=r"label = .*1e\+39.*: too large for float32"):
+        of_kind(flat, "regression", [1.5, 1e39], "float").build()
+
+
+def test_text_is_no_number_to_be_learnt(flat):
+    with pytest.raises(
+        UsageError, match=r"data\.label 'sick' is of kind str in the schema: target\.kind = 'regression'"
+    ):
+        of_kind(flat, "regression", ["a"], "str")
+
+
+def test_another_kind_of_target_is_another_definition(flat):
+    hashes = {of_kind(flat, kind, [1, 0]).params.target.kind for kind in ("binary", "multiclass", "regression")}
+    made = {definitions_sha256(Made(flat, **FLAT, target={"kind": kind}).params) for kind in hashes}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "expected"),
+    [
+        ("multiclass", "readings['load'].gt(0).map({True: 'up', False: 'down'})", {"up", "down"}),
+        ("regression", "readings['load']", None),
+    ],
+)
+def test_a_package_asks_for_classes_and_numbers_too(timed, kind, answers, expected):
+    code = PROJECT_CODE.replace(
+        '"label": readings["failed"],', f'"label": {answers}.where(readings["failed"].notna()),'
+    )
+    (timed / "machines_for_features_test.py").write_text(code)
+    sys.modules.pop("machines_for_features_test", None)
+    made = Made(timed, target={"kind": kind})
+    windows = made.build()
+    if expected:
+        assert set(windows["training"]["label"]) == expected
+    else:
+        np.testing.assert_allclose(windows["training"]["label"], windows["training"]["load"], rtol=1e-6)
+    assert set(made.replay()["label"].dropna().map(type)) == {str if expected else float}
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "said"),
+    [
+        ("multiclass", " ", "a class needs a name"),
+        ("regression", np.inf, "finite number"),
+        ("regression", "x", "finite number"),
+    ],
+)
+def test_a_label_that_fits_no_target_is_named(kind, label, said):
+    with pytest.raises(ClearwayError, match=said):
+        ask(Broken({LABEL: label}), {}, known_until=AS_OF, kind=kind)

@@ -238,7 +238,7 @@ def test_discordant_rows_are_counted() -> None:
     labels = np.array([1.0, 1, 0, 0, 1, 0])
     ours = np.array([True, True, False, True, False, True])
     theirs = np.array([True, False, True, False, False, True])
-    assert discordant(labels, ours, theirs) == Discordant(better=2, worse=1, rows=6)
+    assert discordant(ours == (labels == 1), theirs == (labels == 1)) == Discordant(better=2, worse=1, rows=6)
 
 
 def test_mcnemars_exact_p_value() -> None:

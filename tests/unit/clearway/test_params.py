@@ -137,3 +137,80 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Not a directory"):
         load_params(tmp_path / "file" / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator", "floors", "metric", "margin"),
+    [
+        ("binary", "HistGradientBoostingClassifier", {"roc_auc": 0.65}, "roc_auc", 0.15),
+        ("multiclass", "HistGradientBoostingClassifier", {"roc_auc_ovr": 0.65}, "accuracy", 0.15),
+        ("regression", "HistGradientBoostingRegressor", {"r2": 0.1}, "r2", 0.5),
+    ],
+)
+def test_each_kind_of_target_has_defaults_of_its_own(
+    tmp_path: Path, kind: str, estimator: str, floors: dict[str, float], metric: str, margin: float
+) -> None:
+    params = load_params(write(tmp_path, FLAT + f"target: {{kind: {kind}}}\n"))
+    assert params.train.estimator.endswith(estimator)
+    assert params.gates.floors == floors
+    assert params.gates.champion.metric == params.decision.performance.metric == metric
+    assert params.canary.score_margin == margin
+    assert type(params).model_validate(params.model_dump(by_alias=True)) == params
+
+
+def test_what_is_written_stands_beside_the_defaults_of_the_kind(tmp_path: Path) -> None:
+    said = "target: {kind: regression}\ngates: {champion: {margin: 2.0}, floors: {rmse: 9}}\ntrain: {threads: 2}\n"
+    params = load_params(write(tmp_path, FLAT + said))
+    assert (params.gates.champion.metric, params.gates.champion.margin) == ("r2", 2.0)
+    assert params.gates.floors == {"rmse": 9}
+    assert (params.train.threads, params.train.baseline) == (2, "sklearn.linear_model.Ridge")
+
+
+@pytest.mark.parametrize(
+    ("kind", "addition", "named"),
+    [
+        ("trinary", "", "target.kind = 'trinary'"),
+        ("binary", "gates: {floors: {r2: 0.5}}", r"gates\.floors\.r2 .* 'binary': choose one of roc_auc, .* not 'r2'"),
+        ("regression", "gates: {floors: {roc_auc: 0.7}}", r"gates\.floors\.roc_auc .* choose one of rmse, mae, r2"),
+        (
+            "multiclass",
+            "gates: {champion: {metric: roc_auc}}",
+            r"gates\.champion\.metric .* roc_auc_ovr, not 'roc_auc'",
+        ),
+        ("multiclass", "gates: {slices: {metric: r2}}", r"gates\.slices\.metric"),
+        ("regression", "decision: {performance: {metric: f1}}", r"decision\.performance\.metric"),
+        ("regression", "gates: {calibration: {max_error: 0.1}}", r"gates\.calibration\.max_error .* remove it"),
+        ("regression", "gates: {calibration: {champion_margin: 0.1}}", r"gates\.calibration\.champion_margin"),
+        ("regression", "gates: {fairness: {min_ratio: 0.8}}", r"gates\.fairness\.min_ratio"),
+        ("regression", "gates: {fairness: {ratio_margin: 0.8}}", r"gates\.fairness\.ratio_margin"),
+        ("regression", "gates: {fairness: {classes: [a]}}", r"gates\.fairness\.classes"),
+        ("regression", "gates: {leakage: {max_single_auc: 0.9}}", r"gates\.leakage\.max_single_auc"),
+        ("binary", "gates: {leakage: {max_single_r2: 0.9}}", r"gates\.leakage\.max_single_r2"),
+        ("binary", "gates: {classes: {min_rows: 20}}", r"gates\.classes "),
+        ("binary", "gates: {noise: {tolerance: 0.2}}", r"gates\.noise\.tolerance"),
+        ("multiclass", "train: {threshold: 0.3}", r"train\.threshold .* applies to binary only"),
+        (
+            "multiclass",
+            "gates: {behaviour: [{name: x, column: y, add: 1, expect: up}]}",
+            r"gates\.behaviour\.x .* add of_class",
+        ),
+        (
+            "regression",
+            "gates: {behaviour: [{name: x, column: y, add: 1, expect: up, of_class: a}]}",
+            r"gates\.behaviour\.x\.of_class",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_apply_to_the_kind_is_refused(
+    tmp_path: Path, kind: str, addition: str, named: str
+) -> None:
+    path = write(tmp_path, FLAT + f"target: {{kind: {kind}}}\n{addition}\n")
+    with pytest.raises(UsageError, match=named) as raised:
+        load_params(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_positive_value_of_a_label_is_for_binary_targets(tmp_path: Path) -> None:
+    text = FLAT.replace("label: cat}", "label: cat, positive: tabby}") + "target: {kind: multiclass}\n"
+    with pytest.raises(UsageError, match=r"data\.positive does not fit target.kind = 'multiclass'"):
+        load_params(write(tmp_path, text))

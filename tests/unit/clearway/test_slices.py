@@ -61,7 +61,7 @@ def by_mean(
 
 
 def judged(scores: Floats, params: SliceGates = DECLARED, champion: Floats | None = CHAMPION) -> dict[str, Gate]:
-    gates = slice_gates(FRAME, holdout(), scores, champion, params, compared="roc_auc", base_rate=0.3, gain=by_auc)
+    gates = slice_gates(FRAME, holdout(), scores, champion, params, compared="roc_auc", constant=0.3, gain=by_auc)
     assert len({gate.name for gate in gates}) == len(gates)
     return {gate.name: gate for gate in gates}
 
@@ -132,7 +132,7 @@ def test_small_levels_are_pooled_and_named_and_unknown() -> None:
 def test_a_level_with_one_answer_is_not_judged_by_rank() -> None:
     labels = np.where(FRAME["shop"] == "C", 0.0, LABELS)
     gates = slice_gates(
-        FRAME, holdout(labels), EQUAL, CHAMPION, DECLARED, compared="roc_auc", base_rate=0.3, gain=by_auc
+        FRAME, holdout(labels), EQUAL, CHAMPION, DECLARED, compared="roc_auc", constant=0.3, gain=by_auc
     )
     names = {gate.name for gate in gates}
     assert "slice_shop=C" not in names
@@ -150,7 +150,7 @@ def test_one_part_alone_fails_exactly_where_its_upper_bound_is_too_low(spread: f
         CHAMPION,
         SliceGates(declared=("all",), discover=False),
         compared="roc_auc",
-        base_rate=0.3,
+        constant=0.3,
         gain=by_auc,
     )
     assert gate.lower is not None
@@ -167,7 +167,7 @@ def test_of_many_parts_just_as_bad_as_allowed_hardly_ever_one_fails() -> None:
     for seed in range(60):
         ours = 0.1 + 0.3 * np.random.default_rng(seed).normal(size=parts * rows)
         gates = slice_gates(
-            frame, holdout(labels), ours, 0 * ours, params, compared="brier", base_rate=0.3, gain=by_mean
+            frame, holdout(labels), ours, 0 * ours, params, compared="brier", constant=0.3, gain=by_mean
         )
         assert len(gates) == parts
         fails += any(gate.status == "fail" for gate in gates)
@@ -200,7 +200,7 @@ def test_a_search_among_equal_models_finds_nothing_that_fails() -> None:
             theirs,
             params,
             compared="log_loss",
-            base_rate=0.3,
+            constant=0.3,
             gain=by_log_loss,
         )
         assert 1 <= len(gates) <= 3
@@ -223,7 +223,7 @@ def test_an_entity_is_searched_or_judged_but_not_both() -> None:
         return Interval(0.0, -0.01, 0.01), "noted"
 
     slice_gates(
-        constant, holdout(groups=entities), EQUAL, CHAMPION, SliceGates(), compared="roc_auc", base_rate=0.3, gain=noted
+        constant, holdout(groups=entities), EQUAL, CHAMPION, SliceGates(), compared="roc_auc", constant=0.3, gain=noted
     )
     assert seen
     assert all((np.unique(groups, return_counts=True)[1] == 8).all() for groups in seen)
@@ -237,7 +237,7 @@ def test_too_few_rows_to_search_is_said() -> None:
         CHAMPION[:300],
         SliceGates(),
         compared="roc_auc",
-        base_rate=0.3,
+        constant=0.3,
         gain=by_auc,
     )
     assert [(gate.name, gate.status) for gate in gates] == [("slice_discovered_1", "unknown")]
@@ -277,7 +277,7 @@ def test_the_bootstrap_serves_for_any_metric() -> None:
         CHAMPION,
         SliceGates(declared=("shop",), metric="log_loss", discover=False),
         compared="roc_auc",
-        base_rate=0.3,
+        constant=0.3,
         gain=bootstrap,
     )
     assert {gate.name: gate.status for gate in gates} == {
@@ -297,7 +297,7 @@ def test_a_champion_answers_yes_from_its_own_threshold() -> None:
 
     for threshold in (None, 0.7):
         slice_gates(
-            FRAME, holdout(), EQUAL, CHAMPION, DECLARED, compared="accuracy", base_rate=0.3, gain=noted,
+            FRAME, holdout(), EQUAL, CHAMPION, DECLARED, compared="accuracy", constant=0.3, gain=noted,
             champion_threshold=threshold,
         )  # fmt: skip
     assert set(asked) == {0.4, 0.7}
@@ -330,7 +330,7 @@ def test_the_same_seed_gives_the_same_gates() -> None:
         CHAMPION,
         SliceGates(),
         compared="roc_auc",
-        base_rate=0.3,
+        constant=0.3,
         gain=by_auc,
     )
     assert {gate.name: gate for gate in other} != judged(BROKEN, SliceGates())
