@@ -59,7 +59,7 @@ def test_a_key_of_one_side_alone_is_absent_on_the_other_and_that_is_not_null() -
 
 
 def test_a_default_that_was_written_out_is_no_difference() -> None:
-    written = {**PARAMS, "seed": 20130701, "train": {"threads": 1}}
+    written = {**PARAMS, "seed": 20130701, "train": {"resources": {"threads": 1}}}
     assert differing(model(), model(params=written), "params") == {}
 
 

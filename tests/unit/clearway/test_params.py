@@ -159,11 +159,12 @@ def test_each_kind_of_target_has_defaults_of_its_own(
 
 
 def test_what_is_written_stands_beside_the_defaults_of_the_kind(tmp_path: Path) -> None:
-    said = "target: {kind: regression}\ngates: {champion: {margin: 2.0}, floors: {rmse: 9}}\ntrain: {threads: 2}\n"
+    said = "target: {kind: regression}\ngates: {champion: {margin: 2.0}, floors: {rmse: 9}}\n"
+    said += "train: {resources: {threads: 2}}\n"
     params = load_params(write(tmp_path, FLAT + said))
     assert (params.gates.champion.metric, params.gates.champion.margin) == ("r2", 2.0)
     assert params.gates.floors == {"rmse": 9}
-    assert (params.train.threads, params.train.baseline) == (2, "sklearn.linear_model.Ridge")
+    assert (params.train.resources.threads, params.train.baseline) == (2, "sklearn.linear_model.Ridge")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,13 @@ def test_what_is_written_stands_beside_the_defaults_of_the_kind(tmp_path: Path) 
         ),
         ("multiclass", "gates: {slices: {metric: r2}}", r"gates\.slices\.metric"),
         ("regression", "decision: {performance: {metric: f1}}", r"decision\.performance\.metric"),
+        (
+            "binary",
+            "train: {tune: {metric: luck, space: {depth: {kind: int, low: 1, high: 2}}}}",
+            r"train\.tune\.metric .* choose one of roc_auc, .* not 'luck'",
+        ),
+        ("regression", "train: {class_weights: balanced}", r"train\.class_weights .* remove it"),
+        ("regression", "train: {calibration: {method: sigmoid}}", r"train\.calibration .* remove it"),
         ("regression", "gates: {calibration: {max_error: 0.1}}", r"gates\.calibration\.max_error .* remove it"),
         ("regression", "gates: {calibration: {champion_margin: 0.1}}", r"gates\.calibration\.champion_margin"),
         ("regression", "gates: {fairness: {min_ratio: 0.8}}", r"gates\.fairness\.min_ratio"),

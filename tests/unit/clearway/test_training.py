@@ -400,7 +400,6 @@ def test_another_training_of_the_folder_is_not_disturbed(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metric": "luck"}, r"params\.yaml: train\.tune\.metric: unknown metric 'luck' \(known: roc_auc"),
         (
             {"space": {"depth": {"kind": "int", "low": 1, "high": 2}}},
             r"train\.tune\.space\.depth is no argument of sklearn.*HistGradientBoostingClassifier; it takes .*max_iter",

@@ -58,7 +58,7 @@ def test_a_search_learns_and_says_what_is_best(undisturbed: Search) -> None:
     assert undisturbed.best.arguments["shape"] == [8, 4]
     assert undisturbed.best.value == max(trial.value for trial in undisturbed.trials if trial.value is not None)
     assert (undisturbed.ended_by, undisturbed.resumed_at) == ("trials", 0)
-    assert not undisturbed.report(tune())["depends_on_machine"]
+    assert not undisturbed.report(tune(), "roc_auc")["depends_on_machine"]
 
 
 @pytest.mark.parametrize("killed_at", [1, 6, 23])
@@ -137,7 +137,7 @@ def test_a_timeout_ends_the_search_and_the_report_says_that_it_depends_on_the_ma
     found = run(slow, tmp_path / "study.db", trials=10, timeout_seconds=0.015)
     assert found.ended_by == "timeout"
     assert len(found.trials) == 1  # the time that its trials took in an earlier process counts
-    said = found.report(tune(trials=10, timeout_seconds=0.015))
+    said = found.report(tune(trials=10, timeout_seconds=0.015), "roc_auc")
     assert said["depends_on_machine"]
     assert "after 1 of 10 trials" in said["note"]
 
