@@ -14,7 +14,7 @@ PROJECT ?= .
 # Moves time: AS_OF=2013-10-01
 AS_OF ?=
 
-.PHONY: help setup run stop ui repro data-push data-pull test test-unit test-integration test-workflows coverage lint format bench docs lock clean
+.PHONY: help setup run stop ui repro data-push data-pull test test-lines test-unit test-integration test-workflows coverage lint format bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -48,14 +48,17 @@ data-push: setup ## upload the data that dvc.lock of PROJECT names to its DVC re
 data-pull: setup ## download the data that dvc.lock of PROJECT names, and verify it
 	@python scripts/pull_data.py --project $(PROJECT)
 
-test: setup ## run every test: unit, integration, workflows
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests
+test: setup ## run every test but whole lines: unit, integration, workflow files
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 -m "not lines" tests
+
+test-lines: setup ## run whole lines: real flights, a table of one's own, delivery under a local runner
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 -m lines tests/integration
 
 test-unit: setup ## run the fast tests
 	@python -m pytest -q tests/unit
 
 test-integration: setup ## run the tests with real processes
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not lines" tests/integration
 
 coverage: setup ## run the fast tests and show which lines they reach
 	@python -m pytest -q -n 2 --cov --cov-report=term:skip-covered tests/unit

@@ -41,6 +41,7 @@ def project(tmp_path: Path, flat_project: FlatProject) -> Path:
     return folder
 
 
+@pytest.mark.lines
 def test_the_line_under_dvc(project: Path) -> None:
     first = dvc(project, "repro")
     assert "Running stage 'package'" in first

@@ -51,6 +51,7 @@ def ask(project: Path) -> dict:
         return json.load(answer)
 
 
+@pytest.mark.lines
 def test_from_a_csv_to_a_promoted_canary_and_back(project: Path) -> None:
     first = script("run_line.py", project, "--no-ui")
     assert first.returncode == 0, first.stdout + first.stderr

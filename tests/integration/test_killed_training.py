@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from clearway.files import read_json, write_json
 from clearway.params import load_params
 from clearway.training import train
 from clearway.workspace import Workspace
+
+pytestmark = pytest.mark.lines
 
 TRIALS, ITERATIONS = 13, 60
 

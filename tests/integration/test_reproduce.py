@@ -20,6 +20,8 @@ import yaml
 from clearway.bundle import pack
 from clearway.files import canonical_json, read_json, sha256_file
 
+pytestmark = pytest.mark.lines
+
 IGNORED = "/cells.csv\n/data/\n/build/\n/reports/\n/var/\n/drift_result.txt\n"
 UP_TO_PACKAGE = """
 import runpy, sys

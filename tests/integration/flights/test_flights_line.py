@@ -66,6 +66,7 @@ def production(folder: Path) -> str:
     return stable_digest(read_ledger(folder / "var" / "environments" / "production", "production"))
 
 
+@pytest.mark.lines
 def test_a_first_model_then_nothing_to_do_then_autumn(checkout: Path) -> None:
     first = run(checkout, "run_line.py", "--no-ui")
     assert first.returncode == 0, first.stdout + first.stderr

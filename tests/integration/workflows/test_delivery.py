@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from act_runner import WorkflowRun
 from forked_repository import Fork
+
+pytestmark = pytest.mark.lines
 
 ALL = ("validate", "decide", "train", "deploy-staging", "deploy-production", "save-state")
 
