@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
 from clearway.encoding import CategoricalFeature, InputSchema
 from clearway.gates import Gate
-from clearway.metrics import Floats
+from clearway.metrics import METRICS, Floats
 from clearway.target import BINARY, Target
 
 FEW_VALUES = 50
@@ -251,8 +251,10 @@ def _alone(column: pd.Series, labels: Floats, seed: int, *, category: bool, targ
 def _number_auc(column: pd.Series, positive: NDArray[np.bool_], seed: int) -> float:
     values = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
     ranks = pd.Series(values).rank(method="dense").to_numpy()  # infinities too
-    found = [roc_auc_score(positive, np.where(np.isnan(ranks), place, ranks)) for place in (0.0, len(ranks) + 1.0)]
-    area = max(max(each, 1 - each) for each in map(float, found))
+    places = (0.0, len(ranks) + 1.0) if np.isnan(ranks).any() else (0.0,)
+    asked = positive.astype(np.float64)
+    found = [METRICS["roc_auc"].value(asked, np.where(np.isnan(ranks), place, ranks), 0.5) for place in places]
+    area = max(max(each, 1 - each) for each in found)
     few = len(np.unique(ranks[~np.isnan(ranks)])) <= FEW_VALUES
     return max(area, _category_auc(column, positive, seed)) if few else area
 
