@@ -245,7 +245,7 @@ def _alone(column: pd.Series, labels: Floats, seed: int, *, category: bool, targ
         found = cross_val_predict(tree, ranks, wanted, cv=folds, method=method).reshape(len(wanted), -1)
     if not regression:
         area = float(np.mean([_area(wanted == k, found[:, k]) for k in range(found.shape[1])]))
-        return area if category else max(area, _side_by_side(ranks[:, 0], wanted))
+        return area if category else max(area, _side_by_side(ranks[:, 0].astype(np.float64), wanted))
     explained = float(r2_score(wanted, found[:, 0]))
     if category or len(np.unique(ranks)) < 2:
         return explained

@@ -233,7 +233,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         judging = replace(holdout, confidence=confidence)
         scores = contenders[0].scores
         assert scores is not None  # only a champion may fail to score
-        calibration = calibration_of(judging, scores, chosen.calibration.bins)
+        calibration = calibration_of(holdout, scores, chosen.calibration.bins)
         judged = _Judged(
             model=challenger,
             payload=workspace.model,
@@ -246,7 +246,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             holdout=judging,
             uses=uses,
             constant=constant_answer(trained, chosen.champion.metric),
-            calibration=calibration,
+            calibration=calibration_of(judging, scores, chosen.calibration.bins),
             trust=trust,
             no_onnx=no_onnx,
             classes=classes,
