@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
 from clearway.gates import Gate, Holdout, Status
-from clearway.metrics import METRICS, Floats, Metric, Weighted
+from clearway.metrics import Floats, Metric, Weighted, metric
 from clearway.paired import FEWEST, UNDEFINED, Interval
 from clearway.target import BINARY, top_label
 
@@ -35,6 +35,7 @@ class Calibration:
     error: Interval
     """Expected calibration error; 0 is best."""
     brier: Interval
+    """The metric of that name: of several classes over all their probabilities, as it is everywhere else."""
     slope: Interval
     """1 is best."""
     intercept: Interval
@@ -88,12 +89,13 @@ def calibration_of(holdout: Holdout, scores: Floats, bins: int = BINS) -> Calibr
     if not _defined(holdout, scores):
         return None
     measured = calibration_error(bins)
+    brier = holdout.interval(metric("brier", kind=holdout.target.kind), scores)
     labels, scores = top_label(holdout.labels, scores)
     holdout = replace(holdout, labels=labels, target=BINARY)
     slope, intercept = recalibration(holdout, scores)
     return Calibration(
         error=_centred(holdout.interval(measured, scores)),
-        brier=holdout.interval(METRICS["brier"], scores),
+        brier=brier,
         slope=slope,
         intercept=intercept,
         bins=len(np.unique(_bins(scores, bins))),

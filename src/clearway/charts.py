@@ -263,8 +263,15 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if 0 <= low < high / 2:
         return 0.0, ceiling(high)
-    room = 0.05 * (high - low) or abs(high) * 0.1 or 1.0
-    return low - room, high + room
+    if not low < high:
+        room = abs(high) * 0.1 or 1.0
+        return low - room, high + room
+    size = 10.0 ** math.floor(math.log10((high - low) / 4))
+    for step in (size * factor for factor in (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 20)):  # four from end to end
+        begin = math.floor(low / step) * step
+        if begin + 4 * step >= high:
+            break
+    return begin, begin + 4 * step
 
 
 def _cut(label: str, most: int) -> str:

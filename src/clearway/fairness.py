@@ -140,7 +140,7 @@ def fairness_gates(
         elif not _whole(scores, holdout):
             gates.append(Gate(name, "fail", "the challenger's scores are not finite, one a row", n=holdout.rows))
         elif champion is not None and not _whole(champion, holdout):
-            gates.append(Gate(name, "unknown", "the champion's scores are not finite, one a row", n=holdout.rows))
+            gates.append(Gate(name, "fail", "the champion's scores are not finite, one a row", n=holdout.rows))
         else:
             theirs_from = holdout.threshold if champion_threshold is None else champion_threshold
             answers = [

@@ -354,7 +354,7 @@ def champion_gate(
     if not _measurable(holdout, scores):
         return Gate("champion", "fail", f"{name} of the challenger is undefined", threshold=-margin, n=holdout.rows)
     if not _measurable(holdout, champion):
-        return Gate("champion", "unknown", f"{name} of the champion is undefined", threshold=-margin, n=holdout.rows)
+        return Gate("champion", "fail", f"{name} of the champion is undefined", threshold=-margin, n=holdout.rows)
     theirs_from = holdout.threshold if threshold is None else threshold
     if theirs_from == holdout.threshold and np.array_equal(scores, champion):
         detail = f"every {'score' if holdout.target.binary else 'answer'} is the champion's, so {name} is too"

@@ -5,11 +5,13 @@ Patterns 4, 2023): a feature that is a proxy of the answer, duplicates across th
 the future of the test set.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
-from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import TargetEncoder
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
@@ -17,7 +19,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from clearway.columns import ENTITY, LABEL, LABEL_TIME, PREDICTION_TIME, ROW_ID
 from clearway.encoding import CategoricalFeature, InputSchema
 from clearway.gates import Gate
-from clearway.metrics import Floats
+from clearway.metrics import METRICS, Floats
 from clearway.target import BINARY, Target
 
 FEW_VALUES = 50
@@ -43,7 +45,8 @@ def target_gate(
     Of several classes, and of numbers, a small tree of the one feature answers for the rows of each fold from the
     others'. Its areas are averaged over the classes, each against the rest: one class that a feature tells from all
     others is no leak. Numbers are judged by R² on their ranks, so that neither a heavy tail nor the form of the
-    dependence matters; a feature that ranks as they do has 1 whatever the tree finds.
+    dependence matters. A feature that ranks as they do, or gives each class a range of its own, has 1 whatever the tree
+    finds.
 
     Parameters
     ----------
@@ -241,18 +244,36 @@ def _alone(column: pd.Series, labels: Floats, seed: int, *, category: bool, targ
         method = "predict" if regression else "predict_proba"
         found = cross_val_predict(tree, ranks, wanted, cv=folds, method=method).reshape(len(wanted), -1)
     if not regression:
-        return float(np.mean([roc_auc_score(wanted == k, found[:, k]) for k in range(found.shape[1])]))
+        area = float(np.mean([_area(wanted == k, found[:, k]) for k in range(found.shape[1])]))
+        return area if category else max(area, _side_by_side(ranks[:, 0].astype(np.float64), wanted))
     explained = float(r2_score(wanted, found[:, 0]))
     if category or len(np.unique(ranks)) < 2:
         return explained
     return max(explained, float(spearmanr(ranks[:, 0], wanted).statistic) ** 2)
 
 
+def _side_by_side(ranks: Floats, classes: NDArray[np.intp]) -> float:
+    """The mean area between neighbours among the classes, ordered by their mean rank.
+
+    1 where each has a range of its own. A tree that has not seen the row at the end of such a range takes it for the
+    neighbour's, which of small classes is a large share.
+    """
+    rows = np.bincount(classes)
+    order = np.argsort(np.bincount(classes, ranks) / rows, kind="stable")
+    between = [np.isin(classes, pair) for pair in pairwise(order)]
+    return float(np.mean([_area(classes[b] == k, ranks[b]) for k, b in zip(order[1:], between, strict=True)]))
+
+
+def _area(positive: NDArray[np.bool_], scores: Floats) -> float:
+    return METRICS["roc_auc"].value(positive.astype(np.float64), scores, 0.5)
+
+
 def _number_auc(column: pd.Series, positive: NDArray[np.bool_], seed: int) -> float:
     values = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
     ranks = pd.Series(values).rank(method="dense").to_numpy()  # infinities too
-    found = [roc_auc_score(positive, np.where(np.isnan(ranks), place, ranks)) for place in (0.0, len(ranks) + 1.0)]
-    area = max(max(each, 1 - each) for each in map(float, found))
+    places = (0.0, len(ranks) + 1.0) if np.isnan(ranks).any() else (0.0,)
+    found = [_area(positive, np.where(np.isnan(ranks), place, ranks)) for place in places]
+    area = max(max(each, 1 - each) for each in found)
     few = len(np.unique(ranks[~np.isnan(ranks)])) <= FEW_VALUES
     return max(area, _category_auc(column, positive, seed)) if few else area
 
@@ -261,7 +282,7 @@ def _category_auc(column: pd.Series, positive: NDArray[np.bool_], seed: int) -> 
     codes = column.astype("object").factorize()[0].reshape(-1, 1)  # missing is a value too
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     encoder = TargetEncoder(target_type="binary", cv=folds)
-    return float(roc_auc_score(positive, encoder.fit_transform(codes, positive.astype(int))[:, 0]))
+    return _area(positive, encoder.fit_transform(codes, positive.astype(int))[:, 0])
 
 
 def _hashes(frame: pd.DataFrame, schema: InputSchema, columns: list[str]) -> NDArray[np.uint64]:

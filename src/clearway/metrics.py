@@ -5,17 +5,17 @@ Which there are depends on what the model answers (:mod:`clearway.target`): :dat
 error is none of them: no resample has a larger one than the sample, so the bootstrap knows no bound of it. The 95th
 percentile stands in for it.
 
-Sums of products are ``np.sum(a * b)`` and not ``np.dot``: BLAS would start threads for each of hundreds of small sums,
-which beside a busy neighbour takes ten times as long.
+They are computed here and not by scikit-learn, which checks and converts its arguments anew at each of thousands of
+calls; the tests hold every one to scikit-learn's value. Sums of products are ``np.sum(a * b)`` and not ``np.dot``: BLAS
+would start threads for each of hundreds of small sums, which beside a busy neighbour takes ten times as long.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as scikit
 
 from clearway.errors import UsageError
 from clearway.params import Kind
@@ -164,56 +164,28 @@ def _log_losses(labels: Floats, scores: Floats, threshold: float) -> Floats:
     return losses
 
 
-def _of_answers(function: Callable[..., float], **options: Any) -> Callable[[Floats, Floats, float], float]:
-    return lambda labels, scores, threshold: float(function(labels, scores >= threshold, **options))
+def _once(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[Floats, Floats, float], float]:
+    """The metric of the table as it is: each row once."""
+    return lambda labels, outputs, threshold: prepare(labels, outputs, threshold)(np.ones(len(labels)))
 
 
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("roc_auc", True, lambda y, s, t: float(scikit.roc_auc_score(y, s)), _weighted_roc_auc),
-        Metric(
-            "average_precision",
-            True,
-            lambda y, s, t: float(scikit.average_precision_score(y, s)),
-            _weighted_average_precision,
-        ),
-        Metric(
-            "log_loss", False, lambda y, s, t: float(scikit.log_loss(y, s, labels=[0.0, 1.0])), _mean_of(_log_losses)
-        ),
-        Metric("brier", False, lambda y, s, t: float(np.mean((s - y) ** 2)), _mean_of(lambda y, s, t: (s - y) ** 2)),
-        Metric(
-            "accuracy", True, _of_answers(scikit.accuracy_score), _mean_of(lambda y, s, t: 1.0 * ((s >= t) == (y == 1)))
-        ),
-        Metric(
-            "precision",
-            True,
-            _of_answers(scikit.precision_score, zero_division=0),
-            _ratio_of(lambda y, answer: (y * answer, answer)),
-        ),
-        Metric(
-            "recall",
-            True,
-            _of_answers(scikit.recall_score, zero_division=0),
-            _ratio_of(lambda y, answer: (y * answer, y)),
-        ),
-        Metric(
-            "f1",
-            True,
-            _of_answers(scikit.f1_score, zero_division=0),
-            _ratio_of(lambda y, answer: (2 * y * answer, y + answer)),
-        ),
-    )
-}
+def _rooted(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[Floats, Floats, float], Weighted]:
+    def rooted(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+        mean = prepare(labels, outputs, threshold)
+        return lambda weights: float(np.sqrt(mean(weights)))
 
-RANKINGS = ("roc_auc", "average_precision", "roc_auc_ovr", "r2")
-"""Metrics that need different answers among the labels."""
+    return rooted
 
 
-def _confusion(labels: Floats, outputs: Floats) -> Callable[[NDArray[Any]], Floats]:
+def _same(name: str, higher_is_better: bool, prepare: Callable[[Floats, Floats, float], Weighted]) -> Metric:
+    return Metric(name, higher_is_better, _once(prepare), prepare)
+
+
+def _counts(labels: Floats, outputs: Floats, threshold: float) -> Callable[[NDArray[Any]], Floats]:
     """Row weights → weighted counts of shape (classes, classes), by label and answer."""
-    classes = outputs.shape[1]
-    cells = labels.astype(np.intp) * classes + outputs.argmax(axis=1)
+    classes = 2 if outputs.ndim == 1 else outputs.shape[1]
+    answers = (outputs >= threshold).astype(np.intp) if outputs.ndim == 1 else outputs.argmax(axis=1)
+    cells = labels.astype(np.intp) * classes + answers
 
     def count(weights: NDArray[Any]) -> Floats:
         return np.bincount(cells, weights, classes * classes).astype(np.float64).reshape(classes, classes)
@@ -221,24 +193,71 @@ def _confusion(labels: Floats, outputs: Floats) -> Callable[[NDArray[Any]], Floa
     return count
 
 
+def _of_counts(value: Callable[[Floats], float]) -> Callable[[Floats, Floats, float], Weighted]:
+    def prepare(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+        count = _counts(labels, outputs, threshold)
+        return lambda weights: value(count(weights))
+
+    return prepare
+
+
+def _mean_recall(counts: Floats) -> float:
+    """Undefined without rows of both answers: the recall of one alone is no balance."""
+    asked = counts.sum(axis=1)
+    return float(np.mean(np.diag(counts) / asked)) if asked.all() else float("nan")
+
+
+def _matthews(counts: Floats) -> float:
+    """The correlation of label and answer (Gorodkin, Computational Biology and Chemistry 28, 2004); 0 of a constant."""
+    asked, answered, total = counts.sum(axis=1), counts.sum(axis=0), counts.sum()
+    spread = (total**2 - np.sum(asked**2)) * (total**2 - np.sum(answered**2))
+    return float((np.trace(counts) * total - np.sum(asked * answered)) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        _same("roc_auc", True, _weighted_roc_auc),
+        _same("average_precision", True, _weighted_average_precision),
+        _same("log_loss", False, _mean_of(_log_losses)),
+        _same("brier", False, _mean_of(lambda y, s, t: (s - y) ** 2)),
+        _same("accuracy", True, _mean_of(lambda y, s, t: 1.0 * ((s >= t) == (y == 1)))),
+        _same("precision", True, _ratio_of(lambda y, answer: (y * answer, answer))),
+        _same("recall", True, _ratio_of(lambda y, answer: (y * answer, y))),
+        _same("f1", True, _ratio_of(lambda y, answer: (2 * y * answer, y + answer))),
+        _same("balanced_accuracy", True, _of_counts(_mean_recall)),
+        _same("matthews_corrcoef", True, _of_counts(_matthews)),
+    )
+}
+
+RANKINGS = (
+    *("roc_auc", "average_precision", "roc_auc_ovr", "balanced_accuracy", "matthews_corrcoef"),
+    *("r2", "explained_variance"),
+)
+"""Metrics that need different answers among the labels."""
+
+
 def _mean_over_classes(
-    part: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]], *, asked_only: bool = False
+    part: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]],
+    *,
+    over: Literal["known", "asked", "rows"] = "known",
 ) -> Callable[[Floats, Floats, float], Weighted]:
     """The mean over classes of a ratio of right answers, rows of the class, and answers of the class.
 
-    Over the classes that have a row or an answer, or a row (``asked_only``), as scikit-learn does; a ratio of no rows
-    is 0.
+    As scikit-learn does: over the classes that have a row or an answer (``known``), those that have a row (``asked``),
+    or those weighted by their rows (``rows``); a ratio of no rows is 0.
     """
 
     def prepare(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
-        count = _confusion(labels, outputs)
+        count = _counts(labels, outputs, threshold)
 
         def weighted(weights: NDArray[Any]) -> float:
             table = count(weights)
             right, asked, answered = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-            there = asked > 0 if asked_only else (asked > 0) | (answered > 0)
+            there = (asked > 0) | (answered > 0) if over == "known" else asked > 0
             above, below = part(right[there], asked[there], answered[there])
-            return float(np.mean(np.divide(above, below, out=np.zeros_like(above), where=below > 0)))
+            ratios = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+            return float(np.average(ratios, weights=asked[there] if over == "rows" else None))
 
         return weighted
 
@@ -276,6 +295,20 @@ def _weighted_r2(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
     return weighted
 
 
+def _weighted_explained_variance(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
+    def variance(values: Floats, weights: NDArray[Any]) -> float:
+        total = weights.sum()
+        return float(np.sum(weights * (values - np.sum(weights * values) / total) ** 2) / total)
+
+    errors, centred = labels - outputs, labels - labels.mean()
+
+    def weighted(weights: NDArray[Any]) -> float:
+        spread = variance(centred, weights)
+        return 1 - variance(errors, weights) / spread if spread > 0 else float("nan")
+
+    return weighted
+
+
 def _weighted_quantile(share: float) -> Callable[[Floats, Floats, float], Weighted]:
     """NumPy's linear quantile of the absolute errors; weights count rows."""
 
@@ -295,23 +328,6 @@ def _weighted_quantile(share: float) -> Callable[[Floats, Floats, float], Weight
     return prepare
 
 
-def _once(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[Floats, Floats, float], float]:
-    """The metric of the table as it is: each row once."""
-    return lambda labels, outputs, threshold: prepare(labels, outputs, threshold)(np.ones(len(labels)))
-
-
-def _rooted(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[Floats, Floats, float], Weighted]:
-    def rooted(labels: Floats, outputs: Floats, threshold: float) -> Weighted:
-        mean = prepare(labels, outputs, threshold)
-        return lambda weights: float(np.sqrt(mean(weights)))
-
-    return rooted
-
-
-def _same(name: str, higher_is_better: bool, prepare: Callable[[Floats, Floats, float], Weighted]) -> Metric:
-    return Metric(name, higher_is_better, _once(prepare), prepare)
-
-
 MULTICLASS: dict[str, Metric] = {
     m.name: m
     for m in (
@@ -319,7 +335,7 @@ MULTICLASS: dict[str, Metric] = {
         _same(
             "balanced_accuracy",
             True,
-            _mean_over_classes(lambda right, asked, answered: (right, asked), asked_only=True),
+            _mean_over_classes(lambda right, asked, answered: (right, asked), over="asked"),
         ),
         _same("precision_macro", True, _mean_over_classes(lambda right, asked, answered: (right, answered))),
         _same("recall_macro", True, _mean_over_classes(lambda right, asked, answered: (right, asked))),
@@ -327,6 +343,17 @@ MULTICLASS: dict[str, Metric] = {
         _same("log_loss", False, _mean_of(_class_log_losses)),
         _same("brier", False, _mean_of(_class_briers)),
         _same("roc_auc_ovr", True, _weighted_roc_auc_ovr),
+        _same(
+            "precision_weighted",
+            True,
+            _mean_over_classes(lambda right, asked, answered: (right, answered), over="rows"),
+        ),
+        _same(
+            "f1_weighted",
+            True,
+            _mean_over_classes(lambda right, asked, answered: (2 * right, asked + answered), over="rows"),
+        ),
+        _same("matthews_corrcoef", True, _of_counts(_matthews)),
     )
 }
 REGRESSION: dict[str, Metric] = {
@@ -337,5 +364,6 @@ REGRESSION: dict[str, Metric] = {
         _same("r2", True, _weighted_r2),
         _same("median_absolute_error", False, _weighted_quantile(0.5)),
         _same("p95_absolute_error", False, _weighted_quantile(0.95)),
+        _same("explained_variance", True, _weighted_explained_variance),
     )
 }

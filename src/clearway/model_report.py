@@ -165,12 +165,13 @@ _METRIC_COLUMNS = ("metric", "challenger", "interval", "champion", "baseline", "
 def metric_table(validation: "Validation") -> Table:
     """The metrics of every model on the same rows."""
     losses = ", ".join(name for name, each in metrics_of(validation.kind).items() if not each.higher_is_better)
+    own = "What needs an answer is at each model's own threshold. " if validation.kind == "binary" else ""
     return Table(
         title="Metrics on the same holdout rows",
         columns=_METRIC_COLUMNS,
         rows=metric_rows(validation),
-        note=f"{losses}: lower is better. What needs an answer is at each model's own threshold. Interval and training "
-        f"are the challenger's; each bound is one-sided, of {validation.measured.confidence:g}.",
+        note=f"{losses}: lower is better. {own}Interval and training are the challenger's; each bound is one-sided, of "
+        f"{validation.measured.confidence:g}.",
     )
 
 

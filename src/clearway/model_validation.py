@@ -200,7 +200,13 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             f"{workspace.model} answers {challenger.target.kind}, but params.yaml says target.kind = {kind}: run "
             "scripts/train.py again"
         )
-    matrix = challenger.schema.encode(frame)
+    try:
+        matrix = challenger.schema.encode(frame)
+    except ClearwayError as error:
+        raise ClearwayError(
+            f"{workspace.features / 'holdout.parquet'}: the challenger cannot be asked its rows: {error}; run "
+            "scripts/build_features.py and scripts/train.py again"
+        ) from None
     models = [("challenger", challenger), ("baseline", simple)]
     contenders = [Contender("challenger", challenger.digest, challenger.output(matrix), challenger.threshold)]
     contenders.append(_contender("baseline", simple, frame, kind))
@@ -227,7 +233,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         judging = replace(holdout, confidence=confidence)
         scores = contenders[0].scores
         assert scores is not None  # only a champion may fail to score
-        calibration = calibration_of(judging, scores, chosen.calibration.bins)
+        calibration = calibration_of(holdout, scores, chosen.calibration.bins)
         judged = _Judged(
             model=challenger,
             payload=workspace.model,
@@ -240,7 +246,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             holdout=judging,
             uses=uses,
             constant=constant_answer(trained, chosen.champion.metric),
-            calibration=calibration,
+            calibration=calibration_of(judging, scores, chosen.calibration.bins),
             trust=trust,
             no_onnx=no_onnx,
             classes=classes,
@@ -401,6 +407,7 @@ def _group_gates(params: Params, judged: _Judged) -> list[Gate]:
             constant=judged.constant,
             gain=paired_gain,
             champion_threshold=theirs_from,
+            trained_on=categories,
         ),
         *fairness_gates(
             features,

@@ -27,12 +27,15 @@ PositiveWeight = Annotated[float, Field(gt=0)]
 Kind = Literal["binary", "multiclass", "regression"]
 
 METRICS_OF: dict[Kind, tuple[str, ...]] = {
-    "binary": ("roc_auc", "average_precision", "log_loss", "brier", "accuracy", "precision", "recall", "f1"),
+    "binary": (
+        "roc_auc", "average_precision", "log_loss", "brier", "accuracy", "precision", "recall", "f1",
+        "balanced_accuracy", "matthews_corrcoef",
+    ),
     "multiclass": (
         "accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "log_loss", "brier",
-        "roc_auc_ovr",
+        "roc_auc_ovr", "precision_weighted", "f1_weighted", "matthews_corrcoef",
     ),
-    "regression": ("rmse", "mae", "r2", "median_absolute_error", "p95_absolute_error"),
+    "regression": ("rmse", "mae", "r2", "median_absolute_error", "p95_absolute_error", "explained_variance"),
 }  # fmt: skip
 """Names of the metrics of :mod:`clearway.metrics`, which takes seconds to import."""
 

@@ -12,7 +12,7 @@ no correction is due (Berger, Technometrics 24, 1982). Else it is unknown, as sm
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -133,6 +133,7 @@ def slice_gates(
     constant: float | Sequence[float],
     gain: Gain,
     champion_threshold: float | None = None,
+    trained_on: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Gate]:
     """One gate per part of the holdout.
 
@@ -154,12 +155,15 @@ def slice_gates(
         The paired comparison.
     champion_threshold : float, optional
         Where it is not the challenger's.
+    trained_on : mapping of str to sequence of str, optional
+        Column → the values training had; of one that the holdout lacks nothing is known.
 
     Returns
     -------
     list of Gate
         Named ``slice_carrier=UA``; ``slice_discovered_1`` for what was found, worst first. A level too small to judge
-        is named in the detail of the pooled one (``slice_carrier=other``), which is judged if it is large enough.
+        is named in the detail of the pooled one (``slice_carrier=other``), which is judged if it is large enough;
+        levels that the holdout lacks are in that of ``slice_carrier``, which is unknown.
 
     Raises
     ------
@@ -172,10 +176,16 @@ def slice_gates(
     if not _whole(scores, holdout):
         return [Gate("slices", "fail", "the challenger's scores are not finite numbers, one a row", n=holdout.rows)]
     if champion is not None and not _whole(champion, holdout):
-        return [Gate("slices", "unknown", "the champion's scores are not finite numbers, one a row", n=holdout.rows)]
+        return [Gate("slices", "fail", "the champion's scores are not finite numbers, one a row", n=holdout.rows)]
     absent = [name for name in _names(params.declared) if name not in frame.columns]
     gates = [Gate(f"slice_{name}", "fail", f"the holdout has no column {name}") for name in dict.fromkeys(absent)]
     wanted = [_tuple(columns) for columns in params.declared]
+    for name in dict.fromkeys(columns[0] for columns in wanted if len(columns) == 1 and columns[0] not in absent):
+        lost = sorted(set((trained_on or {}).get(name, ())) - set(_texts(frame[name]).tolist()))
+        if lost:
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+            detail = f"in training and not in the holdout, so not judged: {', '.join(lost[:5])}{more}"
+            gates.append(Gate(f"slice_{name}", "unknown", detail, n=0))
     parts = [
         part
         for columns in dict.fromkeys(wanted)

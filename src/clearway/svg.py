@@ -89,6 +89,8 @@ def standalone(made: Markup) -> str:
 
 def number(value: float, spread: float) -> str:
     """A number with as many digits as tell it from its neighbours on an axis of that spread."""
+    if abs(value) < 1e-9 * spread:
+        return "0"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     size = abs(value)

@@ -8,7 +8,7 @@ import pytest
 from markupsafe import Markup
 
 from clearway.charts import Series, chart, heat_map, range_bar, ranked, span_of
-from clearway.svg import standalone
+from clearway.svg import number, standalone
 
 EVIL = '<script>alert("x")</script>'
 
@@ -106,3 +106,18 @@ def test_a_drawing_alone_is_a_whole_file_that_needs_no_other() -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "--challenger" in alone
     assert not re.search(r"(src|href)=", alone)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [([-85324.0, 123396.0], (-160e3, 160e3)), ([0.6, 1.0], (0.5, 1.0)), ([0.1, 0.9], (0.0, 1.0))],
+)
+def test_axes_end_on_round_numbers_and_hold_all_values(values: list[float], ends: tuple[float, float]) -> None:
+    points = [(value, value) for value in values]
+    svg = str(chart([Series("rows", points, 1)], alt="", x_label="x", y_label="y"))
+    for end in ends:
+        assert f">{number(end, ends[1] - ends[0])}</text>" in svg
+
+
+def test_what_is_left_of_a_sum_that_should_be_nothing_is_shown_as_nothing() -> None:
+    assert number(-5.6e-17, 0.6) == "0"

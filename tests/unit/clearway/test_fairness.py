@@ -250,7 +250,7 @@ def test_too_few_entities_are_unknown() -> None:
 def test_scores_that_are_no_numbers_are_never_a_pass() -> None:
     bad = np.where(np.arange(ROWS) == 3, np.nan, ALIKE)
     assert [gate.status for gate in judged(bad).values()] == ["fail"]
-    assert [gate.status for gate in judged(ALIKE, bad).values()] == ["unknown"]
+    assert [gate.status for gate in judged(ALIKE, bad).values()] == ["fail"]
     assert [gate.status for gate in judged(ALIKE[:-1]).values()] == ["fail"]
 
 

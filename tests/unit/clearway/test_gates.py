@@ -303,7 +303,7 @@ def test_a_lower_loss_counts_as_better_than_the_champion() -> None:
 
 
 def test_a_champion_without_scores_is_unknown_never_a_pass() -> None:
-    assert champion_gate(holdout(), "roc_auc", GOOD, np.full(ROWS, np.nan), 0.01).status == "unknown"
+    assert champion_gate(holdout(), "roc_auc", GOOD, np.full(ROWS, np.nan), 0.01).status == "fail"
 
 
 PASS, FAIL, UNKNOWN = (Gate(name, name, f"detail of {name}") for name in ("pass", "fail", "unknown"))

@@ -129,7 +129,7 @@ def test_other_metrics_are_compared_by_the_paired_bootstrap() -> None:
     same = champion_gate(numbers(), "r2", NEAR, NEAR.copy(), 0.0)
     assert (same.status, same.estimate) == ("pass", 0.0)
     nan = champion_gate(numbers(), "r2", NEAR, NEAR * np.nan, 0.0)
-    assert nan.status == "unknown"
+    assert nan.status == "fail"
 
 
 def test_numbers_that_no_resample_tells_apart_have_no_bound() -> None:
@@ -169,6 +169,7 @@ def test_calibration_of_classes_is_that_of_the_answer() -> None:
     assert calibration_gate(classes(), calibration_of(classes(), boastful), 0.1).status == "fail"
     found = calibration_of(classes(), boastful)
     assert found is not None
+    assert found.brier.estimate == MULTICLASS["brier"].value(CODES, boastful, 0.5), "one name, one figure"
     accuracy = float((boastful.argmax(axis=1) == CODES).mean())
     assert found.error.estimate == pytest.approx(0.98 - accuracy)
     assert calibration_champion_gate(classes(), boastful, honest, 0.05).status == "fail"
@@ -342,6 +343,15 @@ def test_a_feature_that_ranks_as_the_labels_do_leaks_however_few_rows_there_are(
     """A tree of leaves of five rows explains 0.97 of forty ranks, their own order all of it."""
     frame = pd.DataFrame({"cubed": -((VALUES[:40] - 100) ** 3)})
     gate = target_gate(frame, VALUES[:40], learn_schema(frame, (), ("cubed",)), 0.99, 1, NUMBERS)
+    assert (gate.status, gate.estimate) == ("fail", pytest.approx(1))
+
+
+def test_a_number_with_a_range_for_each_class_leaks_however_rare_they_are() -> None:
+    """A tree that has not seen the end of a range takes it for the neighbour's: of 20 rows a twentieth."""
+    many = Target(kind="multiclass", classes=tuple("abcdefghijklmnopqrst"))
+    labels = np.repeat(np.arange(20.0), 20)
+    frame = pd.DataFrame({"code": (labels * 7) % 20 + 0.01 * RANDOM.normal(size=400)})
+    gate = target_gate(frame, labels, learn_schema(frame, (), ("code",)), 0.99, 1, many)
     assert (gate.status, gate.estimate) == ("fail", pytest.approx(1))
 
 

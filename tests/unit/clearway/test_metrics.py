@@ -26,6 +26,8 @@ ORACLES: dict[str, Callable[..., float]] = {
     "precision": lambda y, s, w: scikit.precision_score(y, s >= 0.4, sample_weight=w),
     "recall": lambda y, s, w: scikit.recall_score(y, s >= 0.4, sample_weight=w),
     "f1": lambda y, s, w: scikit.f1_score(y, s >= 0.4, sample_weight=w),
+    "balanced_accuracy": lambda y, s, w: scikit.balanced_accuracy_score(y, s >= 0.4, sample_weight=w),
+    "matthews_corrcoef": lambda y, s, w: scikit.matthews_corrcoef(y, s >= 0.4, sample_weight=w),
 }
 
 
@@ -36,6 +38,7 @@ def test_every_metric_has_an_oracle() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_weighted_and_plain_values_are_scikit_learns(name: str) -> None:
     chosen, oracle = METRICS[name], ORACLES[name]
+    assert chosen.value(LABELS, SCORES, 0.4) == pytest.approx(oracle(LABELS, SCORES, None), abs=1e-12)
     weighted = chosen.weighted(LABELS, SCORES, 0.4)
     assert weighted(WEIGHTS) == pytest.approx(oracle(LABELS, SCORES, WEIGHTS), abs=1e-12)
     assert weighted(np.ones(300, dtype=int)) == pytest.approx(chosen.value(LABELS, SCORES, 0.4), abs=1e-12)
@@ -53,13 +56,20 @@ def test_ranking_metrics_survive_ties_and_extremes(rows: list[tuple[bool, float]
             assert math.isnan(value)
 
 
+def test_one_answer_for_all_is_a_coin() -> None:
+    found = measure(LABELS, np.full(300, 0.9), 0.4)
+    assert (found["balanced_accuracy"], found["matthews_corrcoef"]) == (0.5, 0.0)
+    assert math.isnan(METRICS["balanced_accuracy"].weighted(LABELS, SCORES, 0.4)(LABELS))
+
+
 def test_direction() -> None:
     assert {name for name, m in METRICS.items() if not m.higher_is_better} == {"log_loss", "brier"}
 
 
 def test_measure_gives_what_is_defined() -> None:
     assert set(measure(LABELS, SCORES, 0.4)) == set(METRICS)
-    assert set(measure(np.ones(5), np.full(5, 0.7), 0.4)) == set(METRICS) - {"roc_auc", "average_precision"}
+    need_both = {"roc_auc", "average_precision", "balanced_accuracy", "matthews_corrcoef"}
+    assert set(measure(np.ones(5), np.full(5, 0.7), 0.4)) == set(METRICS) - need_both
     assert measure(np.ones(2), np.array([0.5, np.nan]), 0.4) == {}
     assert measure(np.ones(0), np.ones(0), 0.4) == {}
     assert measure(LABELS, SCORES, 0.4, ["f1"]) == {"f1": pytest.approx(ORACLES["f1"](LABELS, SCORES, None))}

@@ -30,11 +30,15 @@ BY_SCIKIT: dict[str, Callable[[Any, Any], float]] = {
     "log_loss": lambda y, p: scikit.log_loss(y, p, labels=np.arange(CLASSES)),
     "brier": lambda y, p: scikit.brier_score_loss(y, p, labels=np.arange(CLASSES)),
     "roc_auc_ovr": lambda y, p: scikit.roc_auc_score(y, p, multi_class="ovr"),
+    "precision_weighted": lambda y, p: scikit.precision_score(y, p.argmax(axis=1), average="weighted", zero_division=0),
+    "f1_weighted": lambda y, p: scikit.f1_score(y, p.argmax(axis=1), average="weighted", zero_division=0),
+    "matthews_corrcoef": lambda y, p: scikit.matthews_corrcoef(y, p.argmax(axis=1)),
     "rmse": scikit.root_mean_squared_error,
     "mae": scikit.mean_absolute_error,
     "r2": scikit.r2_score,
     "median_absolute_error": scikit.median_absolute_error,
     "p95_absolute_error": lambda y, p: float(np.quantile(np.abs(y - p), 0.95)),
+    "explained_variance": scikit.explained_variance_score,
 }
 
 
@@ -69,6 +73,10 @@ def test_a_class_never_seen_in_training_costs_what_a_wrong_answer_does() -> None
 
 
 def test_labels_all_the_same_have_no_ranking_and_no_r2() -> None:
-    assert set(measure(np.zeros(4), OUTPUTS[:4], 0.5, kind="multiclass")) == set(MULTICLASS) - {"roc_auc_ovr"}
-    assert set(measure(np.ones(4), NUMBERS[:4], 0.5, kind="regression")) == set(REGRESSION) - {"r2"}
+    undefined = {"roc_auc_ovr", "balanced_accuracy", "matthews_corrcoef"}
+    assert set(measure(np.zeros(4), OUTPUTS[:4], 0.5, kind="multiclass")) == set(MULTICLASS) - undefined
+    assert set(measure(np.ones(4), NUMBERS[:4], 0.5, kind="regression")) == set(REGRESSION) - {
+        "r2",
+        "explained_variance",
+    }
     assert measure(NUMBERS[:2], np.array([1.0, np.nan]), 0.5, kind="regression") == {}

@@ -176,7 +176,7 @@ def test_what_is_written_stands_beside_the_defaults_of_the_kind(tmp_path: Path) 
         (
             "multiclass",
             "gates: {champion: {metric: roc_auc}}",
-            r"gates\.champion\.metric .* roc_auc_ovr, not 'roc_auc'",
+            r"gates\.champion\.metric .* matthews_corrcoef, not 'roc_auc'",
         ),
         ("multiclass", "gates: {slices: {metric: r2}}", r"gates\.slices\.metric"),
         ("regression", "decision: {performance: {metric: f1}}", r"decision\.performance\.metric"),

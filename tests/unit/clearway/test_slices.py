@@ -317,8 +317,25 @@ def test_a_missing_column_fails_and_a_wrong_one_is_wrong_usage() -> None:
 def test_scores_that_are_no_numbers_are_never_a_pass() -> None:
     bad = np.where(np.arange(ROWS) == 3, np.nan, EQUAL)
     assert [gate.status for gate in judged(bad).values()] == ["fail"]
-    assert [gate.status for gate in judged(EQUAL, champion=bad).values()] == ["unknown"]
+    assert [gate.status for gate in judged(EQUAL, champion=bad).values()] == ["fail"]
     assert [gate.status for gate in judged(EQUAL[:-1]).values()] == ["fail"]
+
+
+def test_a_level_that_the_holdout_lacks_is_named_and_no_pass() -> None:
+    gates = slice_gates(
+        FRAME,
+        holdout(),
+        EQUAL,
+        CHAMPION,
+        DECLARED,
+        compared="roc_auc",
+        constant=0.3,
+        gain=by_auc,
+        trained_on={"shop": ("A", "B", "C", "D", "E", "F", "G"), "weekday": ("9",)},
+    )
+    lost = next(gate for gate in gates if gate.name == "slice_shop")
+    assert (lost.status, lost.n) == ("unknown", 0)
+    assert lost.detail.endswith("not judged: F, G")
 
 
 def test_the_same_seed_gives_the_same_gates() -> None:
