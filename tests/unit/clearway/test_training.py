@@ -298,6 +298,13 @@ def test_a_joblib_model_opens_for_the_project_that_trained_it(tmp_path: Path) ->
         load_payload(workspace.model, made.digest, trust_of(params, workspace))
 
 
+def test_a_pickle_is_of_a_fit_here_and_not_of_a_cluster(tmp_path: Path) -> None:
+    where = {"backend": "dask", "address": "tcp://127.0.0.1:1", "connect_seconds": 0.1}
+    params, workspace = project(tmp_path, trust={"joblib": True}, format="joblib", joblib=where)
+    again = project(tmp_path / "again", trust={"joblib": True}, format="joblib")
+    assert train(params, workspace).digest == train(*again).digest
+
+
 def test_joblib_is_asked_for_twice(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.format is joblib: set trust\.joblib: true too"):
         project(tmp_path, format="joblib")
