@@ -8,7 +8,6 @@ decides what a fit learns: it is never continued by another one.
 """
 
 import hashlib
-import inspect
 import sys
 import time
 import warnings
@@ -109,7 +108,7 @@ def state_basis(params: Params, kinds: Iterable[type], matrix: NDArray[Any], lab
     matrix, labels : arrays of shape (rows, features) and (rows,)
     """
     here = Path(__file__).parent
-    sources = {str(path) for kind in kinds if (path := inspect.getsourcefile(kind))}
+    sources = {path for kind in kinds if (path := getattr(sys.modules.get(kind.__module__), "__file__", None))}
     settings = {"seed": params.seed, "train": params.train.model_dump(mode="json", exclude=_NOT_DECIDING)}
     return {
         "matrix": array_sha256(matrix),
@@ -164,7 +163,10 @@ def fit_in_parts(
         Further arguments of ``fit``, such as ``sample_weight``.
     """
     if checkpoints is not None:
-        checkpoints.record.reason = why_not(estimator)
+        unkept = (
+            "" if checkpoints.seconds is not None else "none are kept: checkpoint_seconds is null, or format joblib"
+        )
+        checkpoints.record.reason = why_not(estimator) or unkept
         checkpoints.record.continuable = not checkpoints.record.reason
     if checkpoints is None or checkpoints.record.reason or checkpoints.seconds is None:
         estimator.fit(matrix, labels, **arguments)

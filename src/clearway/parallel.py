@@ -178,7 +178,7 @@ def _watched(chosen: JoblibParams, workers: Callable[[], int]) -> Iterator[None]
     except BaseException as error:
         if lost.is_set():
             raise ClearwayError(_without_workers(chosen)) from None
-        if _of_cluster(error):
+        if of_cluster(error):
             raise ClearwayError(
                 f"{_named(chosen)}: a task was lost ({type(error).__name__}: {_one_line(error)}): see the workers' "
                 "logs, and train again"
@@ -188,7 +188,7 @@ def _watched(chosen: JoblibParams, workers: Callable[[], int]) -> Iterator[None]
         over.set()
 
 
-def _of_cluster(error: BaseException) -> bool:
+def of_cluster(error: BaseException) -> bool:
     """Whether the cluster raised it, and not an estimator; a task that is cancelled is no :class:`Exception`."""
     return type(error).__module__.startswith(("distributed", "asyncio", "concurrent", "tornado"))
 

@@ -1,5 +1,6 @@
 """``params.yaml``: every setting of the line, typed. Unknown keys, wrong types and impossible values are refused."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -374,6 +375,10 @@ class JoblibParams(Section):
                 f"backend = {self.backend} and address = {self.address}: give the address of a cluster, and none for "
                 "local"
             )
+        if self.backend == "dask" and not re.fullmatch(
+            r"((tcp|tls|ws|wss|ucx)://)?[^\s/]+:\d{1,5}", self.address or ""
+        ):
+            raise ValueError("address is none of a Dask scheduler: give one such as tcp://HOST:PORT")
         return self
 
 

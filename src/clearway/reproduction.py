@@ -273,6 +273,19 @@ def search_again(params: Mapping[str, Any], model: Mapping[str, Any], role: str)
     return None if trials is None or wanted == said else {**params, "train": {**train, "tune": wanted}}
 
 
+def made_here(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The params by which a model is made again on this machine alone; neither change makes another model.
+
+    The cluster of then may be gone, and its limits were for another machine.
+    """
+    train = dict(params.get("train") or {})
+    train.pop("joblib", None)
+    limits = ("memory_mb", "time_limit_seconds")
+    if train.get("resources"):
+        train["resources"] = {key: value for key, value in train["resources"].items() if key not in limits}
+    return {**params, **({"train": train} if train else {})}
+
+
 # --- effects ---------------------------------------------------------------------------------------------------------
 
 
@@ -326,8 +339,12 @@ def reproduce(
         _stages(runner, "ingest", workspace, base)
         _check_data(bundle, lineage, workspace, packages)
         searched = search_again(params, json.loads(bundle.read(PARAMS)), lineage.role)
-        if searched is not None:  # only now: the recipe is that of the params as they were
-            write_text(workspace.params_file, yaml.safe_dump(searched, sort_keys=False))
+        wanted = made_here(params if searched is None else searched)
+        if wanted != params:  # only now: the recipe is that of the params as they were
+            write_text(workspace.params_file, yaml.safe_dump(wanted, sort_keys=False))
+        if wanted != (params if searched is None else searched):
+            notes.append("train.joblib and train.resources: it is made again on this machine, without its limits")
+        if searched is not None:
             again = searched["train"]["tune"]
             trials = "no trials, which a baseline needs none of" if again is None else f"{again['trials']} trials"
             notes.append(f"train.tune: the search is run again with {trials}, and without its timeout")

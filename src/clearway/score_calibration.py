@@ -3,6 +3,7 @@
 The estimator stays as it is: scikit-learn's ``CalibratedClassifierCV`` around it learns the curve alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,26 @@ _STEEPEST = 8.0
 
 
 def calibration_rows(
-    labels: NDArray[Any], times: NDArray[np.datetime64] | None, chosen: ScoreCalibrationParams, seed: int
+    labels: NDArray[Any],
+    times: NDArray[np.datetime64] | None,
+    chosen: ScoreCalibrationParams,
+    seed: int,
+    classes: Sequence[str] = (),
 ) -> NDArray[np.bool_]:
     """Which training rows are for the curve, and not for the estimator.
 
     Parameters
     ----------
     labels : array of shape (rows,)
-        Class of each row.
+        Class of each row: 0.0 or 1.0, or its position in ``classes``.
     times : datetime64 array of shape (rows,), or None
         When each row was asked. Rows asked at one time are on one side.
     chosen : ScoreCalibrationParams
         ``train.calibration``.
     seed : int
         Draws the rows where there is no time.
+    classes : sequence of str, optional
+        Names of the classes, where there may be more than two.
 
     Returns
     -------
@@ -65,12 +72,13 @@ def calibration_rows(
             ) from None
         held[drawn] = True
     for label in np.unique(labels):
+        name = repr(classes[int(label)]) if classes else class_name(label)
         counts = {"to learn the curve from": int(held[labels == label].sum())}
         counts["to fit the estimator on"] = int((labels == label).sum()) - counts["to learn the curve from"]
         for purpose, count in counts.items():
             if count < MIN_ROWS:
                 raise ClearwayError(
-                    f"{KEY}.share = {chosen.share:g} leaves {count} rows of class {class_name(label)} {purpose}, at "
+                    f"{KEY}.share = {chosen.share:g} leaves {count} rows of class {name} {purpose}, at "
                     f"least {MIN_ROWS} are needed: change the share, or get more rows"
                 )
     return held

@@ -9,10 +9,10 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,12 @@ from clearway.domain import calibrate_domain
 from clearway.encoding import CategoricalFeature, InputSchema, learn_schema
 from clearway.errors import ClearwayError, UsageError
 from clearway.export import ExportError, to_joblib, to_onnx, to_skops
-from clearway.files import atomic_directory, held, read_json, write_json, write_text
+from clearway.files import atomic_directory, canonical_json, held, read_json, sha256_bytes, write_json, write_text
 from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, estimated, needed_types, read_estimator
-from clearway.parallel import in_order, joblib_backend, numeric_threads
-from clearway.params import Kind, Params, ScoreCalibrationParams, TuneParams
+from clearway.parallel import in_order, joblib_backend, numeric_threads, of_cluster
+from clearway.params import JoblibParams, Kind, Params, ScoreCalibrationParams, TuneParams
 from clearway.profile import ANSWER, SCORE, sample_positions, write_reference
 from clearway.progress import Show, silent
 from clearway.resources import names_memory, peak_memory_mb
@@ -109,7 +109,12 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int, kind: Kind = 
         one of its own; names the key of ``params.yaml`` and the value.
     """
     imported = _import_class(recipe)
-    accepted = signature(imported).parameters
+    accepted = _accepted(imported)
+    if recipe.arguments.get("random_state", seed) is None:
+        raise UsageError(
+            f"params.yaml: {recipe.arguments_key}.random_state = None would draw another model each time: leave it "
+            "out, and it is the seed, or give a number"
+        )
     if "n_jobs" in recipe.arguments:
         raise UsageError(
             f"params.yaml: {recipe.arguments_key}.n_jobs = {recipe.arguments['n_jobs']!r} would make another model of "
@@ -123,13 +128,17 @@ def make_estimator(recipe: Recipe, schema: InputSchema, seed: int, kind: Kind = 
             f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {error}; "
             f"{recipe.estimator} takes {', '.join(accepted)}"
         ) from None
+    except Exception as error:  # it may be anybody's class
+        raise UsageError(
+            f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {_reason(error)}"
+        ) from None
     if kind == "regression":
-        if not is_regressor(estimator):
+        if not _is(is_regressor, estimator):
             raise UsageError(
                 f"params.yaml: {recipe.key} = {recipe.estimator!r} is no regressor, but target.kind is regression: "
                 "choose one that predicts a number"
             )
-    elif not is_classifier(estimator) or not hasattr(estimator, "predict_proba"):
+    elif not _is(is_classifier, estimator) or not hasattr(estimator, "predict_proba"):
         raise UsageError(
             f"params.yaml: {recipe.key} = {recipe.estimator!r} is no classifier with predict_proba: choose one that "
             "gives probabilities (or set the argument that makes it)"
@@ -197,16 +206,16 @@ def fit(
         The labels are too few for a curve, or the estimator fails on the data.
     """
     estimator = make_estimator(recipe, schema, seed, kind)
-    weights = None if class_weights is None else row_weights(labels, class_weights, classes)
+    held = None if calibration is None else calibration_rows(labels, times, calibration, seed, classes)
+    kept = slice(None) if held is None else ~held
+    weights = None if class_weights is None else row_weights(labels[kept], class_weights, classes)
     if weights is not None:
         _check_weighable(recipe, estimator)
-    held = None if calibration is None else calibration_rows(labels, times, calibration, seed)
-    kept = slice(None) if held is None else ~held
     answers = labels if kind == "regression" else labels.astype(np.int64)
     with numeric_threads(threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            given = {} if weights is None else {"sample_weight": weights[kept]}
+            given = {} if weights is None else {"sample_weight": weights}
             ready = matrix[kept]
             if isinstance(estimator, Pipeline):
                 with in_order():  # quick; from a cluster its parts would come back as copies
@@ -215,8 +224,12 @@ def fit(
             fit_in_parts(last, ready, answers[kept], checkpoints, **given)
             if calibration is not None:
                 estimator = calibrated(estimator, matrix[held], answers[held], calibration)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
+        except (ClearwayError, MemoryError, OSError):  # of the system, or of a cluster's connection
+            raise
+        except Exception as error:  # it may be anybody's class
+            if of_cluster(error):
+                raise
+            reason = _reason(error)
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
                 raise UsageError(
                     f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {reason}"
@@ -273,7 +286,15 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     report: dict[str, Any] = {"rows": len(frame), "features": len(schema.features), **constants(target, labels)}
     given: dict[str, NDArray[np.float64]] = {}
     challenger, baseline = recipes(params)
-    basis = state_basis(params, [_import_class(recipe) for recipe in (challenger, baseline)], matrix, labels)
+    for recipe in (challenger, baseline) if params.train.tune is None else (baseline,):
+        make_estimator(recipe, schema, params.seed, target.kind)  # what is none is named before anything is fitted
+    times = _times(frame)
+    basis = {
+        **state_basis(params, [_import_class(recipe) for recipe in (challenger, baseline)], matrix, labels),
+        "columns": sha256_bytes(canonical_json(schema.model_dump(mode="json"))),
+        "target": sha256_bytes(canonical_json(target.model_dump(mode="json"))),
+        "times": "" if times is None else array_sha256(times),
+    }
     if params.train.tune is not None:
         found = _search(
             params.train.tune, challenger, params, workspace, schema, matrix, labels, target, frame, basis, show
@@ -286,10 +307,12 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
         name = state_key({**basis, "role": recipe.role, "arguments": dict(recipe.arguments)})
-        # a pickle tells trees that were read from those that were grown: it can only be of a fit at once
-        seconds = params.train.checkpoint_seconds if params.train.format == "skops" else None
+        # a pickle tells trees that were read from those that were grown: it can only be of a fit at once, and here
+        tells = params.train.format == "joblib"
+        seconds = None if tells else params.train.checkpoint_seconds
         checkpoints = Checkpoints(workspace.unfinished / f"{name}.skops", seconds, f"fit {recipe.role}", show)
-        with joblib_backend(params.train.joblib, params.train.resources.threads):
+        where = JoblibParams() if tells else params.train.joblib
+        with joblib_backend(where, params.train.resources.threads):
             estimator, warned = fit(
                 recipe,
                 schema,
@@ -302,10 +325,9 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
                 checkpoints=checkpoints,
                 class_weights=params.train.class_weights,
                 calibration=params.train.calibration,
-                times=_times(frame),
+                times=times,
             )
-        with in_order():
-            outputs = estimated(estimator, target, matrix)
+        outputs = _outputs(recipe, estimator, target, matrix)
         no_onnx = _write_payload(folder, recipe, estimator, schema, definitions, params, target)
         given[recipe.role] = outputs
         report[recipe.role] = {
@@ -350,7 +372,7 @@ def _search(
     from clearway.tuning import KEY, make_folds, search, starting_point  # Optuna, which few trainings need
 
     judge = metric(tune.metric or params.gates.champion.metric, f"params.yaml: {KEY}.metric", target.kind)
-    accepted = signature(_import_class(recipe)).parameters
+    accepted = _accepted(_import_class(recipe))
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for name in tune.space:
         if name not in accepted and not open_ended:
@@ -386,7 +408,7 @@ def _search(
         params,
         judge.name,
     )
-    study = workspace.unfinished / f"{state_key({**basis, **places})}.db"
+    study = workspace.unfinished / f"{state_key({**basis, **places, 'metric': judge.name})}.db"
     threads = params.train.resources.threads
     with joblib_backend(params.train.joblib, threads), numeric_threads(threads):
         return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
@@ -413,6 +435,9 @@ def _fold_value(
 ) -> float:
     """The metric of what is learnt from a fold with these arguments. Its own are plain: a worker can be sent them."""
     learning, judging = folds[fold]
+    found = np.unique(labels[learning])
+    if target.kind != "regression" and len(found) < len(target.classes or (0, 1)):
+        raise ClearwayError(f"fold {fold + 1} has rows of {len(found)} classes only to learn from")
     tried = replace(recipe, arguments={**recipe.arguments, **arguments})
     estimator, _ = fit(
         tried,
@@ -427,11 +452,32 @@ def _fold_value(
         calibration=params.train.calibration,
         times=None if times is None else times[learning],
     )
-    if target.kind != "regression" and len(estimator.classes_) < len(target.classes or (0, 1)):
-        raise ClearwayError(f"fold {fold + 1} has rows of {len(estimator.classes_)} classes only to learn from")
-    with in_order():
-        outputs = estimated(estimator, target, matrix[judging])
+    outputs = _outputs(tried, estimator, target, matrix[judging])
+    if not np.isfinite(outputs).all():
+        raise ClearwayError(f"it answers what is no number on fold {fold + 1}")
     return float(metric(judge, kind=target.kind).value(labels[judging], outputs, params.train.threshold))
+
+
+def _outputs(recipe: Recipe, estimator: Any, target: Target, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a fitted estimator answers, of the shape that its kind of target asks for."""
+    wrong = f"params.yaml: {recipe.key} = {recipe.estimator!r} is fitted, but does not answer as it must"
+    try:
+        with in_order():
+            outputs = estimated(estimator, target, matrix)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # it may be anybody's class
+        raise UsageError(f"{wrong}: {_reason(error)}") from None
+    shape = (len(matrix), len(target.classes)) if target.classes else (len(matrix),)
+    if outputs.shape != shape:
+        raise UsageError(f"{wrong}: answers of shape {outputs.shape}, not {shape}")
+    return outputs
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line; its type where that alone tells."""
+    said = " ".join(str(error).split())
+    return said if said and isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {said}"
 
 
 def _one_object_each(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -461,13 +507,30 @@ def _import_class(recipe: Recipe) -> Any:
     wrong = f"params.yaml: {recipe.key} = {recipe.estimator!r}"
     try:
         kind = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module runs what it likes
         raise UsageError(
-            f"{wrong} cannot be imported ({error}): give an importable class, package.module.Class"
+            f"{wrong} cannot be imported ({' '.join(str(error).split())}): give an importable class, "
+            "package.module.Class"
         ) from None
     if not isinstance(kind, type):
         raise UsageError(f"{wrong} is a {type(kind).__name__}, not a class")
     return kind
+
+
+def _accepted(imported: type) -> Mapping[str, Parameter]:
+    """The arguments of a class; none of one that is not written in Python, which has no estimators."""
+    try:
+        return signature(imported).parameters
+    except (ValueError, TypeError):
+        return {}
+
+
+def _is(kind: Callable[[Any], bool], estimator: Any) -> bool:
+    """Whether an object is of a kind of estimator, which only estimators can be asked."""
+    try:
+        return bool(kind(estimator))
+    except AttributeError:
+        return False
 
 
 def _preparation(schema: InputSchema, *, scale: bool) -> ColumnTransformer:

@@ -147,6 +147,13 @@ def test_what_cannot_go_on_is_fitted_at_once_and_says_so(estimator: Any, reason:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fit_of_which_nothing_is_kept_says_so(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "fit.skops", None)
+    fit_in_parts(RandomForestClassifier(n_estimators=3), MATRIX, LABELS, checkpoints)
+    assert not checkpoints.record.continuable
+    assert checkpoints.record.reason.startswith("none are kept")
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", to_skops(LogisticRegression())])
 def test_a_checkpoint_that_is_none_of_this_fit_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "fit.skops"

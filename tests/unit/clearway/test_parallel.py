@@ -63,7 +63,16 @@ def test_a_backend_that_is_not_installed_names_what_to_run() -> None:
             pass
 
 
-@pytest.mark.parametrize(("backend", "address"), [("dask", None), ("ray", None), ("local", "tcp://127.0.0.1:8786")])
+@pytest.mark.parametrize(
+    ("backend", "address"),
+    [("dask", None), ("ray", None), ("local", "tcp://127.0.0.1:8786")],
+)
 def test_a_cluster_needs_an_address_and_this_machine_has_none(backend: str, address: str | None) -> None:
     with pytest.raises(ValueError, match=r"give the address of a cluster, and none for local"):
         JoblibParams.model_validate({"backend": backend, "address": address})
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8786", "tcp://127.0.0.1", "hello world", ""])
+def test_an_address_that_dask_cannot_have_is_named_before_it_is_asked(address: str) -> None:
+    with pytest.raises(ValueError, match=r"give one such as tcp://HOST:PORT"):
+        JoblibParams.model_validate({"backend": "dask", "address": address})

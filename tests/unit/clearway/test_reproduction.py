@@ -18,6 +18,7 @@ from clearway.reproduction import (
     compare_files,
     first_difference,
     local_files,
+    made_here,
     own_store,
     search_again,
 )
@@ -181,3 +182,14 @@ def test_a_search_is_run_again_with_the_trials_it_had_finished_and_without_its_t
     assert search_again({"train": {"estimator": "a"}}, {}, "challenger") is None
     unsaid = {"train": {"tune": {"space": {}}}}
     assert search_again(unsaid, {"train": {"tune": {"trials": 20}}}, "challenger") is None
+
+
+def test_a_rebuild_needs_no_cluster_and_keeps_to_no_limit_of_another_machine() -> None:
+    resources = {"threads": 2, "memory_mb": 900, "time_limit_seconds": 1}
+    train = {"estimator": "a", "joblib": {"backend": "dask", "address": "tcp://gone:1"}, "resources": resources}
+    assert made_here({"seed": 1, "train": train}) == {
+        "seed": 1,
+        "train": {"estimator": "a", "resources": {"threads": 2}},
+    }
+    for params in ({"seed": 1}, {"seed": 1, "train": {"estimator": "a"}}):
+        assert made_here(params) == params

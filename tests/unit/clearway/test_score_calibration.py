@@ -120,6 +120,8 @@ def test_too_few_rows_of_a_class_are_named(times: Any) -> None:
     labels[:12] = 1
     with pytest.raises(ClearwayError, match=r"train\.calibration\.share = 0\.3 leaves \d rows of class 1 to learn"):
         calibration_rows(labels, times, chosen(), seed=1)
+    with pytest.raises(ClearwayError, match=r"leaves \d rows of class 'ibis' to learn"):
+        calibration_rows(labels, times, chosen(), seed=1, classes=("emu", "ibis"))
 
 
 def test_a_step_becomes_a_ramp_that_float32_can_follow() -> None:

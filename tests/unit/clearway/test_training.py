@@ -36,7 +36,29 @@ class Contrarian(LogisticRegression):
     """Of no library: neither skops nor ONNX knows it."""
 
 
+class Breaking(LogisticRegression):
+    """Fails as anybody's code may, or answers what is no answer."""
+
+    def __init__(self, how: str = "", C: float = 1.0) -> None:
+        if how == "made":
+            raise ValueError("not\nso")
+        super().__init__(C=C)
+        self.how = how
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        if self.how == "fitted":
+            raise RuntimeError("not\nso")
+        return super().fit(X, y, sample_weight)
+
+    def predict_proba(self, X: Any) -> Any:
+        if self.how == "asked":
+            raise KeyError("not\nso")
+        answers = super().predict_proba(X)
+        return {"narrow": answers[:, :1], "nan": answers * np.nan}.get(self.how, answers)
+
+
 CONTRARIAN = f"{Contrarian.__module__}.{Contrarian.__qualname__}"
+BREAKING = f"{Breaking.__module__}.{Breaking.__qualname__}"
 
 
 class Unwritable(Contrarian):
@@ -276,6 +298,13 @@ def test_a_joblib_model_opens_for_the_project_that_trained_it(tmp_path: Path) ->
         load_payload(workspace.model, made.digest, trust_of(params, workspace))
 
 
+def test_a_pickle_is_of_a_fit_here_and_not_of_a_cluster(tmp_path: Path) -> None:
+    where = {"backend": "dask", "address": "tcp://127.0.0.1:1", "connect_seconds": 0.1}
+    params, workspace = project(tmp_path, trust={"joblib": True}, format="joblib", joblib=where)
+    again = project(tmp_path / "again", trust={"joblib": True}, format="joblib")
+    assert train(params, workspace).digest == train(*again).digest
+
+
 def test_joblib_is_asked_for_twice(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.format is joblib: set trust\.joblib: true too"):
         project(tmp_path, format="joblib")
@@ -429,6 +458,11 @@ def test_a_wrong_search_is_named(tmp_path: Path, changes: dict[str, Any], messag
         ({"estimator": "sklearn.nowhere.Thing"}, r"train\.estimator = 'sklearn\.nowhere\.Thing' cannot be imported"),
         ({"estimator": "sklearn.ensemble.Thing"}, r"train\.estimator = 'sklearn\.ensemble\.Thing' cannot be imported"),
         ({"estimator": "Thing"}, r"train\.estimator = 'Thing' cannot be imported"),
+        ({"estimator": "builtins.dict", "arguments": {}}, r"train\.estimator = 'builtins\.dict' is no classifier"),
+        ({"estimator": "datetime.date", "arguments": {}}, r"train\.arguments = \{\}: .*date"),
+        ({"estimator": "antigravity_that_breaks.Thing"}, r"cannot be imported \(not so\): give an importable class"),
+        ({"estimator": BREAKING, "arguments": {"how": "made"}}, r"train\.arguments = \{'how': 'made'\}: not so"),
+        ({"arguments": {"random_state": None}}, r"train\.arguments\.random_state = None would draw another model"),
         ({"estimator": "sklearn.metrics.roc_auc_score"}, r"train\.estimator = .* is a function, not a class"),
         (
             {"estimator": "sklearn.linear_model.LinearRegression", "arguments": {}},
@@ -444,12 +478,60 @@ def test_a_wrong_search_is_named(tmp_path: Path, changes: dict[str, Any], messag
         ({"baseline_arguments": {"C": -1}}, r"train\.baseline_arguments = \{'C': -1\}: .*'C' parameter"),
     ],
 )
-def test_a_wrong_estimator_or_argument_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_estimator_or_argument_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "antigravity_that_breaks.py").write_text("raise RuntimeError('not\\nso')")
+    monkeypatch.syspath_prepend(tmp_path)
     params, workspace = project(tmp_path, **changes)
     with pytest.raises(UsageError, match=message) as caught:
         train(params, workspace)
     assert "\n" not in str(caught.value)
     assert not (workspace.reports / "training.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("fitted", r"cannot be fitted on these rows: RuntimeError: not so"),
+        ("asked", r"does not answer as it must: KeyError: .*not"),
+        ("narrow", r"does not answer as it must: IndexError: "),
+    ],
+)
+def test_whatever_an_estimator_raises_is_one_line(tmp_path: Path, how: str, message: str) -> None:
+    params, workspace = project(tmp_path, estimator=BREAKING, arguments={"how": how})
+    with pytest.raises(ClearwayError, match=message) as caught:
+        train(params, workspace)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trial_that_breaks_or_answers_no_number_is_failed_and_the_search_goes_on(tmp_path: Path) -> None:
+    broken = ["made", "fitted", "asked", "narrow", "nan"]
+    space = {"how": {"kind": "categorical", "choices": ["", *broken]}}
+    params, workspace = project(
+        tmp_path, estimator=BREAKING, arguments={"how": "nan"}, trust={"types": [BREAKING]},
+        tune={"trials": 20, "folds": 2, "space": space},
+    )  # fmt: skip
+    train(params, workspace)
+    trials = read_json(workspace.reports / "training.json")["tuning"]["trials"]
+    assert {trial["arguments"]["how"] for trial in trials if trial["state"] == "failed"} == set(broken)
+    assert "no number" in trials[0]["reason"]
+    assert read_json(workspace.model / "params.json")["train"]["arguments"] == {"how": ""}
+
+
+def test_a_search_by_another_metric_does_not_go_on_from_what_a_killed_one_kept(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path, tune=TUNE)
+
+    def killed(title: str, *_: Any) -> None:
+        if title.startswith("fit"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(params, workspace, killed)
+    gate = params.gates.champion.model_copy(update={"metric": "log_loss"})
+    by_loss = params.model_copy(update={"gates": params.gates.model_copy(update={"champion": gate})})
+    said = train(by_loss, workspace).report["tuning"]
+    assert (said["metric"], said["resumed_at"]) == ("log_loss", 0)
 
 
 def test_labels_all_the_same_stop_training(tmp_path: Path) -> None:

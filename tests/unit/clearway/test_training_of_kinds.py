@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from sklearn.linear_model import LogisticRegression
 
 from clearway.calibration import read_calibration
 from clearway.encoding import learn_schema
@@ -15,11 +16,20 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.export import to_onnx, to_skops
 from clearway.files import read_json, write_json
 from clearway.model import Model, _session, estimated, load_payload, read_estimator
-from clearway.params import Params, load_params
+from clearway.params import Params, ScoreCalibrationParams, load_params
 from clearway.profile import ANSWER, SCORE, read_reference
 from clearway.target import learn_target
 from clearway.training import Recipe, fit, train
 from clearway.workspace import Workspace
+
+
+class Weighed(LogisticRegression):
+    """Remembers how much each class weighed."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        self.weighed_ = np.bincount(y, sample_weight).tolist()
+        return super().fit(X, y, sample_weight)
+
 
 ROWS = 240
 RANDOM = np.random.default_rng(4)
@@ -157,4 +167,26 @@ def test_a_feature_with_the_name_of_the_answers_is_refused(tmp_path: Path) -> No
     described = read_json(workspace.features / "features.json")
     write_json(workspace.features / "features.json", {**described, "numeric": ["size", ANSWER]})
     with pytest.raises(UsageError, match="a feature is named 'answered_class'"):
+        train(params, workspace)
+
+
+def test_weights_are_balanced_over_the_rows_that_the_estimator_sees() -> None:
+    labels = np.repeat([0.0, 1.0, 0.0, 1.0], [90, 10, 10, 90])  # the other way round later on
+    times = np.arange("2013-01-01", "2013-07-20", dtype="datetime64[D]")
+    calibration = ScoreCalibrationParams(method="sigmoid", share=0.5)
+    chosen = Recipe("challenger", "train.estimator", f"{Weighed.__module__}.Weighed", "train.arguments", {})
+    fitted, _ = fit(chosen, SCHEMA, MATRIX[:200], labels, 3, 1, class_weights="balanced", calibration=calibration,
+                    times=times)  # fmt: skip
+    assert fitted[-1].estimator.weighed_ == pytest.approx([50, 50])
+
+
+def test_a_fold_that_lacks_a_class_says_so_though_each_has_a_weight(tmp_path: Path) -> None:
+    weights = dict.fromkeys(("$x$", "10", "ü b"), 1)
+    tune = {"trials": 1, "folds": 1, "space": {"max_leaf_nodes": {"kind": "int", "low": 3, "high": 5}}}
+    params, workspace = project(tmp_path, "multiclass", timed=True, class_weights=weights, tune=tune)
+    frame = pd.read_parquet(workspace.features / "training.parquet")
+    rare = frame["label"] == "ü b"
+    frame.loc[rare & (np.arange(ROWS) < 0.7 * ROWS), "label"] = "10"  # it comes late
+    frame.to_parquet(workspace.features / "training.parquet")
+    with pytest.raises(UsageError, match=r"all 1 trials failed, .* fold 1 has rows of 2 classes only to learn from"):
         train(params, workspace)
