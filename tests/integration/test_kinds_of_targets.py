@@ -25,7 +25,8 @@ from clearway.evidence import gather_evidence
 from clearway.features import build_features
 from clearway.holdout_uses import count_uses
 from clearway.model import load_model, recorded_target
-from clearway.model_validation import Validation, show, summary, validate
+from clearway.model_report import show, summary
+from clearway.model_validation import Validation, validate
 from clearway.monitor import monitor
 from clearway.packaging import package
 from clearway.params import Params, load_params
