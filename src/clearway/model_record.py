@@ -17,6 +17,7 @@ from clearway.ledger import read_ledger, stable_digest
 from clearway.lineage import Lineage, lineage_of
 from clearway.model import FEATURES, PARAMS, SCHEMA
 from clearway.params import Params, describe
+from clearway.secretless import bared
 from clearway.snapshot import Snapshot
 from clearway.workspace import Workspace
 
@@ -38,7 +39,7 @@ class ModelRecord:
     digest: str
     lineage: Lineage
     params: Mapping[str, Any]
-    """The content of the ``params.yaml`` it was made with."""
+    """The content of the ``params.yaml`` it was made with, without passwords."""
     model: Mapping[str, Any]
     """The payload's ``params.json``: estimator, arguments, seed and threshold of this model."""
     features: Mapping[str, Mapping[str, Any]]
@@ -78,7 +79,7 @@ def record(bundle: Bundle) -> ModelRecord:
     return ModelRecord(
         digest=bundle.digest,
         lineage=lineage,
-        params=params_of(bundle),
+        params=bared(params_of(bundle)),
         model=_json(bundle.read(PARAMS), PARAMS, bundle),
         features=_features(_json(bundle.read(SCHEMA), SCHEMA, bundle), described),
         definitions_sha256=described.get("definitions_sha256"),
@@ -156,7 +157,7 @@ def read_build(params: Params, workspace: Workspace) -> ModelRecord:
     return ModelRecord(
         digest=digest,
         lineage=lineage,
-        params=yaml.safe_load(workspace.params_file.read_text(encoding="utf-8")),
+        params=bared(yaml.safe_load(workspace.params_file.read_text(encoding="utf-8"))),
         model=read_json(workspace.model / PARAMS),
         features=_features(read_json(workspace.model / SCHEMA), payload),
         definitions_sha256=payload.get("definitions_sha256"),
