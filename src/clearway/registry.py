@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from clearway.bundle import CHALLENGER, Bundle, read_built, verify
+from clearway.bundle import CHALLENGER, EVIDENCE, Bundle, BundleError, read_built, verify
 from clearway.comparison import effective
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
@@ -111,6 +111,23 @@ def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str) 
 
 
 def _content(bundle: Bundle, lineage: Lineage) -> Content:
+    """What the evidence says, which the digest does not cover.
+
+    Raises
+    ------
+    BundleError
+        It is not what the line writes.
+    """
+    try:
+        return _told(bundle, lineage)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.path / EVIDENCE} is not what the line writes ({type(error).__name__}: {error}): run "
+            "scripts/package_model.py again"
+        ) from None
+
+
+def _told(bundle: Bundle, lineage: Lineage) -> Content:
     files = bundle.evidence_manifest.files
     written = params_of(bundle) if "params.yaml" in files else {}
     return content_of(

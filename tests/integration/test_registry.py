@@ -295,6 +295,14 @@ def test_a_damaged_bundle_is_not_registered(tmp_path: Path) -> None:
     assert not (workspace.var / "mlflow.db").exists()
 
 
+def test_evidence_that_is_none_is_not_blamed_on_mlflow(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    challenger(workspace, validation={"gates": [1], "metrics": {"champion": 3}})
+    with pytest.raises(ClearwayError, match=r"evidence is not what the line writes \(.*package_model\.py again"):
+        register(params, workspace)
+    assert MlflowClient(tracking_uri(params, workspace)).get_experiment_by_name("toy") is None
+
+
 def test_nothing_that_was_rejected_is_registered(tmp_path: Path) -> None:
     params, workspace = project(tmp_path)
     write_json(workspace.bundle / "outcome.json", {"verdict": "rejected", "digest": None, "baseline_digest": None})
