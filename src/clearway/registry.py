@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 from clearway.bundle import CHALLENGER, EVIDENCE, Bundle, BundleError, read_built, verify
 from clearway.comparison import effective
@@ -36,6 +35,7 @@ from clearway.registry_content import (
     chunks,
     content_of,
 )
+from clearway.secretless import HIDDEN, shown
 from clearway.workspace import MODEL_PAGE, MODEL_REPORT, PLOTS, Workspace
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _reaching(uri: str) -> Iterator[None]:
     except ClearwayError:
         raise
     except Exception as error:  # MLflow lets its drivers' exceptions through: requests, SQLAlchemy, sqlite3, OSError
-        reason = " ".join(str(error).split()).replace(uri, _without_password(uri))[:300]
+        reason = _without_password(" ".join(str(error).split()))[:300]
         raise ClearwayError(
             f"MLflow at {_without_password(uri)} failed ({type(error).__name__}: {reason}): start or correct it, "
             "or change MLFLOW_TRACKING_URI; with none, SQLite under var/ is used"
@@ -261,5 +261,4 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    return str(shown(uri)).replace(f"{HIDDEN}@", "")
