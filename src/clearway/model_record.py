@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clearway.bundle import CHALLENGER, PAYLOAD, Bundle, BundleError, payload_digest, verify
 from clearway.errors import ClearwayError, UsageError
@@ -86,7 +86,7 @@ def record(bundle: Bundle) -> ModelRecord:
         snapshot=snapshot_of(bundle, lineage),
         verdict=str(validation.get("verdict", "not judged")) if challenger else lineage.role,
         reason=str(validation.get("reason", "")) if challenger else "the simple model, held to no gate",
-        gates=tuple(validation.get("gates", ())) if challenger else (),
+        gates=_gates(validation, bundle) if challenger else (),
     )
 
 
@@ -252,6 +252,32 @@ def _features(schema: Mapping[str, Any], described: Mapping[str, Any]) -> dict[s
         if name in stored:
             found[name]["definition_sha256"] = stored[name]["sha256"]
     return found
+
+
+class _Gate(BaseModel):
+    """What is told of a gate."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    status: str
+    estimate: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    threshold: float | None = None
+
+
+_GATES = TypeAdapter(list[_Gate])
+
+
+def _gates(validation: Mapping[str, Any], bundle: Bundle) -> tuple[Mapping[str, Any], ...]:
+    found = validation.get("gates", [])
+    try:
+        _GATES.validate_python(found)
+    except ValidationError as error:
+        raise BundleError(
+            f"model_validation.json of bundle {bundle.digest[:SHOWN]} holds no gates ({describe(error)[:300]})"
+        ) from None
+    return tuple(found)
 
 
 def _json(content: bytes, name: str, bundle: Bundle) -> dict[str, Any]:
