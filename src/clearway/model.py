@@ -186,9 +186,13 @@ def load_model(bundle_folder: Path, digest: str, trust: Trust = NOTHING_MORE) ->
     ClearwayError
         It has no ONNX, and ``trust`` does not allow its estimator.
     """
-    bundle = verify(bundle_folder, digest)
+    return load_verified(verify(bundle_folder, digest), trust)
+
+
+def load_verified(bundle: Bundle, trust: Trust = NOTHING_MORE) -> Model:
+    """The model of a bundle that was verified, as :func:`load_model`; each file is hashed again as it is read."""
     wanted = _wanted(bundle.manifest.payload, bundle.payload)
-    return _build({name: bundle.read(name) for name in wanted}, digest, bundle.payload, trust)
+    return _build({name: bundle.read(name) for name in wanted}, bundle.digest, bundle.payload, trust)
 
 
 def recorded_definitions(bundle: Bundle) -> dict[str, dict[str, Any]] | None:

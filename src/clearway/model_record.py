@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clearway.bundle import CHALLENGER, PAYLOAD, Bundle, BundleError, payload_digest, verify
 from clearway.errors import ClearwayError, UsageError
@@ -17,6 +17,7 @@ from clearway.ledger import read_ledger, stable_digest
 from clearway.lineage import Lineage, lineage_of
 from clearway.model import FEATURES, PARAMS, SCHEMA
 from clearway.params import Params, describe
+from clearway.secretless import bared
 from clearway.snapshot import Snapshot
 from clearway.workspace import Workspace
 
@@ -38,7 +39,7 @@ class ModelRecord:
     digest: str
     lineage: Lineage
     params: Mapping[str, Any]
-    """The content of the ``params.yaml`` it was made with."""
+    """The content of the ``params.yaml`` it was made with, without passwords."""
     model: Mapping[str, Any]
     """The payload's ``params.json``: estimator, arguments, seed and threshold of this model."""
     features: Mapping[str, Mapping[str, Any]]
@@ -78,14 +79,14 @@ def record(bundle: Bundle) -> ModelRecord:
     return ModelRecord(
         digest=bundle.digest,
         lineage=lineage,
-        params=params_of(bundle),
+        params=bared(params_of(bundle)),
         model=_json(bundle.read(PARAMS), PARAMS, bundle),
         features=_features(_json(bundle.read(SCHEMA), SCHEMA, bundle), described),
         definitions_sha256=described.get("definitions_sha256"),
         snapshot=snapshot_of(bundle, lineage),
         verdict=str(validation.get("verdict", "not judged")) if challenger else lineage.role,
         reason=str(validation.get("reason", "")) if challenger else "the simple model, held to no gate",
-        gates=tuple(validation.get("gates", ())) if challenger else (),
+        gates=_gates(validation, bundle) if challenger else (),
     )
 
 
@@ -156,7 +157,7 @@ def read_build(params: Params, workspace: Workspace) -> ModelRecord:
     return ModelRecord(
         digest=digest,
         lineage=lineage,
-        params=yaml.safe_load(workspace.params_file.read_text(encoding="utf-8")),
+        params=bared(yaml.safe_load(workspace.params_file.read_text(encoding="utf-8"))),
         model=read_json(workspace.model / PARAMS),
         features=_features(read_json(workspace.model / SCHEMA), payload),
         definitions_sha256=payload.get("definitions_sha256"),
@@ -251,6 +252,32 @@ def _features(schema: Mapping[str, Any], described: Mapping[str, Any]) -> dict[s
         if name in stored:
             found[name]["definition_sha256"] = stored[name]["sha256"]
     return found
+
+
+class _Gate(BaseModel):
+    """What is told of a gate."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    status: str
+    estimate: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    threshold: float | None = None
+
+
+_GATES = TypeAdapter(list[_Gate])
+
+
+def _gates(validation: Mapping[str, Any], bundle: Bundle) -> tuple[Mapping[str, Any], ...]:
+    found = validation.get("gates", [])
+    try:
+        _GATES.validate_python(found)
+    except ValidationError as error:
+        raise BundleError(
+            f"model_validation.json of bundle {bundle.digest[:SHOWN]} holds no gates ({describe(error)[:300]})"
+        ) from None
+    return tuple(found)
 
 
 def _json(content: bytes, name: str, bundle: Bundle) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clearway.bundle import BASELINE, CHALLENGER, OUTCOME, Bundle, keep, pack
+from clearway.bundle import BASELINE, CHALLENGER, OUTCOME, SIGNATURE, Bundle, add_signature, keep, pack
 from clearway.calibration import read_calibration
 from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.drift_reference import CALIBRATION, REFERENCE, SCORE_MAP
@@ -19,6 +19,7 @@ from clearway.model_card import CardContent, render
 from clearway.params import Params
 from clearway.performance_estimate import fit_score_map
 from clearway.profile import read_reference, write_reference
+from clearway.secretless import without_secrets
 from clearway.signing import sign
 from clearway.snapshot import Snapshot
 from clearway.target import judged, top_label
@@ -66,8 +67,10 @@ def package(params: Params, workspace: Workspace) -> Outcome:
             {"verdict": outcome.verdict, "digest": outcome.digest, "baseline_digest": outcome.baseline_digest},
         )
     if outcome.digest and outcome.baseline_digest:
-        keep(workspace.bundle / CHALLENGER, workspace.bundles, outcome.digest)
-        keep(workspace.bundle / BASELINE, workspace.bundles, outcome.baseline_digest)
+        for role, digest in ((CHALLENGER, outcome.digest), (BASELINE, outcome.baseline_digest)):
+            keep(workspace.bundle / role, workspace.bundles, digest)
+            if params.signing.method != "none":  # one that was kept before may have the signature of an older key
+                add_signature(workspace.bundles / digest, (workspace.bundle / role / SIGNATURE).read_bytes())
     return outcome
 
 
@@ -104,9 +107,9 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
             "golden.json": canonical_json(_golden(params, workspace, payload, model, trust)),
             "model_validation.json": workspace.reports / "model_validation.json",
             "training.json": workspace.reports / "training.json",
-            "params.yaml": workspace.params_file,
+            "params.yaml": _shown(workspace.params_file),
             "snapshot.json": workspace.snapshot,
-            **({"dvc.lock": lock} if lock.is_file() else {}),
+            **({"dvc.lock": _shown(lock)} if lock.is_file() else {}),
             "packages.txt": installed_packages().encode(),
             "model_card.md": render(
                 CardContent(
@@ -130,6 +133,11 @@ def _pack(params: Params, workspace: Workspace, validation: dict[str, Any], role
     if role == BASELINE:
         reference.unlink()
     return made
+
+
+def _shown(path: Path) -> bytes:
+    """What goes wherever the bundle goes, MLflow among others: without the passwords in URLs."""
+    return without_secrets(path.read_text(encoding="utf-8")).encode()
 
 
 def _pictures(workspace: Workspace) -> dict[str, Path | bytes]:

@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
-from clearway.bundle import CHALLENGER, Bundle, read_built, verify
+from clearway.bundle import CHALLENGER, EVIDENCE, Bundle, BundleError, read_built, verify
 from clearway.comparison import effective
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
@@ -36,6 +35,7 @@ from clearway.registry_content import (
     chunks,
     content_of,
 )
+from clearway.secretless import HIDDEN, shown
 from clearway.workspace import MODEL_PAGE, MODEL_REPORT, PLOTS, Workspace
 
 if TYPE_CHECKING:
@@ -111,6 +111,23 @@ def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str) 
 
 
 def _content(bundle: Bundle, lineage: Lineage) -> Content:
+    """What the evidence says, which the digest does not cover.
+
+    Raises
+    ------
+    BundleError
+        It is not what the line writes.
+    """
+    try:
+        return _told(bundle, lineage)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.path / EVIDENCE} is not what the line writes ({type(error).__name__}: {error}): run "
+            "scripts/package_model.py again"
+        ) from None
+
+
+def _told(bundle: Bundle, lineage: Lineage) -> Content:
     files = bundle.evidence_manifest.files
     written = params_of(bundle) if "params.yaml" in files else {}
     return content_of(
@@ -236,7 +253,7 @@ def _reaching(uri: str) -> Iterator[None]:
     except ClearwayError:
         raise
     except Exception as error:  # MLflow lets its drivers' exceptions through: requests, SQLAlchemy, sqlite3, OSError
-        reason = " ".join(str(error).split()).replace(uri, _without_password(uri))[:300]
+        reason = _without_password(" ".join(str(error).split()))[:300]
         raise ClearwayError(
             f"MLflow at {_without_password(uri)} failed ({type(error).__name__}: {reason}): start or correct it, "
             "or change MLFLOW_TRACKING_URI; with none, SQLite under var/ is used"
@@ -244,5 +261,4 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    return str(shown(uri)).replace(f"{HIDDEN}@", "")

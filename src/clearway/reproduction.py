@@ -37,6 +37,7 @@ from clearway.model import PARAMS, load_model, load_payload
 from clearway.model_record import params_of, snapshot_of
 from clearway.params import GateParams, TuneParams, load_params
 from clearway.project_folder import FEATURE_STORE, HOME, git_root
+from clearway.secretless import HIDDEN, with_secrets
 from clearway.snapshot import Snapshot
 from clearway.trust import trust_of
 from clearway.workspace import Workspace
@@ -314,7 +315,8 @@ def reproduce(
     UsageError
         The line is in no git repository.
     """
-    lineage, params, project = bundle.lineage(), params_of(bundle), project.resolve()
+    lineage, project = bundle.lineage(), project.resolve()
+    params = _with_secrets(bundle, project)
     tops = {"home": git_root(home), "project": git_root(project)}
     if tops["home"] is None:
         raise UsageError(f"{home} is no git repository: a model is made again from a commit of it")
@@ -452,6 +454,27 @@ def _place(base: Path, path: Path) -> Path:
     return base / path.relative_to(path.anchor)
 
 
+def _with_secrets(bundle: Bundle, project: Path) -> dict[str, Any]:
+    """The bundle's params, with the passwords that it does not keep as the project has them now.
+
+    Raises
+    ------
+    ClearwayError
+        The project now has no such source.
+    """
+    now = project / "params.yaml"
+    current = yaml.safe_load(now.read_text(encoding="utf-8")) if now.is_file() else None
+    params = with_secrets(params_of(bundle), current if isinstance(current, dict) else {})
+    for name, source in (params.get("sources") or {}).items():
+        for key, value in source.items():
+            if HIDDEN in str(value):
+                raise ClearwayError(
+                    f"{now}: sources.{name}.{key} must be {value} with the password in place of {HIDDEN}, which a "
+                    "bundle does not keep"
+                )
+    return params
+
+
 def _lay_out(
     bundle: Bundle, params: Mapping[str, Any], project: Path, workspace: Workspace, pins: Pins, base: Path
 ) -> None:
@@ -476,7 +499,9 @@ def _lay_out(
         raise ClearwayError(
             f"commit {pins.project} has no {schema} for {project}: it was never committed, or the folder was elsewhere"
         )
-    write_text(folder / "params.yaml", bundle.evidence("params.yaml").read_text(encoding="utf-8"))
+    written = bundle.evidence("params.yaml").read_text(encoding="utf-8")
+    same = params == yaml.safe_load(written)
+    write_text(folder / "params.yaml", written if same else yaml.safe_dump(dict(params), sort_keys=False))
     (folder / LOCK).unlink(missing_ok=True)  # else DVC could fetch outputs instead of making them
     if (folder / store).is_file():
         written = yaml.safe_load((folder / store).read_text(encoding="utf-8"))

@@ -295,6 +295,14 @@ def test_a_damaged_bundle_is_not_registered(tmp_path: Path) -> None:
     assert not (workspace.var / "mlflow.db").exists()
 
 
+def test_evidence_that_is_none_is_not_blamed_on_mlflow(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    challenger(workspace, validation={"gates": [1], "metrics": {"champion": 3}})
+    with pytest.raises(ClearwayError, match=r"evidence is not what the line writes \(.*package_model\.py again"):
+        register(params, workspace)
+    assert MlflowClient(tracking_uri(params, workspace)).get_experiment_by_name("toy") is None
+
+
 def test_nothing_that_was_rejected_is_registered(tmp_path: Path) -> None:
     params, workspace = project(tmp_path)
     write_json(workspace.bundle / "outcome.json", {"verdict": "rejected", "digest": None, "baseline_digest": None})
@@ -317,12 +325,21 @@ def test_a_server_that_is_away_is_one_line_naming_it_without_its_password(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:sec@ret@127.0.0.1:{port}/?token=secret")
     params, workspace = project(tmp_path)
     challenger(workspace)
     started = time.monotonic()
-    with pytest.raises(ClearwayError, match=f"MLflow at http://127.0.0.1:{port} failed") as caught:
+    with pytest.raises(ClearwayError, match=rf"MLflow at http://127.0.0.1:{port}/\?token=\*\*\* failed") as caught:
         register(params, workspace)
     assert time.monotonic() - started < 60
     assert "secret" not in str(caught.value)
+    assert "ret@" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[bad")
+    params, workspace = project(tmp_path)
+    challenger(workspace)
+    with pytest.raises(ClearwayError, match=r"MLflow at http://\[bad failed"):
+        register(params, workspace)

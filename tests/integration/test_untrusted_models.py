@@ -25,6 +25,7 @@ from clearway.monitor import monitor
 from clearway.packaging import package
 from clearway.params import Params, SignaturePolicy, SigningParams
 from clearway.registry import register
+from clearway.serving.loading import load_version
 from clearway.signing import check_signature
 from clearway.training import train
 from clearway.trust import trust_of
@@ -122,7 +123,7 @@ def test_every_gate_binds_and_every_report_says_that_it_is_slow(made: tuple[Para
     bundle = verify(workspace.bundles / digest, digest)
     assert sorted(bundle.manifest.payload) == ["features.json", "model.joblib", "params.json", "schema.json"]
     card = bundle.evidence("model_card.md").read_text()
-    assert "served by scikit-learn: it has no ONNX, so answers are slower" in card
+    assert "served by: scikit-learn: it has no ONNX, so answers are slower" in card
     assert "scikit-learn, slower than ONNX" in (workspace.reports / "model_validation.html").read_text()
 
 
@@ -138,6 +139,38 @@ def test_what_is_packaged_is_signed_where_it_is_built_and_where_it_is_kept(
         assert check_signature(verify(folder, digest), policy, "production", workspace.root) == ""
     baseline = read_json(workspace.bundle / "outcome.json")["baseline_digest"]
     assert (workspace.bundles / baseline / "model.sig").is_file()
+
+    write_keys(workspace.root)  # the next key: what was kept with a signature of the last one is signed again
+    assert package(params, workspace).digest == digest
+    for each in (digest, baseline):
+        assert check_signature(verify(workspace.bundles / each, each), policy, "production", workspace.root) == ""
+
+
+def test_no_password_is_packaged(project: tuple[Params, Workspace, str]) -> None:
+    params, workspace, _ = project
+    text = workspace.params_file.read_text()
+    workspace.params_file.write_text(text + "# sql://me:hunter2@host/x?sig=hunter2\n")
+    (workspace.root / "dvc.lock").write_text("url: sql://me:hunter2@host/x\n")
+    package(params, workspace)
+    evidence = workspace.bundle / "challenger" / "evidence"
+    assert (evidence / "params.yaml").read_text() == text + "# sql://***@host/x?sig=***\n"
+    assert (evidence / "dvc.lock").read_text() == "url: sql://***@host/x\n"
+
+
+@pytest.mark.parametrize(
+    "golden",
+    ["[]", "{}", '{"rows": [], "scores": []}', '{"rows": [1], "scores": [1.0]}', '{"rows": [{}], "scores": "1"}'],
+)
+def test_no_version_answers_that_was_not_tried(project: tuple[Params, Workspace, str], golden: str) -> None:
+    """Evidence is what its own manifest says, and nothing more: the digest does not cover it."""
+    params, workspace, digest = project
+    made = workspace.bundles / digest
+    evidence = {path.name: path.read_bytes() for path in (made / "evidence").glob("*.*")}
+    pack(made / "payload", {**evidence, "golden.json": golden.encode()}, workspace.root / "forged" / digest)
+    trust = trust_of(params, workspace)
+    assert load_version(workspace.bundles, digest, 1e-5, trust).digest == digest
+    with pytest.raises(ClearwayError, match=r"fails its warm-up: .*golden\.json holds no golden rows"):
+        load_version(workspace.root / "forged", digest, 1e-5, trust)
 
 
 def test_a_bomb_does_not_go_off_at_the_gates(project: tuple[Params, Workspace, str], mark: Path) -> None:

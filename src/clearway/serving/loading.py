@@ -4,14 +4,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from clearway.bundle import Bundle, verify
 from clearway.errors import ClearwayError
-from clearway.files import read_json
-from clearway.model import Model, load_model
-from clearway.params import Params
+from clearway.model import Model, load_verified
+from clearway.params import Params, describe
 from clearway.project import StoredProject, load_project
 from clearway.serving.requests import RequestError, RowEncoder
 from clearway.trust import NOTHING_MORE, Trust
@@ -34,6 +35,16 @@ class Version:
 
     digest: str
     model: Model
+
+
+class GoldenRows(BaseModel):
+    """``evidence/golden.json`` of a bundle."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    rows: list[dict[str, Any]] = Field(min_length=1)
+    """As a client would send them."""
+    scores: list[float] | list[list[float]]
+    """What scikit-learn says of each."""
 
 
 def load_version(bundles: Path, digest: str, tolerance: float, trust: Trust = NOTHING_MORE) -> Version:
@@ -61,14 +72,26 @@ def load_version(bundles: Path, digest: str, tolerance: float, trust: Trust = NO
     folder = bundles / digest
     if not folder.is_dir():
         raise ClearwayError(f"bundle {digest[:12]} is not in {bundles}: deploy it again from where it was built")
-    model = load_model(folder, digest, trust)
-    _warm_up(model, digest, folder / "evidence" / "golden.json", tolerance)
+    bundle = verify(folder, digest)
+    model = load_verified(bundle, trust)
+    _warm_up(model, digest, _golden(bundle), tolerance)
     return Version(digest, model)
 
 
-def _warm_up(model: Model, digest: str, path: Path, tolerance: float) -> None:
-    golden = read_json(path, made_by="scripts/package_model.py")
-    rows, scores = golden["rows"], golden["scores"]
+def _golden(bundle: Bundle) -> GoldenRows:
+    """The rows that a bundle is tried on; evidence, which the digest does not cover."""
+    path = bundle.evidence("golden.json")
+    try:
+        return GoldenRows.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ClearwayError(
+            f"bundle {bundle.digest[:12]} fails its warm-up: {path} holds no golden rows ({describe(error)[:300]}): "
+            "run scripts/package_model.py again"
+        ) from None
+
+
+def _warm_up(model: Model, digest: str, golden: GoldenRows, tolerance: float) -> None:
+    rows, scores = golden.rows, golden.scores
     encoder = RowEncoder(model.schema)
     matrix = np.empty((len(rows), encoder.width), dtype=np.float32)
     for position, row in enumerate(rows):

@@ -130,6 +130,13 @@ def test_evidence_that_cannot_be_read_is_named(workspace: Workspace, changed: di
         read_bundle(workspace, digest)
 
 
+@pytest.mark.parametrize("gates", [3, [1], [{"name": "rows"}], [{"name": "rows", "status": "pass", "estimate": "x"}]])
+def test_gates_that_are_none_are_named(workspace: Workspace, gates: object) -> None:
+    digest = bundle(workspace, model_validation__json=canonical_json({"verdict": "passed", "gates": gates}))
+    with pytest.raises(BundleError, match=r"model_validation\.json of bundle [0-9a-f]{12} holds no gates"):
+        read_bundle(workspace, digest)
+
+
 def test_an_environment_names_what_is_stable_there_and_champion_that_of_production(workspace: Workspace) -> None:
     digest = bundle(workspace)
     change = Change(action="deploy", stable=digest, actor="test", reason="test")
