@@ -131,7 +131,8 @@ def built(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Built:
 def repack(built: Built, project: Path, payload: str, **lineage: Any) -> str:
     """Keep a bundle in ``project`` with the payload of ``payload`` and changed statements of where it comes from."""
     recorded = built.project / "var" / "bundles" / built.digest / "evidence"
-    evidence: dict[str, Path | bytes] = {path.name: path for path in recorded.iterdir()}
+    files = [path for path in recorded.rglob("*") if path.is_file()]
+    evidence: dict[str, Path | bytes] = {path.relative_to(recorded).as_posix(): path for path in files}
     said = json.loads((recorded / "lineage.json").read_text())
     evidence["lineage.json"] = canonical_json({**said, **lineage})
     evidence["dvc.lock"] = b"schema: '2.0'\nstages:\n  features:\n    outs:\n    - {path: data/features, md5: a0.dir}\n"
