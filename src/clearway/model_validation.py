@@ -213,7 +213,10 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     champion = None
     if not record.bootstrap:
         assert record.digest is not None
-        champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest, trust)
+        try:
+            champion = load_model(workspace.champion / CHAMPION_BUNDLE, record.digest, trust)
+        except ClearwayError as error:
+            raise type(error)(f"gate champion: {error}") from None
         models.append(("champion", champion))
         contenders.append(_contender("champion", champion, frame, kind))
     labels, contenders, classes = _aligned(told, [model for _, model in models], contenders)

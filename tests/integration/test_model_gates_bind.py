@@ -219,7 +219,7 @@ def test_a_payload_changed_after_its_verdict_is_not_packaged(tmp_path: Path) -> 
     assert not workspace.bundle.exists()
 
 
-def test_a_corrupted_champion_stops_and_names_the_file(tmp_path: Path) -> None:
+def test_a_corrupted_champion_stops_and_names_gate_and_file(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     train(params, workspace)
     judge(params, workspace)
@@ -229,6 +229,7 @@ def test_a_corrupted_champion_stops_and_names_the_file(tmp_path: Path) -> None:
     network.write_bytes(network.read_bytes()[:-1] + b"\0")
     with pytest.raises(ClearwayError) as caught:
         judge(params, workspace)
+    assert str(caught.value).startswith("gate champion: ")
     assert str(network) in str(caught.value)
     assert before in str(caught.value)
 
