@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
 
 from joblib import parallel_config
 from threadpoolctl import threadpool_limits
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import JoblibParams
+from clearway.secretless import addresses
 
 COMPARED = ("scikit-learn", "numpy", "scipy", "joblib")
 """Packages that must have one version here and on every worker: another may train another model."""
@@ -226,10 +226,7 @@ def _without_workers(chosen: JoblibParams) -> str:
 
 
 def _named(chosen: JoblibParams) -> str:
-    address = chosen.address or ""
-    parts = urlsplit(address)
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
-    return f"train.joblib.address = {shown}"
+    return f"train.joblib.address = {addresses(chosen.address or '')}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from clearway.registry_content import (
     chunks,
     content_of,
 )
-from clearway.secretless import HIDDEN, shown
+from clearway.secretless import addresses
 from clearway.workspace import MODEL_PAGE, MODEL_REPORT, PLOTS, Workspace
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str) 
             run = run or _log_run(client, workspace, name, uri, bundle, lineage, content)
             version = _create_version(client, name, params.model_card.intended_use, content, run)
         client.set_registered_model_alias(name, alias, version)
-    return Registered(name, version, bundle.digest, _without_password(uri), created)
+    return Registered(name, version, bundle.digest, addresses(uri), created)
 
 
 def _content(bundle: Bundle, lineage: Lineage) -> Content:
@@ -253,12 +253,8 @@ def _reaching(uri: str) -> Iterator[None]:
     except ClearwayError:
         raise
     except Exception as error:  # MLflow lets its drivers' exceptions through: requests, SQLAlchemy, sqlite3, OSError
-        reason = _without_password(" ".join(str(error).split()))[:300]
+        reason = addresses(" ".join(str(error).split()))[:300]
         raise ClearwayError(
-            f"MLflow at {_without_password(uri)} failed ({type(error).__name__}: {reason}): start or correct it, "
+            f"MLflow at {addresses(uri)} failed ({type(error).__name__}: {reason}): start or correct it, "
             "or change MLFLOW_TRACKING_URI; with none, SQLite under var/ is used"
         ) from None
-
-
-def _without_password(uri: str) -> str:
-    return str(shown(uri)).replace(f"{HIDDEN}@", "")

@@ -35,6 +35,15 @@ def shown(value: Any, key: str = "") -> Any:
     return _SIGNATURE.sub(rf"\1{HIDDEN}", _USER.sub(HIDDEN, _PASSWORD.sub(HIDDEN, value)))
 
 
+def addresses(text: str) -> str:
+    """A text with URLs in it, without users and passwords, and with what signs them hidden: where something is.
+
+    >>> addresses("tcp://me:pass@10.0.0.5:8786")
+    'tcp://10.0.0.5:8786'
+    """
+    return str(shown(text)).replace(f"{HIDDEN}@", "")
+
+
 def without_secrets(text: str) -> str:
     """A text with URLs in it, such as ``params.yaml``, without the passwords and signatures in them; the rest as it is.
 

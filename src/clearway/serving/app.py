@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -29,9 +29,6 @@ from clearway.routing import Role
 from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, render
 from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
 from clearway.serving.state import Active, Follower, Loaded
-
-if TYPE_CHECKING:
-    pass
 
 VERSION_HEADER = "x-clearway-version"
 

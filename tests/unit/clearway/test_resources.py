@@ -85,7 +85,7 @@ def test_memory_of_a_process_that_training_started_counts(tmp_path: Path) -> Non
     """
     done = ran(tmp_path, {"memory_mb": 150}, body)
     assert done.returncode == 1
-    assert re.search(r"train\.resources\.memory_mb = 150: training took \d+ MB in 2 processes", done.stderr)
+    assert re.search(r"train\.resources\.memory_mb = 150: training took [\d,]+ MB in 2 processes", done.stderr)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     assert left(tmp_path) == ["pid"]
 
@@ -109,7 +109,7 @@ def test_a_failed_allocation_is_one_line() -> None:
         raise MemoryError("Unable to allocate 8 TiB\nfor an array")
 
     params = SimpleNamespace(train=SimpleNamespace(resources=ResourceParams(memory_mb=500)))
-    with pytest.raises(ClearwayError, match=r"^train\.resources\.memory_mb = 500: training took \d+ MB.*, .*8 TiB for"):
+    with pytest.raises(ClearwayError, match=r"^train\.resources\.memory_mb = 500: training took [\d,]+ MB.*8 TiB for"):
         train(params)
 
 
