@@ -1,0 +1,325 @@
+"""From the rows of a request to answers: routed to a version, features looked up, scored, logged."""
+
+import asyncio
+import contextlib
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearway.errors import ClearwayError
+from clearway.params import ServingParams
+from clearway.prediction_log import PredictionLog
+from clearway.routing import Role
+from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
+from clearway.serving.state import Active, Loaded
+
+
+@dataclass(slots=True)
+class Question:
+    """One row of a request, with the version that will answer it."""
+
+    envelope: Envelope
+    id: str
+    role: Role
+    loaded: Loaded
+    row: dict[str, Any]
+    """Its features; of a row by key, once they are looked up."""
+    asked_at: str | None
+    inputs: dict[str, Any] | None = None
+    """What a row by key carries: join keys and request fields."""
+    outcomes: dict[str, str] | None = None
+    """Of a row by key: what became of each view that does not give a present value."""
+
+
+@dataclass(slots=True)
+class Group:
+    """The questions of one request that one version answers, and their places in the request."""
+
+    loaded: Loaded
+    places: list[int]
+    questions: list[Question]
+    matrix: NDArray[np.float32]
+
+
+class ModelError(Exception):
+    """A version failed to answer."""
+
+    def __init__(self, digest: str, cause: str) -> None:
+        super().__init__(f"version {digest} failed: {cause}")
+        self.digest = digest
+
+
+class LookupFailed(Exception):  # noqa: N818  # the name says what happened
+    """Features could not be looked up: the HTTP status (5xx), and one line naming the view and the cause."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Answerer:
+    """Answers rows by an active table: each is routed, looked up where it comes by key, encoded, scored and logged.
+
+    The stable version scores on the event loop, where it costs least; a canary scores in a thread of its own, so that
+    one that is slow, or never ends, keeps only its own callers waiting.
+    """
+
+    def __init__(self, settings: ServingParams, log: PredictionLog) -> None:
+        self._settings = settings
+        self._log = log
+        self._row = np.empty((0, 0), dtype=np.float32)
+        self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+
+    def close(self) -> None:
+        """Let go of the canary's thread."""
+        self._trial.shutdown(wait=False, cancel_futures=True)
+
+    async def answer_one(
+        self, row: Any, wanted: str | None, active: Active, started: float
+    ) -> tuple[dict[str, Any], str]:
+        """The answer to one row, and the digest of the version that gave it.
+
+        ``wanted`` is the digest that a tester asked for, ``started`` when the request began by ``perf_counter``.
+
+        Raises
+        ------
+        RequestError
+            The row is refused; 422, naming the field.
+        LookupFailed
+            Its features could not be looked up.
+        ModelError
+            The version failed to answer.
+        """
+        question = _assign(row, wanted, active)
+        loaded = question.loaded
+        if question.inputs is not None:
+            await self._look_up([question], active, started, tester=wanted is not None)
+        vector = self._scratch(loaded.encoder.width, question.role)
+        try:
+            _encode_into(vector[0], question)
+        except RequestError:
+            self._write_refused([question], active, started, tester=wanted is not None)
+            raise
+        group = Group(loaded, [0], [question], vector)
+        answers, failure = await self._score(group, active, started, tester=wanted is not None)
+        if failure is not None:
+            raise failure
+        return answers[0], loaded.digest
+
+    async def answer_many(
+        self, rows: Sequence[Any], wanted: str | None, active: Active, started: float
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """The answers to all rows in their order, and the digests of the versions that gave them.
+
+        Raises
+        ------
+        RequestError, LookupFailed, ModelError
+            As :meth:`answer_one`, of any row: the caller gets all answers or none.
+        """
+        tester = wanted is not None
+        questions = []
+        for place, row in enumerate(rows):
+            with _naming(place):
+                questions.append(_assign(row, wanted, active))
+        if any(question.inputs is not None for question in questions):
+            await self._look_up(questions, active, started, tester=tester)
+        groups: dict[Role, Group] = {}
+        for place, question in enumerate(questions):
+            group = groups.get(question.role)
+            if group is None:
+                matrix = np.empty((len(rows), question.loaded.encoder.width), dtype=np.float32)
+                group = groups[question.role] = Group(question.loaded, [], [], matrix)
+            try:
+                with _naming(place):
+                    _encode_into(group.matrix[len(group.places)], question)
+            except RequestError:
+                self._write_refused([question], active, started, tester=tester)
+                raise
+            group.places.append(place)
+            group.questions.append(question)
+        predictions: list[Any] = [None] * len(rows)
+        failures = []
+        for group in groups.values():
+            group.matrix = group.matrix[: len(group.places)]
+            answers, failure = await self._score(group, active, started, tester=tester)
+            if failure is not None:
+                failures.append(failure)
+                continue
+            for place, answer in zip(group.places, answers, strict=True):
+                predictions[place] = answer
+        # Each version's rows are logged as that version fared, but the caller gets all of its answers or none.
+        if failures:
+            raise failures[0]
+        return predictions, [group.loaded.digest for group in groups.values()]
+
+    async def _score(
+        self, group: Group, active: Active, started: float, *, tester: bool
+    ) -> tuple[list[dict[str, Any]], ModelError | None]:
+        """Score one version's rows and log each; the answers, or why there are none."""
+        digest, model = group.loaded.digest, group.loaded.version.model
+        failure = None
+        try:
+            if group.questions[0].role == "stable":
+                outputs = model.output(group.matrix)
+            else:
+                outputs = await asyncio.get_running_loop().run_in_executor(self._trial, model.output, group.matrix)
+            told: list[dict[str, Any] | None] = [*model.target.told(outputs, model.threshold)]
+            if not all(math.isfinite(one["score"]) for one in told if one is not None):
+                raise ArithmeticError("it answered a score that is not finite")
+        except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
+            failure = ModelError(digest, f"{type(error).__name__}: {error}")
+            told = [None] * len(group.questions)
+        status = 200 if failure is None else 500
+        self._write(group.questions, told, status, active, started, tester=tester)
+        answers = []
+        for question, one in zip(group.questions, told, strict=True):
+            if one is not None:
+                answer = {"id": question.id, "version": digest, "role": question.role, **one}
+                if question.outcomes is not None:
+                    answer["features"] = question.outcomes
+                answers.append(answer)
+        return answers, failure
+
+    def _write(
+        self,
+        questions: Sequence[Question],
+        told: Sequence[Mapping[str, Any] | None],
+        status: int,
+        active: Active,
+        started: float,
+        *,
+        tester: bool,
+    ) -> None:
+        """Log what became of each question; features only of those that got as far as having them.
+
+        ``told`` is what was answered: see :meth:`clearway.target.Target.told`.
+        """
+        elapsed = (perf_counter() - started) * 1000.0
+        now = datetime.now(UTC)
+        for question, one in zip(questions, told, strict=True):
+            by_key = question.inputs is not None
+            record = {
+                "id": question.id,
+                "revision": active.table.revision,
+                "version": question.loaded.digest,
+                # a tester chose the version, so that its requests are no sample of either side
+                "role": "tester" if tester else question.role,
+                "entity": question.envelope.entity,
+                "asked_at": question.asked_at,
+                "served_at": now,
+                "status": status,
+                "latency_ms": elapsed,
+                "score": None if one is None else one["score"],
+            }
+            if one is not None and "probabilities" in one:
+                record["probabilities"] = one["probabilities"]
+            if self._settings.log_features:
+                if by_key:
+                    record["inputs"] = question.inputs
+                if not by_key or question.outcomes is not None:
+                    record["features"] = strip_envelope(question.row)
+            self._log.append(record)
+
+    async def _look_up(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
+        """Read the features of those questions that are by key, all at once.
+
+        Raises
+        ------
+        LookupFailed
+            The feature store does not answer, or a function of the project fails; all questions are logged as failed.
+        """
+        by_reader: dict[int, list[Question]] = {}
+        for question in questions:
+            if question.inputs is not None:
+                by_reader.setdefault(id(question.loaded.reader), []).append(question)
+        for together in by_reader.values():
+            await self._look_up_together(together, questions, active, started, tester=tester)
+
+    async def _look_up_together(
+        self, by_key: list[Question], questions: Sequence[Question], active: Active, started: float, *, tester: bool
+    ) -> None:
+        reader = by_key[0].loaded.reader
+        assert reader is not None  # else no row is by key
+        at = []
+        for question in by_key:
+            time = datetime.now(UTC) if question.asked_at is None else datetime.fromisoformat(question.asked_at)
+            question.asked_at = question.asked_at or time.isoformat()
+            at.append(time.timestamp())
+        try:
+            lookups = await reader.read([question.inputs or {} for question in by_key], at)
+        except ClearwayError as error:
+            from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
+
+            status = 503 if isinstance(error, StoreUnavailable) else 500
+            self._write(questions, [None] * len(questions), status, active, started, tester=tester)
+            raise LookupFailed(status, str(error)) from None
+        for question, lookup in zip(by_key, lookups, strict=True):
+            question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
+            question.outcomes = {view: outcome for view, outcome in lookup.outcomes.items() if outcome != "present"}
+
+    def _write_refused(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
+        """Log the rows by key whose features the model refuses: these are the store's, no caller can mend them."""
+        by_key = [question for question in questions if question.outcomes is not None]
+        self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
+
+    def _scratch(self, width: int, role: Role) -> NDArray[np.float32]:
+        """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
+        if role != "stable":
+            return np.empty((1, width), dtype=np.float32)
+        if self._row.shape[1] != width:
+            self._row = np.empty((1, width), dtype=np.float32)
+        return self._row
+
+
+def _assign(row: Any, wanted: str | None, active: Active) -> Question:
+    """Route by entity, else by id, else at random; or to the version that a tester named."""
+    envelope = read_envelope(row)
+    # not of the system's randomness: for each call to the system the other threads get a turn first
+    identity = envelope.id or f"{random.getrandbits(128):032x}"  # it is no secret
+    role, loaded = active.chosen(wanted) if wanted is not None else active.route(envelope.entity or identity)
+    inputs = None
+    if loaded.keyed is not None:
+        inputs = loaded.keyed.read(row)
+    elif active.looks_by_key(row) and not row.keys() >= set(loaded.encoder.names):
+        raise RequestError(
+            422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
+        )
+    return Question(envelope, identity, role, loaded, row, envelope.asked_at, inputs)
+
+
+def _encode_into(vector: NDArray[np.float32], question: Question) -> None:
+    """Encode a question's features; of what was looked up and is refused, say where it comes from.
+
+    Raises
+    ------
+    RequestError
+        A feature is refused.
+    """
+    try:
+        question.loaded.encoder.encode_into(question.row, vector)
+    except RequestError as error:
+        name = question.loaded.encoder.refused(question.row) if question.outcomes is not None else None
+        reader = question.loaded.reader
+        view = reader.source(name) if name is not None and reader is not None else None
+        if name is None or view is None or question.outcomes is None:
+            raise
+        outcome = question.outcomes.get(view, "present")
+        value = "null" if question.row[name] is None else "this value"
+        raise RequestError(error.status, f"{error}: view {view} had {value} for it (outcome: {outcome})") from None
+
+
+@contextlib.contextmanager
+def _naming(place: int) -> Iterator[None]:
+    """Say which row is refused."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(error.status, f"rows[{place}]: {error}") from None
