@@ -1,15 +1,17 @@
 """One encoding of a row into numbers, used by training and by serving, so that the two cannot disagree."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from clearway.errors import ClearwayError
 from clearway.schema import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class DeclaredFeature(BaseModel):
@@ -75,7 +77,7 @@ class InputSchema(BaseModel):
     def numeric_positions(self) -> tuple[int, ...]:
         return tuple(i for i, feature in enumerate(self.features) if feature.kind == "numeric")
 
-    def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+    def encode(self, frame: "pd.DataFrame") -> NDArray[np.float32]:
         """Encode a table: (rows) → float32 array of shape (rows, features).
 
         float32 before training, not after: ONNX compares in float32, and a split threshold that fell between
@@ -86,6 +88,8 @@ class InputSchema(BaseModel):
         ClearwayError
             A feature's column is missing, or holds what cannot be a number.
         """
+        import pandas as pd  # late, because a server never needs it
+
         missing = [name for name in self.names if name not in frame.columns]
         if missing:
             raise ClearwayError(f"features missing from the table: {', '.join(missing)}")
@@ -106,7 +110,7 @@ class InputSchema(BaseModel):
 
 
 def learn_schema(
-    frame: pd.DataFrame,
+    frame: "pd.DataFrame",
     categorical: tuple[str, ...],
     numeric: tuple[str, ...],
     declared: Mapping[str, Column] | None = None,
@@ -127,6 +131,8 @@ def learn_schema(
     pydantic.ValidationError
         A numeric feature is declared as text, or the other way round.
     """
+    import pandas as pd
+
     said = declared or {}
     features: list[Any] = []
     for name in numeric:

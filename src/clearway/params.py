@@ -1,5 +1,6 @@
 """``params.yaml``: every setting of the line, typed. Unknown keys, wrong types and impossible values are refused."""
 
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -667,9 +668,18 @@ class EnvironmentParams(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(ge=0, le=65535)
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
+    """Processes that answer on this port; ``auto`` is one for each core that this process may use."""
     requires: str | None = None
     """The environment in which a digest must be live before it may come here."""
     signature: SignaturePolicy = SignaturePolicy()
+
+    @property
+    def worker_count(self) -> int:
+        """``workers``, on this machine."""
+        if self.workers != "auto":
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class FeatureLookupParams(Section):

@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOG_COLUMNS = (
     "id",
@@ -130,7 +132,7 @@ def read_log(
     since_revision: int | None = None,
     revisions: Collection[int] | None = None,
     columns: Collection[str] | None = None,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The logged predictions, in the order they were served.
 
     Parameters
@@ -157,6 +159,8 @@ def read_log(
         of the wrong type in a column that was asked for: they are left out. ``attrs["damaged"]`` says where the first
         of them is and what is wrong.
     """
+    import pandas as pd  # late, because a server only writes
+
     wanted = tuple(LOG_COLUMNS if columns is None else columns)
     if unknown := set(wanted) - {*LOG_COLUMNS, *ABOUT_RECORDS}:
         raise ValueError(f"the prediction log has no column {', '.join(sorted(unknown))}")
@@ -250,6 +254,8 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
 
 
 def _typed(name: str, values: list[Any]) -> "pd.Series[Any]":
+    import pandas as pd
+
     if name in ("asked_at", "served_at"):
         texts = pd.Series(values, dtype="object")
         times = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce").astype("datetime64[ns, UTC]")
@@ -262,6 +268,8 @@ def _typed(name: str, values: list[Any]) -> "pd.Series[Any]":
 
 def _time(text: str) -> Any:
     """A time in any form that Python reads; NaT for what is none, or is too far away for nanoseconds."""
+    import pandas as pd
+
     try:
         time = pd.Timestamp(datetime.fromisoformat(text))
         return (time.tz_localize("UTC") if time.tz is None else time.tz_convert("UTC")).as_unit("ns")

@@ -18,6 +18,7 @@ from clearway.errors import ClearwayError
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.routing import Role
+from clearway.serving.metrics import Traffic
 from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
 from clearway.serving.state import Active, Loaded
 
@@ -72,9 +73,10 @@ class Answerer:
     one that is slow, or never ends, keeps only its own callers waiting.
     """
 
-    def __init__(self, settings: ServingParams, log: PredictionLog) -> None:
+    def __init__(self, settings: ServingParams, log: PredictionLog, traffic: Traffic | None = None) -> None:
         self._settings = settings
         self._log = log
+        self._traffic = traffic or Traffic()
         self._row = np.empty((0, 0), dtype=np.float32)
         self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
 
@@ -202,22 +204,28 @@ class Answerer:
 
         ``told`` is what was answered: see :meth:`clearway.target.Target.told`.
         """
-        elapsed = (perf_counter() - started) * 1000.0
+        seconds = perf_counter() - started
+        elapsed = seconds * 1000.0
         now = datetime.now(UTC)
         for question, one in zip(questions, told, strict=True):
             by_key = question.inputs is not None
+            loaded = question.loaded
+            # a tester chose the version, so that its requests are no sample of either side
+            role = "tester" if tester else question.role
+            score = None if one is None else one["score"]
+            answered = self._traffic.of(loaded.digest, role, loaded.version.model.target)
+            answered.add(status, seconds, score)
             record = {
                 "id": question.id,
                 "revision": active.table.revision,
-                "version": question.loaded.digest,
-                # a tester chose the version, so that its requests are no sample of either side
-                "role": "tester" if tester else question.role,
+                "version": loaded.digest,
+                "role": role,
                 "entity": question.envelope.entity,
                 "asked_at": question.asked_at,
                 "served_at": now,
                 "status": status,
                 "latency_ms": elapsed,
-                "score": None if one is None else one["score"],
+                "score": score,
             }
             if one is not None and "probabilities" in one:
                 record["probabilities"] = one["probabilities"]

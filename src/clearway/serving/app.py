@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import os
+import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from time import perf_counter
 from typing import Any
@@ -18,11 +19,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.serving.answering import Answerer, LookupFailed, ModelError
-from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, render
+from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, of_features, of_log, of_traffic, render
 from clearway.serving.requests import RequestError
 from clearway.serving.state import Active, Follower
+from clearway.serving.whole import Desk, describe_whole, families_of_whole
 
 VERSION_HEADER = "x-clearway-version"
+NOTICE_SECONDS = 0.05
+"""How soon the other workers hear that this one serves another table, or refused one."""
+COUNT_SECONDS = 0.2
+"""How soon they hear what it counted; no sooner than keeps the telling under ``COUNT_SHARE`` of the time."""
+COUNT_SHARE = 0.01
+
+logger = logging.getLogger("clearway.serving")
 
 
 class Endpoint:
@@ -31,13 +40,53 @@ class Endpoint:
     A request takes the active table once and keeps it to its end, so that a swap in between cannot mix two.
     """
 
-    def __init__(self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> None:
+    def __init__(
+        self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, desk: Desk
+    ) -> None:
         self._settings = settings
         self._environment = environment
         self._follower = follower
         self._log = log
-        self._answerer = Answerer(settings, log)
+        self._desk = desk
         self._traffic = Traffic()
+        self._answerer = Answerer(settings, log, self._traffic)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a version to answer with."""
+        return self._follower.active is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the newest routing table was tried, and is not served."""
+        return self._follower.error is not None
+
+    def publish(self) -> None:
+        """Tell the other workers what this one serves and has counted."""
+        active = self._follower.active
+        readers = list(active.readers.values()) if active else []
+        families = (
+            *of_traffic(self._traffic),
+            *of_log(self._log.written, self._log.dropped),
+            *of_features(readers),
+        )
+        try:
+            self._desk.say(self._state(), families)
+        except (TypeError, ValueError):  # requests are answered all the same
+            logger.exception("the other workers do not hear of this one")
+
+    async def publish_on(self) -> None:
+        """Publish until cancelled: soon after a change of the table, and now and then what was counted."""
+        seen: object = None
+        count_at = 0.0
+        while True:
+            found = (self._follower.active, self._follower.error)
+            if found != seen or time.monotonic() >= count_at:
+                seen, began = found, time.monotonic()
+                self.publish()
+                took = time.monotonic() - began
+                count_at = began + max(COUNT_SECONDS, took / COUNT_SHARE)
+            await asyncio.sleep(NOTICE_SECONDS)
 
     def close(self) -> None:
         """Let go of what answers."""
@@ -46,7 +95,11 @@ class Endpoint:
     async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``POST /predict``: one row, or ``{"rows": [...]}``."""
         started = perf_counter()
-        response = await self._predict(dict(scope["headers"]), receive, started)
+        try:
+            response = await self._predict(dict(scope["headers"]), receive, started)
+        except Exception as error:  # no fault of the server may end a connection without an answer
+            logger.exception("POST /predict")
+            response = self._apology(error)
         self._traffic.add(response.status_code, perf_counter() - started)
         await response(scope, receive, send)
 
@@ -74,13 +127,17 @@ class Endpoint:
     async def ready(self, request: Request) -> Response:
         """``GET /v2/health/ready``: 200 once a routing table is served, 503 before, and 503 without a feature store.
 
-        It says ``degraded`` where last known values may stand in for the store's, or only the canary is without it, and
-        ``filling`` where a fill of the store began and did not end: it may hold values of different times.
+        It says ``refused`` and why where a worker serves an older table than it should; ``degraded`` where last known
+        values may stand in for the store's, or only the canary is without it; and ``filling`` where a fill of the store
+        began and did not end: it may hold values of different times.
         """
         active = self._follower.active
         if active is None:
             return _json({"ready": False}, 503)
         content: dict[str, Any] = {"ready": True}
+        refusals = [self._follower.error, *(one.state["error"] for one in self._desk.hear()[0])]
+        if refusal := next(filter(None, refusals), None):
+            content["refused"] = refusal  # what is served goes on
         stable = active.stable.reader
         if stable is not None and not stable.store.health.up and stable.settings.on_failure == "fail":
             reason = f"the feature store does not answer: {stable.store.health.error}"
@@ -94,16 +151,20 @@ class Endpoint:
         return _json(content, version=self._stable())
 
     async def metrics(self, request: Request) -> Response:
-        """``GET /metrics``: counts in the text format of Prometheus."""
-        active = self._follower.active
-        content = render(self._traffic, list(active.readers.values()) if active else [])
-        return Response(content, headers={"content-type": CONTENT_TYPE})
+        """``GET /metrics``: counts of all workers in the text format of Prometheus."""
+        self.publish()
+        return Response(render(families_of_whole(*self._desk.hear())), headers={"content-type": CONTENT_TYPE})
 
     async def describe(self, request: Request) -> Response:
-        """``GET /``: what is served, and why a newer routing table is not."""
+        """``GET /``: what is served by all workers, and why a newer routing table is not."""
+        self.publish()
+        return _json(describe_whole(*self._desk.hear()), version=self._stable())
+
+    def _state(self) -> dict[str, Any]:
+        """What this worker serves, and why it serves no newer table."""
         active = self._follower.active
         table = active.table if active else None
-        content = {
+        return {
             "environment": self._environment,
             "revision": table.revision if table else None,
             "stable": table.stable if table else None,
@@ -111,7 +172,6 @@ class Endpoint:
             "canary_weight": table.canary_weight if table else 0,
             "runtimes": active.runtimes if active else {},
             "error": self._follower.error,
-            "pid": os.getpid(),
             "unseen_categories": active.unseen if active else 0,
             "schema_warnings": active.warned if active else {},
             "log": {"written": self._log.written, "dropped": self._log.dropped},
@@ -119,7 +179,6 @@ class Endpoint:
             if active and active.readers
             else None,
         }
-        return _json(content, version=self._stable())
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """Answers for paths and methods that do not exist."""
@@ -129,6 +188,9 @@ class Endpoint:
 
     async def apologise(self, request: Request, error: Exception) -> Response:
         """The answer to a fault of the server itself, whose traceback is in its log."""
+        return self._apology(error)
+
+    def _apology(self, error: Exception) -> Response:
         return _json({"error": f"the server failed: {type(error).__name__}"}, 500, self._stable())
 
     def _stable(self) -> str | None:
@@ -189,25 +251,44 @@ class _Application:
         await self._answer(scope, receive, send)
 
 
-def build_app(settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> Starlette:
-    """The ASGI application; its lifespan follows the routing table and drains the log at the end."""
+class App(Starlette):
+    """The ASGI application. Predictions pass by what Starlette does for each request: it costs more than they do."""
+
+    endpoint: Endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+            await self.endpoint.predict(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def build_app(
+    settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, desk: Desk | None = None
+) -> App:
+    """The ASGI application; its lifespan follows the routing table and drains the log at the end.
+
+    ``desk`` is that of a worker among others.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(follower.follow())
+        tasks = [asyncio.create_task(task) for task in (follower.follow(), endpoint.publish_on())]
         try:
             yield
         finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             endpoint.close()
             for reader in follower.active.readers.values() if follower.active else ():
                 reader.close()
             await asyncio.to_thread(log.close)
+            endpoint.publish()
 
-    endpoint = Endpoint(settings, environment, follower, log)
-    return Starlette(
+    endpoint = Endpoint(settings, environment, follower, log, desk or Desk.alone())
+    app = App(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
             Route("/v2/health/live", endpoint.live, methods=["GET"]),
@@ -218,6 +299,8 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
         lifespan=lifespan,
     )
+    app.endpoint = endpoint
+    return app
 
 
 def _json(

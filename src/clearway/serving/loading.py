@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.bundle import Bundle, verify
 from clearway.errors import ClearwayError
-from clearway.model import Model, load_verified
+from clearway.files import read_json
+from clearway.model import FEATURES, Model, load_verified
 from clearway.params import Params, describe
 from clearway.project import StoredProject, load_project
+from clearway.routing import read_routing
 from clearway.serving.requests import RequestError, RowEncoder
 from clearway.trust import NOTHING_MORE, Trust
 from clearway.workspace import Workspace
@@ -114,6 +116,20 @@ def _warm_up(model: Model, digest: str, golden: GoldenRows, tolerance: float) ->
         raise ClearwayError(
             f"bundle {digest[:12]} fails its warm-up: a golden score differs by {difference:.2g} (limit {tolerance:g})"
         )
+
+
+def reads_features(workspace: Workspace, environment: str) -> bool:
+    """Whether a version that the environment's routing table names looks features up by key, as far as one can tell.
+
+    Nothing is verified: this is a hint of what will have to be imported.
+    """
+    try:
+        table = read_routing(workspace.environment(environment) / "routing.json")
+        digests = [digest for digest in (table.stable, table.canary) if digest is not None]
+        features = [read_json(workspace.bundles / digest / "payload" / FEATURES) for digest in digests]
+        return any(one.get("definitions") for one in features)
+    except (ClearwayError, AttributeError):
+        return False
 
 
 @dataclass(frozen=True)

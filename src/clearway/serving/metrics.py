@@ -1,51 +1,267 @@
-"""``GET /metrics``: what the server counts, in the text format of Prometheus.
+"""``GET /metrics``: what the workers of a server count, added up, in the text format of Prometheus.
 
-Requests only add to plain numbers; these are put into words when they are asked for.
+Requests only add to plain numbers. Each worker tells the others its numbers as families; who is asked adds them up and
+puts them into words.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, Any
-
-from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from clearway.histogram import Histogram
+from clearway.target import Target
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
     from clearway.feature_store.online import FeatureReader, ViewCounts
 
-__all__ = ["CONTENT_TYPE", "Traffic", "describe_readers", "render"]
+__all__ = ["CONTENT_TYPE", "Answered", "Family", "Traffic", "add_up", "describe_readers", "render"]
 
+CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds."""
+SHARE_BOUNDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Of scores that are probabilities."""
+KEPT_VERSIONS = 20
+"""Versions whose numbers a worker goes on telling, the latest asked ones, whether they are still served or not."""
+KEPT_SAMPLES = 400
+"""Label sets of one family that outlive the workers that counted them."""
+
+
+def score_bounds(target: Target) -> tuple[float, ...]:
+    """Bounds of a histogram of scores: even steps from 0 to 1, or half spreads around the centre of the labels."""
+    if target.centre is None or target.spread is None:
+        return SHARE_BOUNDS
+    return tuple(target.centre + 0.5 * step * target.spread for step in range(-8, 9))
+
+
+class Answered:
+    """Rows that one version was asked in one role: by status, how long they took in seconds, and their scores."""
+
+    __slots__ = ("latency", "scores", "statuses")
+
+    def __init__(self, target: Target) -> None:
+        self.statuses: dict[int, int] = {}
+        self.latency = Histogram(LATENCY_BOUNDS)
+        self.scores = Histogram(score_bounds(target))
+
+    def add(self, status: int, seconds: float, score: float | None) -> None:
+        """Count one row; a row without a score was not answered."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.latency.add(seconds)
+        if score is not None:
+            self.scores.add(score)
 
 
 class Traffic:
-    """Answers to ``POST /predict``: by status, and how long they took in seconds."""
+    """What one worker was asked: answers by HTTP status, and rows by version and role."""
 
     def __init__(self) -> None:
         self.statuses: Counter[int] = Counter()
         self.latency = Histogram(LATENCY_BOUNDS)
+        self.answered: dict[tuple[str, str], Answered] = {}
+        """By digest and role."""
 
     def add(self, status: int, seconds: float) -> None:
-        """Count one answer."""
+        """Count one answer to a request."""
         self.statuses[status] += 1
         self.latency.add(seconds)
 
+    def of(self, digest: str, role: str, target: Target) -> Answered:
+        """Where the rows of a version in a role are counted."""
+        found = self.answered.get((digest, role))
+        if found is None:
+            if len({version for version, _ in self.answered} - {digest}) >= KEPT_VERSIONS:
+                oldest = next(iter(self.answered))[0]
+                self.answered = {key: one for key, one in self.answered.items() if key[0] != oldest}
+            found = self.answered[digest, role] = Answered(target)
+        return found
 
-def render(traffic: Traffic, readers: "Sequence[FeatureReader]") -> bytes:
-    """The text of all metrics; those of features only where they are read by key.
+
+class Sample(NamedTuple):
+    """The numbers of one label set: one, or the bounds of a histogram, its counts, and the sum of its values."""
+
+    labels: tuple[str, ...]
+    value: float
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+@dataclass
+class Family:
+    """One metric of one worker, or of several added up."""
+
+    name: str
+    kind: Literal["counter", "gauge", "least", "histogram"]
+    """``least`` is a gauge of which the least of all workers counts, not the sum."""
+    help: str
+    labels: tuple[str, ...] = ()
+    samples: list[Sample] = field(default_factory=list)
+
+    def add(self, labels: Sequence[str], value: float) -> Self:
+        """Add a number."""
+        self.samples.append(Sample(tuple(labels), value))
+        return self
+
+    def add_histogram(self, labels: Sequence[str], histogram: Histogram) -> Self:
+        """Add a histogram."""
+        self.samples.append(Sample(tuple(labels), histogram.total, histogram.bounds, tuple(histogram.counts)))
+        return self
+
+    def plain(self) -> list[Any]:
+        """As JSON can hold it."""
+        return [self.name, self.kind, self.help, self.labels, [[*sample] for sample in self.samples]]
+
+    @classmethod
+    def of_plain(cls, plain: Sequence[Any]) -> Self:
+        """What :meth:`plain` made, from JSON."""
+        name, kind, text, labels, samples = plain
+        read = [Sample(tuple(each[0]), each[1], tuple(each[2]), tuple(each[3])) for each in samples]
+        return cls(name, kind, text, tuple(labels), read)
+
+
+def add_up(families: Iterable[Family], *, kinds: Collection[str] | None = None) -> list[Family]:
+    """Families of one name as one, label set by label set, in the order in which they first come.
+
+    ``kinds`` leaves out the families of other kinds: what outlives a worker is what it counted.
+    """
+    made: dict[str, Family] = {}
+    found: dict[str, dict[tuple[str, ...], Sample]] = {}
+    for family in families:
+        if kinds is not None and family.kind not in kinds:
+            continue
+        if family.name not in made:
+            made[family.name] = Family(family.name, family.kind, family.help, family.labels)
+            found[family.name] = {}
+        samples = found[family.name]
+        for sample in family.samples:
+            before = samples.get(sample.labels)
+            samples[sample.labels] = sample if before is None else _together(before, sample, family.kind)
+    for name, family in made.items():
+        family.samples = list(found[name].values())
+    return list(made.values())
+
+
+def _together(one: Sample, other: Sample, kind: str) -> Sample:
+    if kind == "least":
+        return min(one, other, key=lambda sample: sample.value)
+    if one.bounds != other.bounds:  # a worker of another day: the first goes on
+        return one
+    counts = tuple(mine + theirs for mine, theirs in zip(one.counts, other.counts, strict=True))
+    return Sample(one.labels, one.value + other.value, one.bounds, counts)
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """The text of all metrics, each name once."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Collected(Collector):
+        def collect(self) -> "Iterator[Metric]":
+            return map(_metric, families)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collected())
+    return generate_latest(registry)
+
+
+def _metric(family: Family) -> "Metric":
+    from prometheus_client import metrics_core
+
+    if family.kind == "histogram":
+        histogram = metrics_core.HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for sample in family.samples:
+            read = Histogram(sample.bounds)
+            read.counts = list(sample.counts)
+            histogram.add_metric(sample.labels, read.cumulative(), sample.value)
+        return histogram
+    kind = metrics_core.CounterMetricFamily if family.kind == "counter" else metrics_core.GaugeMetricFamily
+    metric = kind(family.name, family.help, labels=family.labels)
+    for sample in family.samples:
+        metric.add_metric(sample.labels, sample.value)
+    return metric
+
+
+def of_traffic(traffic: Traffic) -> Iterator[Family]:
+    """What was asked."""
+    requests = Family("clearway_requests", "counter", "Answers to POST /predict by HTTP status.", ("status",))
+    for status, count in sorted(traffic.statuses.items()):
+        requests.add([str(status)], count)
+    yield requests
+    latency = Family("clearway_request_seconds", "histogram", "Time to answer POST /predict, in seconds.")
+    yield latency.add_histogram([], traffic.latency)
+    who = ("version", "role")
+    rows = Family(
+        "clearway_predictions",
+        "counter",
+        "Rows that a version was asked, by its role (stable, canary, tester) and the HTTP status of their answer.",
+        (*who, "status"),
+    )
+    seconds = Family("clearway_prediction_seconds", "histogram", "Time until a row was answered, in seconds.", who)
+    scores = Family("clearway_prediction_score", "histogram", "Scores answered.", who)
+    for key, answered in traffic.answered.items():
+        for status, count in sorted(answered.statuses.items()):
+            rows.add([*key, str(status)], count)
+        seconds.add_histogram(key, answered.latency)
+        scores.add_histogram(key, answered.scores)
+    yield from (rows, seconds, scores)
+
+
+def of_log(written: int, dropped: int) -> Iterator[Family]:
+    """What became of the records of the prediction log."""
+    yield Family("clearway_log_written", "counter", "Predictions written to the log.").add([], written)
+    yield Family("clearway_log_dropped", "counter", "Predictions that the log lost.").add([], dropped)
+
+
+def of_features(readers: "Sequence[FeatureReader]") -> Iterator[Family]:
+    """What was looked up by key; nothing where nothing is.
 
     ``readers`` are those of the versions that are served, stable first; one that serves two stands there twice.
     """
-    registry = CollectorRegistry(auto_describe=False)
-    distinct = list({id(reader): reader for reader in readers}.values())
-    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(distinct) if distinct else ())]))
-    return generate_latest(registry)
+    readers = list({id(reader): reader for reader in readers}.values())
+    if not readers:
+        return
+    lookups = Family(
+        "clearway_feature_lookups",
+        "counter",
+        "Views read for one question each, by what became of it: present, missing (no such row), stale (older than "
+        "the TTL), future (known only after the question), last_known (read before the store went down).",
+        ("view", "outcome"),
+    )
+    fields = Family("clearway_feature_fields", "counter", "Values of features looked up.", ("view",))
+    nulls = Family("clearway_feature_null_fields", "counter", "Values of features looked up that are null.", ("view",))
+    ages = Family(
+        "clearway_feature_age_seconds",
+        "histogram",
+        "Freshness: from when a value became known to its question, in seconds.",
+        ("view",),
+    )
+    for view, counts in _counts(readers).items():
+        for outcome, count in sorted(counts.outcomes.items()):
+            lookups.add([view, outcome.value], count)
+        fields.add([view], counts.fields)
+        nulls.add([view], counts.nulls)
+        ages.add_histogram([view], counts.ages)
+    yield from (lookups, fields, nulls, ages)
+    latency = Family(
+        "clearway_feature_store_seconds",
+        "histogram",
+        "Time of the online store to answer one batch of keys, in seconds.",
+    )
+    yield latency.add_histogram([], reduce(Histogram.plus, (reader.store.latency for reader in readers)))
+    up = Family("clearway_feature_store_up", "least", "1 while the online store answers for every version, else 0.")
+    yield up.add([], all(reader.store.health.up for reader in readers))
+    failures = Family(
+        "clearway_feature_store_failures", "counter", "Batches that the online store failed to answer in time."
+    )
+    yield failures.add([], sum(reader.store.failures for reader in readers))
+    hits = Family("clearway_feature_cache_hits", "counter", "Keys answered from memory, within max_staleness_ms.")
+    yield hits.add([], sum(reader.cache_hits for reader in readers))
+    entries = Family("clearway_feature_cache_entries", "gauge", "Keys kept in memory.")
+    yield entries.add([], sum(reader.cache_entries for reader in readers))
 
 
 def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | None) -> dict[str, Any]:
@@ -54,7 +270,7 @@ def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | Non
     Parameters
     ----------
     readers : sequence of at least one
-        As of :func:`render`. If only some are without the store, the status is ``degraded``.
+        As of :func:`of_features`. If only some are without the store, the status is ``degraded``.
     online_state
         What the last fill left.
     """
@@ -80,72 +296,3 @@ def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | Non
 def _counts(readers: "Sequence[FeatureReader]") -> "dict[str, ViewCounts]":
     """By view; readers of one server count together."""
     return {view: counts for reader in readers for view, counts in reader.counts.items()}
-
-
-class _Collected(Collector):
-    """Metrics that are there already."""
-
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._metrics
-
-
-def _of_traffic(traffic: Traffic) -> Iterator[Metric]:
-    requests = CounterMetricFamily("clearway_requests", "Answers to POST /predict by HTTP status.", labels=["status"])
-    for status, count in sorted(traffic.statuses.items()):
-        requests.add_metric([str(status)], count)
-    yield requests
-    latency = HistogramMetricFamily("clearway_request_seconds", "Time to answer POST /predict, in seconds.")
-    latency.add_metric([], traffic.latency.cumulative(), traffic.latency.total)
-    yield latency
-
-
-def _of_features(readers: "Sequence[FeatureReader]") -> Iterator[Metric]:
-    lookups = CounterMetricFamily(
-        "clearway_feature_lookups",
-        "Views read for one question each, by what became of it: present, missing (no such row), stale (older than "
-        "the TTL), future (known only after the question), last_known (read before the store went down).",
-        labels=["view", "outcome"],
-    )
-    fields = CounterMetricFamily("clearway_feature_fields", "Values of features looked up.", labels=["view"])
-    nulls = CounterMetricFamily(
-        "clearway_feature_null_fields", "Values of features looked up that are null.", labels=["view"]
-    )
-    ages = HistogramMetricFamily(
-        "clearway_feature_age_seconds",
-        "Freshness: from when a value became known to its question, in seconds.",
-        labels=["view"],
-    )
-    for view, counts in _counts(readers).items():
-        for outcome, count in sorted(counts.outcomes.items()):
-            lookups.add_metric([view, outcome.value], count)
-        fields.add_metric([view], counts.fields)
-        nulls.add_metric([view], counts.nulls)
-        ages.add_metric([view], counts.ages.cumulative(), counts.ages.total)
-    yield from (lookups, fields, nulls, ages)
-    latency = HistogramMetricFamily(
-        "clearway_feature_store_seconds", "Time of the online store to answer one batch of keys, in seconds."
-    )
-    taken = reduce(Histogram.plus, (reader.store.latency for reader in readers))
-    latency.add_metric([], taken.cumulative(), taken.total)
-    yield latency
-    yield GaugeMetricFamily(
-        "clearway_feature_store_up",
-        "1 while the online store answers for every version, else 0.",
-        all(reader.store.health.up for reader in readers),
-    )
-    yield CounterMetricFamily(
-        "clearway_feature_store_failures",
-        "Batches that the online store failed to answer in time.",
-        sum(reader.store.failures for reader in readers),
-    )
-    yield CounterMetricFamily(
-        "clearway_feature_cache_hits",
-        "Keys answered from memory, within max_staleness_ms.",
-        sum(reader.cache_hits for reader in readers),
-    )
-    yield GaugeMetricFamily(
-        "clearway_feature_cache_entries", "Keys kept in memory.", sum(reader.cache_entries for reader in readers)
-    )

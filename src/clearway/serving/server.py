@@ -1,20 +1,28 @@
-"""The server process of one environment: binds, listens, writes ``server.json``, drains when told to stop."""
+"""The server of one environment: binds, starts workers that answer, writes ``server.json``, drains when told to."""
 
 import contextlib
 import errno
+import gc
+import importlib
+import json
 import os
-import signal
 import socket
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import write_json
 from clearway.params import EnvironmentParams, Params
 from clearway.workspace import Workspace
 
-DRAIN_SECONDS = 10
-KEEP_ALIVE_SECONDS = 75
-"""Longer than callers and proxies keep an idle connection, so that it is they who close it, never mid-request."""
+if TYPE_CHECKING:
+    from clearway.serving.supervisor import Place
+
+BACKLOG = 2048
+"""Callers that may wait to be taken by a worker."""
+ALSO_NEEDED = ("uvicorn.protocols.http.httptools_impl", "uvicorn.lifespan.on", "uvloop", "prometheus_client")
+"""What workers import late. ONNX Runtime is not here: to import it starts a thread, and what has two is not copied."""
 
 
 def serve(params: Params, workspace: Workspace, environment: str) -> None:
@@ -27,62 +35,58 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     UsageError
         The environment is unknown, or its host is no address of this machine.
     ClearwayError
-        Its port is in use or needs privileges.
+        Its port is in use or needs privileges, or its workers end at their start.
     """
     settings = params.environment(environment)
     listener = _bind(settings, environment)
     # A request is one small row: threads of the numeric libraries would only fight each other for the cores. They
     # read this when first imported, hence the imports below it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Arrow's allocator, which Feast brings along, would start a thread of its own: see ALSO_NEEDED.
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
     import psutil
-    import uvicorn
 
-    from clearway.prediction_log import PredictionLog
+    from clearway.files import write_json
     from clearway.project import definitions_sha256
-    from clearway.serving.app import build_app
-    from clearway.serving.state import Follower
+    from clearway.serving.supervisor import Supervisor, fork, way_to_start
+    from clearway.serving.worker import run_worker
 
-    folder = workspace.environment(environment)
-    record = folder / "server.json"
     code = definitions_sha256(params)
-    app = build_app(
-        params.serving,
-        environment,
-        Follower(params, workspace, environment),
-        PredictionLog(folder / "predictions"),
-    )
+    _import_what_workers_need(params, workspace, environment)
+    record = workspace.environment(environment) / "server.json"
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                host, port = listener.getsockname()[:2]
-                created = psutil.Process().create_time()
-                write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
+    def launch(place: "Place", held: int) -> int:
+        if way_to_start() == "fork":
+            return fork(lambda: run_worker(params, workspace, environment, place), held)
+        command = [sys.executable, "-m", "clearway.serving.worker", environment, str(workspace.root.resolve())]
+        return os.posix_spawn(sys.executable, [*command, json.dumps(asdict(place))], os.environ)
 
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        backlog=2048,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    # uvicorn raises the signal again after it has drained: to us that is the end of a good day, not a death
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    def announce() -> None:
+        host, port = listener.getsockname()[:2]
+        created = psutil.Process().create_time()
+        write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
+
+    gc.collect()
+    gc.freeze()  # what copies of this process share stays shared as long as no collector writes to it
     try:
-        Server(config).run(sockets=[listener])
+        Supervisor(settings.worker_count, listener, launch, announce).run()
     finally:
         listener.close()
         _remove_own(record)
+
+
+def _import_what_workers_need(params: Params, workspace: Workspace, environment: str) -> None:
+    """Import once, before they are copied, what all workers import: Feast only where a served version reads from it."""
+    from clearway.serving.loading import own_features, reads_features
+
+    for name in ALSO_NEEDED:
+        importlib.import_module(name)
+    if reads_features(workspace, environment):
+        with contextlib.suppress(Exception):  # a worker says what is wrong with the project's code
+            own_features(params)
+            importlib.import_module("clearway.feature_store.online")
+            importlib.import_module("clearway.feature_store.store")
 
 
 def _bind(settings: EnvironmentParams, environment: str) -> socket.socket:
@@ -92,7 +96,7 @@ def _bind(settings: EnvironmentParams, environment: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        listener.listen(1)  # of two processes that bound the port, only one may listen: find out now
+        listener.listen(BACKLOG)  # of two processes that bound the port, only one may listen: find out now
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -107,7 +111,7 @@ def _bind(settings: EnvironmentParams, environment: str) -> socket.socket:
         raise UsageError(
             f"host {settings.host!r} cannot be bound ({key}.host in params.yaml): {error.strerror or error}"
         ) from None
-    listener.set_inheritable(True)
+    listener.setblocking(False)
     return listener
 
 

@@ -1,0 +1,183 @@
+"""One worker process of a server: follows the routing table, answers, and drains when told to stop or left alone."""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from clearway.cli import make_importable
+from clearway.params import Params, load_params
+from clearway.prediction_log import PredictionLog
+from clearway.serving.app import Endpoint, build_app
+from clearway.serving.board import Board
+from clearway.serving.state import Follower
+from clearway.serving.supervisor import Place
+from clearway.serving.whole import Desk
+from clearway.workspace import Workspace
+
+DRAIN_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+"""Longer than callers and proxies keep an idle connection, so that it is they who close it, never mid-request."""
+FIRST_VERSION_SECONDS = 10.0
+"""How long the first worker waits for a version to load before it takes requests that it can only refuse."""
+ORPHAN_SECONDS = 15.0
+"""How long a worker whose supervisor died may take to drain before it ends as it is."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+logger = logging.getLogger("clearway.serving")
+
+
+class Acceptor:
+    """Takes callers from a listener that several processes share: one in each turn of the event loop.
+
+    A loop that takes all that wait gives nearly all callers to the process that wakes first, and keep-alive leaves
+    them there. Who is busy turns slower, and so takes fewer.
+    """
+
+    def __init__(self, listener: socket.socket, answering: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._answering = answering
+        self._taking: set[asyncio.Task[object]] = set()
+        self._closed = False
+        self._resume()
+
+    def close(self) -> None:
+        """Take no more callers."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._listener.fileno())
+
+    async def wait_closed(self) -> None:
+        """Wait for callers that are being taken."""
+        await asyncio.gather(*self._taking, return_exceptions=True)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listener.fileno(), self._take)
+
+    def _take(self) -> None:
+        try:
+            caller, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another worker was faster, or the caller left
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            logger.error("no caller can be taken for a second: %s", error)
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(1.0, self._resume)
+            return
+        caller.setblocking(False)
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(self._answering, caller))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with a listener that it shares; it listens when it has a version, or nobody has."""
+
+    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, desk: Desk) -> None:
+        super().__init__(config)
+        self._endpoint = endpoint
+        self._desk = desk
+        self.orphaned = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SystemExit(3)
+        self.servers = []
+        self.started = True
+        await self._until_of_use()
+        if self.should_exit:
+            return
+
+        def answering() -> asyncio.BaseProtocol:
+            protocol: asyncio.BaseProtocol = self.config.http_protocol_class(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )  # type: ignore[call-arg]
+            return protocol
+
+        assert sockets is not None
+        (listener,) = sockets
+        await self.on_tick(0)  # the date of the first answers
+        self.servers.append(Acceptor(listener, answering))  # type: ignore[arg-type]
+        self._desk.accepting = True
+        self._endpoint.publish()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._desk.accepting = False
+        self._endpoint.publish()
+        await super().shutdown(sockets)
+
+    async def _until_of_use(self) -> None:
+        """Wait until there is a version to answer with, unless no worker has one for a while, or none can be had."""
+        began = time.monotonic()
+        while not (self.should_exit or self._endpoint.loaded):
+            tried = self._endpoint.refused or time.monotonic() - began > FIRST_VERSION_SECONDS
+            if tried and not self._desk.others_answer():
+                return
+            self._endpoint.publish()
+            await asyncio.sleep(0.1 if tried else 0.01)
+
+
+def run_worker(params: Params, workspace: Workspace, environment: str, place: Place) -> None:
+    """Serve ``environment`` until told to stop; then finish what was accepted, write out the log, and return."""
+    desk = Desk(Board(place.board, place.workers + 1), place.slot, place.life)
+    log = PredictionLog(workspace.environment(environment) / "predictions")
+    follower = Follower(params, workspace, environment)
+    app = build_app(params.serving, environment, follower, log, desk)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    server = _Server(config, app.endpoint, desk)
+    # uvicorn raises the signal again after it has drained: to us that is the end of a good day, not a death
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    threading.Thread(target=_end_with_supervisor, args=(place.lifeline,), name="lifeline", daemon=True).start()
+    server.run(sockets=[socket.socket(fileno=place.listener)])
+
+
+def _end_with_supervisor(lifeline: int) -> None:
+    """Drain when the supervisor has died, and end in any case."""
+    with contextlib.suppress(OSError):
+        os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """A worker in a process that shares nothing with its supervisor but descriptors: environment, folder, place."""
+    environment, project, place = sys.argv[1:]
+    workspace = Workspace(Path(project))
+    make_importable(workspace.root)
+    run_worker(load_params(workspace.params_file), workspace, environment, Place(**json.loads(place)))
+
+
+if __name__ == "__main__":
+    main()
