@@ -26,6 +26,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 REFUSAL_SECONDS = 5.0
 """How long a server may report the same error before it counts as its answer, and not as a leftover of the last one."""
+ORPHANS_SECONDS = 1.0
+"""How long the port may still be taken by workers whose server was killed: they notice it and leave."""
 POLL_SECONDS = 0.05
 SAME_MOMENT_SECONDS = 2.0
 """The kernel's idea of when it booted, and with it a process's creation time, moves with the clock's corrections."""
@@ -193,28 +195,36 @@ def _start(workspace: Workspace, environment: str, settings: EnvironmentParams) 
 
 
 def _check_port(environment: str, settings: EnvironmentParams) -> None:
-    """A stranger on the port is told apart before anything is started."""
+    """A stranger on the port is told apart before anything is started; workers of a dead server leave by themselves."""
     if settings.port == 0:
         return
     squatter = Server(pid=0, created=0.0, host=settings.host, port=settings.port)
-    connection = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=2)
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    while _listens(squatter):
+        answer = describe_server(squatter) or {}
+        known = isinstance(answer.get("environment"), str) and isinstance(answer.get("pid"), int)
+        if (known and psutil.pid_exists(answer["pid"])) or time.monotonic() >= deadline:
+            who = (
+                f"the server of environment {answer['environment']} of another project, pid {answer['pid']}"
+                if known
+                else "another program"
+            )
+            raise ClearwayError(
+                f"port {settings.port} is in use by {who} (environments.{environment}.port in params.yaml): "
+                "stop what listens there, or choose another port"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _listens(server: Server) -> bool:
+    connection = http.client.HTTPConnection(_reachable(server.host), server.port, timeout=2)
     try:
         connection.connect()
     except OSError:
-        return
+        return False
     finally:
         connection.close()
-    answer = describe_server(squatter) or {}
-    known = isinstance(answer.get("environment"), str) and isinstance(answer.get("pid"), int)
-    who = (
-        f"the server of environment {answer['environment']} of another project, pid {answer['pid']}"
-        if known
-        else "another program"
-    )
-    raise ClearwayError(
-        f"port {settings.port} is in use by {who} (environments.{environment}.port in params.yaml): "
-        "stop what listens there, or choose another port"
-    )
+    return True
 
 
 def _await_revision(

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 from live_server import REPOSITORY, Server, deploy, running, until
 from prometheus_client.parser import text_string_to_metric_families
@@ -329,48 +330,34 @@ def test_server_that_runs_other_code_is_started_anew_and_one_that_runs_this_code
         stop(workspace, "staging")
 
 
-SERVE_AND_LOOK = """
-import json, os, signal, sys, threading, time, urllib.request
-from pathlib import Path
-from clearway.params import load_params
-from clearway.serving.server import serve
-from clearway.workspace import Workspace
-
-workspace = Workspace(Path(sys.argv[1]))
-
-def watch():
-    record = workspace.environment("staging") / "server.json"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        time.sleep(0.05)
-        try:
-            url = f"http://127.0.0.1:{json.loads(record.read_text())['port']}"
-            request = urllib.request.Request(
-                f"{url}/predict", sys.argv[2].encode(), {"content-type": "application/json"}
-            )
-            print(urllib.request.urlopen(request).status, urllib.request.urlopen(f"{url}/metrics").status)
-            break
-        except (OSError, ValueError):
-            continue
-    print("feast" in sys.modules)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-threading.Thread(target=watch).start()
-serve(load_params(workspace.params_file), workspace, "staging")
-"""
-
-
 @pytest.mark.parametrize("stored", [False, True])
 def test_feast_is_imported_only_for_features_that_are_read_by_key(
     orchards: Orchards, tmp_path: Path, stored: bool
 ) -> None:
+    """By the process that its workers are copies of, so that one that is started in place of another has it at once."""
     workspace = write_project(tmp_path, embedded())
     copy_bundles(orchards, workspace)
     fill(workspace, orchards.package)
     deploy(workspace.environment("staging"), orchards.stored if stored else orchards.flat)
-    command = [sys.executable, "-c", SERVE_AND_LOOK, str(tmp_path), json.dumps(ROW)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["200 200", str(stored)], done.stderr
+    command = [sys.executable, "-X", "importtime", "scripts/serve.py", "--env", "staging", "--project", str(tmp_path)]
+    said = tmp_path / "imported.txt"
+    with said.open("w") as stream:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=stream, stderr=stream, text=True)
+    try:
+        record = workspace.environment("staging") / "server.json"
+        until(lambda: process.poll() is not None or record.exists(), "server.json", 60)
+        server = Server(workspace, "staging", process, json.loads(record.read_text())["port"])
+        assert server.predict(ROW)[0] == 200
+        assert [child.cmdline()[1:] for child in psutil.Process(process.pid).children()] == [command[1:]]
+        assert server.stop() == 0
+    finally:
+        process.kill()
+        process.wait(10)
+    imported = {line.rpartition("|")[2].strip() for line in said.read_text().splitlines() if "import time:" in line}
+    assert ("feast" in imported) is stored
+    assert "sklearn" not in imported
+    if not stored:
+        assert imported.isdisjoint({"pandas", "pyarrow", "polars", "mlflow", "scipy"})
 
 
 # With a real Redis

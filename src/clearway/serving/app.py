@@ -77,11 +77,13 @@ class Endpoint:
 
     async def publish_on(self) -> None:
         """Publish until cancelled: soon after a change of the table, and now and then what was counted."""
-        seen: object = None
+        seen: tuple[Active | None, str | None] | None = None
         count_at = 0.0
         while True:
             found = (self._follower.active, self._follower.error)
             if found != seen or time.monotonic() >= count_at:
+                if found != seen and found[0] is not None:
+                    self._traffic.forget(found[0].versions)
                 seen, began = found, time.monotonic()
                 self.publish()
                 took = time.monotonic() - began

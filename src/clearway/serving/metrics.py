@@ -26,7 +26,7 @@ LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0
 SHARE_BOUNDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Of scores that are probabilities."""
 KEPT_VERSIONS = 20
-"""Versions whose numbers a worker goes on telling, the latest asked ones, whether they are still served or not."""
+"""Versions that are no longer served, but whose numbers a worker goes on telling."""
 KEPT_SAMPLES = 400
 """Label sets of one family that outlive the workers that counted them."""
 
@@ -74,11 +74,14 @@ class Traffic:
         """Where the rows of a version in a role are counted."""
         found = self.answered.get((digest, role))
         if found is None:
-            if len({version for version, _ in self.answered} - {digest}) >= KEPT_VERSIONS:
-                oldest = next(iter(self.answered))[0]
-                self.answered = {key: one for key, one in self.answered.items() if key[0] != oldest}
             found = self.answered[digest, role] = Answered(target)
         return found
+
+    def forget(self, live: Collection[str]) -> None:
+        """Drop what was counted of all but the latest versions that are no longer ``live``."""
+        past = list(dict.fromkeys(digest for digest, _ in self.answered if digest not in live))
+        for digest in past[:-KEPT_VERSIONS]:
+            self.answered = {key: one for key, one in self.answered.items() if key[0] != digest}
 
 
 class Sample(NamedTuple):

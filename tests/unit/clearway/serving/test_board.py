@@ -1,0 +1,77 @@
+"""What workers tell each other in shared memory: whole or as it was before."""
+
+import os
+import threading
+
+import pytest
+
+from clearway.serving.board import _HEAD, SAID_BYTES, Board
+
+
+def test_each_slot_says_what_was_written_last() -> None:
+    board = Board.made(3)
+    assert board.read_all() == [None, None, None]
+    for number in range(5):
+        board.write(1, {"number": number})
+        assert board.read_all() == [None, {"number": number}, None]
+    board.write(1, None)
+    assert board.read(1) is None
+
+
+def test_other_processes_read_it_by_its_descriptor() -> None:
+    board = Board.made(2)
+    pid = os.fork()
+    if not pid:
+        Board(board.descriptor, 2).write(1, ["from a child", os.getpid()])
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert board.read(1) == ["from a child", pid]
+
+
+def test_what_does_not_fit_is_refused_and_the_slot_says_what_it_said() -> None:
+    board = Board.made(1)
+    board.write(0, "short")
+    with pytest.raises(ValueError, match="do not fit"):
+        board.write(0, "x" * SAID_BYTES)
+    assert board.read(0) == "short"
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_who_dies_while_writing_leaves_what_was_said_before(writes: int) -> None:
+    """Killed after some of the text, before the head that vouches for it."""
+    board = Board.made(1)
+    for number in range(writes):
+        board.write(0, f"number {number}")
+    start = board._place(0, (writes + 1) % 2) + _HEAD.size
+    board._memory[start : start + 8] = b'"torn te'
+    assert board.read(0) == f"number {writes - 1}"
+
+
+def test_a_torn_head_is_read_as_the_half_before_it() -> None:
+    board = Board.made(1)
+    board.write(0, "first")
+    board.write(0, "second")
+    _HEAD.pack_into(board._memory, board._place(0, 1), 3, SAID_BYTES + 7, 12345)
+    assert board.read(0) == "second"
+
+
+def test_a_reader_beside_a_writer_never_sees_two_texts_as_one() -> None:
+    board = Board.made(1)
+    board.write(0, "a" * 5000)
+    stop = threading.Event()
+
+    def write_on() -> None:
+        while not stop.is_set():
+            for letter in "abcdef":
+                board.write(0, letter * 5000)
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    try:
+        for _ in range(300):
+            text = board.read(0)
+            assert text is not None
+            assert text == text[0] * 5000
+    finally:
+        stop.set()
+        writer.join()
