@@ -25,6 +25,7 @@ from clearway.serving.state import Active, Follower
 from clearway.serving.whole import Desk, describe_whole, families_of_whole
 
 VERSION_HEADER = "x-clearway-version"
+_VERSION_HEADER = VERSION_HEADER.encode()
 NOTICE_SECONDS = 0.05
 """How soon the other workers hear that this one serves another table, or refused one."""
 COUNT_SECONDS = 0.2
@@ -111,7 +112,7 @@ class Endpoint:
             return _json({"error": self._follower.error or "no version is loaded yet"}, status=503)
         try:
             body = await self._body(headers, receive)
-            wanted = headers.get(VERSION_HEADER.encode())
+            wanted = headers.get(_VERSION_HEADER)
             return await self._answer(body, None if wanted is None else wanted.decode("latin-1"), active, started)
         except RequestError as error:
             return _json({"error": str(error)}, error.status, active.table.stable)
@@ -305,10 +306,23 @@ def build_app(
     return app
 
 
+class _Json(Response):
+    """A response whose headers are told as they are sent: to find them out costs more than to encode the content."""
+
+    def __init__(self, content: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code = status
+        self.body = content
+        self.raw_headers = headers
+        self.background = None
+
+
 def _json(
     content: Any, status: int = 200, version: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    sent = {"content-type": "application/json", **(headers or {})}
+    body = orjson.dumps(content)
+    sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if version is not None:
-        sent[VERSION_HEADER] = version
-    return Response(orjson.dumps(content), status, sent)
+        sent.append((_VERSION_HEADER, version.encode("latin-1")))
+    if headers:
+        sent += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return _Json(body, status, sent)

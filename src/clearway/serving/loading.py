@@ -1,6 +1,5 @@
 """From a digest to a version that answers: verified, loaded, and tried on rows whose scores are known."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
 
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
     from clearway.feature_store.online import FeatureReader, ViewCounts
-
-SWITCH_SECONDS = 0.0005
-"""How long one thread may keep the interpreter while another wants it, once one of them reads features. At Python's own
-5 ms, a read that gives it up for every row waits behind a busy event loop for as long as its timeout."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +195,6 @@ def open_reader(
     from clearway.feature_store.online import FeatureReader
     from clearway.feature_store.store import open_store
 
-    sys.setswitchinterval(SWITCH_SECONDS)
     ordered = [name for name in own.described if name in names]
     reader = FeatureReader(open_store(params, workspace), own.definitions, ordered, params.serving.features, counts)
     reader.store.wait()

@@ -102,6 +102,7 @@ class Active:
         self._loaded = {
             digest: self._load(version, (readers or {}).get(digest)) for digest, version in versions.items()
         }
+        self._any_keyed = any(loaded.keyed is not None for loaded in self._loaded.values())
 
     def _load(self, version: Version, reader: "FeatureReader | None") -> Loaded:
         encoder = RowEncoder(version.model.schema, also_known=self.names)
@@ -129,7 +130,7 @@ class Active:
 
     def looks_by_key(self, row: Mapping[str, Any]) -> bool:
         """Whether some version would take the row for one by key."""
-        return any(loaded.keyed is not None and loaded.keyed.looks_by_key(row) for loaded in self._loaded.values())
+        return self._any_keyed and any(one.keyed.looks_by_key(row) for one in self._loaded.values() if one.keyed)
 
     @property
     def unseen(self) -> int:
