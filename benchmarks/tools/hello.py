@@ -1,5 +1,10 @@
-"""The least a Starlette server can do with a request, to know what the load generator measures: ``hello.py PORT``."""
+"""The least a Starlette server can do with a request, to know what the load generator measures: ``hello.py PORT [N]``.
 
+N processes share the port; the kernel spreads the connections.
+"""
+
+import os
+import socket
 import sys
 
 import uvicorn
@@ -19,8 +24,17 @@ async def ready(request: Request) -> Response:
 
 
 def main() -> None:
+    port, processes = int(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 1
+    for _ in range(processes - 1):
+        if not os.fork():
+            break
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(("127.0.0.1", port))
     app = Starlette(routes=[Route("/predict", hello, methods=["POST"]), Route("/health", ready)])
-    uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":
