@@ -204,8 +204,8 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         matrix = challenger.schema.encode(frame)
     except ClearwayError as error:
         raise ClearwayError(
-            f"{workspace.features / 'holdout.parquet'}: the challenger cannot be asked its rows: {error}; run "
-            "scripts/build_features.py and scripts/train.py again"
+            f"gate schema_compatibility: {workspace.features / 'holdout.parquet'}: the challenger cannot be asked its "
+            f"rows: {error}; run scripts/build_features.py and scripts/train.py again"
         ) from None
     models = [("challenger", challenger), ("baseline", simple)]
     contenders = [Contender("challenger", challenger.digest, challenger.output(matrix), challenger.threshold)]
