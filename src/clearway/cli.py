@@ -9,7 +9,7 @@ from typing import Any
 
 from clearway.errors import ClearwayError, UsageError
 
-DONE, STOPPED, WRONG_USAGE, HELD, ROLLED_BACK = 0, 1, 2, 3, 4
+DONE, STOPPED, WRONG_USAGE, HELD, ROLLED_BACK, DIFFERS = 0, 1, 2, 3, 4, 5
 
 
 def make_importable(folder: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import ClearwayError
 from clearway.files import write_text
@@ -32,11 +32,16 @@ class RoutingTable(BaseModel):
     """Digest under trial."""
     canary_weight: int = Field(0, ge=0, le=100)
     """Percent of entities that the canary answers."""
+    warm: str | None = None
+    """Digest that answers nobody and is kept in memory until ``warm_until``, should it have to come back."""
+    warm_until: AwareDatetime | None = None
 
     @model_validator(mode="after")
     def _weight_needs_canary(self) -> Self:
         if (self.canary is None) != (self.canary_weight == 0):
             raise ValueError("a canary needs a weight above 0, and a weight needs a canary")
+        if (self.warm is None) != (self.warm_until is None):
+            raise ValueError("what is kept warm needs an end, and an end something warm")
         return self
 
     def route(self, key: str) -> Role:
