@@ -29,7 +29,6 @@ from clearway.ledger import (
     append,
     canary_digest,
     head_hash,
-    kept_warm,
     locked,
     quarantined,
     read_ledger,
@@ -38,7 +37,7 @@ from clearway.ledger import (
 )
 from clearway.local_target import Server, check_startable, ensure_serving
 from clearway.params import Params
-from clearway.routing import RoutingTable, read_routing, write_routing
+from clearway.routing import project_routing, read_routing, write_routing
 from clearway.signing import check_for
 from clearway.trust import trust_of
 from clearway.workspace import MODEL_REPORT, Workspace
@@ -204,12 +203,27 @@ def plan_rollback(
     elif to == stable:
         return None
     else:
-        target = to or _previous_good(situation)
+        back = to or way_back(situation)
+        if back is None:
+            raise ClearwayError(
+                f"{where} has no earlier good version to go back to: deploy one with scripts/deploy.py "
+                f"--env {where} --digest DIGEST"
+            )
+        target = back
         _check_return(situation, target)
     left = tuple(digest for digest in (canary, stable) if digest is not None and digest != target)
     return Change(
         action="rollback", stable=target, quarantines=left, actor=actor, reason=reason, evidence=dict(evidence)
     )
+
+
+def way_back(situation: Situation) -> str | None:
+    """Where a rollback leads: to stable where a canary is open, else to the last good version before it, if any."""
+    if situation.canary is not None:
+        return situation.stable
+    barred = quarantined(situation.entries)
+    history = reversed(stable_history(situation.entries))
+    return next((digest for digest in history if digest != situation.stable and digest not in barred), None)
 
 
 def check_weight(weight: int) -> None:
@@ -272,17 +286,6 @@ def _evidence_of_no_skew(situation: Situation) -> dict[str, str]:
     return {"skew_verdict": skew.verdict}
 
 
-def _previous_good(situation: Situation) -> str:
-    barred = quarantined(situation.entries)
-    for digest in reversed(stable_history(situation.entries)):
-        if digest != situation.stable and digest not in barred:
-            return digest
-    raise ClearwayError(
-        f"{situation.environment} has no earlier good version to go back to: deploy one with scripts/deploy.py "
-        f"--env {situation.environment} --digest DIGEST"
-    )
-
-
 def _check_return(situation: Situation, digest: str) -> None:
     known = stable_history(situation.entries)
     if digest not in known:
@@ -296,28 +299,6 @@ def _check_return(situation: Situation, digest: str) -> None:
             f"--to {digest[:SHOWN]} is quarantined in {situation.environment}: lift it first with "
             f"scripts/release.py --env {situation.environment} --digest {digest}"
         )
-
-
-def project_routing(entries: Sequence[Entry], salt: str) -> RoutingTable | None:
-    """The routing table that the ledger's head asks for; None if nothing was ever deployed.
-
-    The salt is the project's and the canary's: through one rollout an entity keeps its version, and the next rollout
-    tries its luck on others.
-    """
-    if not entries:
-        return None
-    now, (warm, until) = entries[-1], kept_warm(entries) or (None, None)
-    return RoutingTable(
-        environment=now.environment,
-        revision=now.sequence,
-        ledger_hash=now.hash,
-        salt=f"{now.canary[:16]}:{salt}" if now.canary else salt,
-        stable=now.stable,
-        canary=now.canary,
-        canary_weight=now.canary_weight,
-        warm=warm,
-        warm_until=until,
-    )
 
 
 # --- effects ---------------------------------------------------------------------------------------------------------

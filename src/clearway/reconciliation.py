@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from clearway.bundle import BundleError, verify
-from clearway.deployment import BOOTSTRAP_REASON, SHOWN, project_routing, serve_again
+from clearway.deployment import BOOTSTRAP_REASON, SHOWN, serve_again
 from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import Entry, anchor_is_late, read_ledger
 from clearway.local_target import describe_server, find_server
 from clearway.monitoring import reconcile as compare
 from clearway.params import Params
 from clearway.registry import champion_digest, set_champion
-from clearway.routing import RoutingTable, read_routing
+from clearway.routing import RoutingTable, project_routing, read_routing
 from clearway.workspace import Workspace
 
 PARTS = ("ledger", "bundles", "routing", "server", "alias")

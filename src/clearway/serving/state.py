@@ -16,7 +16,7 @@ from clearway.errors import ClearwayError
 from clearway.ledger import Entry, kept_warm, quarantined, read_ledger
 from clearway.online_record import read_record
 from clearway.params import Params
-from clearway.routing import Role, RoutingTable, read_routing
+from clearway.routing import Role, RoutingTable, project_routing, read_routing
 from clearway.serving.loading import (
     OwnFeatures,
     Version,
@@ -255,9 +255,26 @@ class Follower:
             logger.error("refused: %s", reason)
         self.error = reason
 
+    def _table(self) -> RoutingTable:
+        """The routing table, if the ledger says the same.
+
+        A command that was killed between the two leaves a table that is late, which may name what its ledger has barred
+        since. A server that serves goes on and says so; one that starts does as the ledger says.
+        """
+        entries = read_ledger(self._folder, self._environment)
+        try:
+            table = read_routing(self._path)
+            check_vouched(table, self._environment, entries)
+        except ClearwayError as error:
+            projected = project_routing(entries, self._params.serving.salt)
+            if self.active is not None or projected is None:
+                raise
+            logger.warning("%s: serving what the ledger says instead", error)
+            return projected
+        return table
+
     def _load(self) -> Active:
-        table = read_routing(self._path)
-        check_vouched(table, self._environment, read_ledger(self._folder, self._environment))
+        table = self._table()
         if self.active is not None and table.revision < self.active.table.revision:
             raise ClearwayError(
                 f"routing.json is of revision {table.revision}, but revision {self.active.table.revision} is served: "

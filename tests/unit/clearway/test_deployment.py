@@ -17,7 +17,6 @@ from clearway.deployment import (
     plan_canary,
     plan_deploy,
     plan_rollback,
-    project_routing,
     quarantine,
     reconcile,
     release,
@@ -29,7 +28,7 @@ from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.registry import register
 from clearway.rollout import step_at
-from clearway.routing import read_routing
+from clearway.routing import project_routing, read_routing
 from clearway.skew_state import SkewState
 from clearway.workspace import Workspace
 
