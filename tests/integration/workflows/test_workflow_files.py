@@ -118,14 +118,15 @@ def test_a_workflow_may_do_nothing_and_a_job_what_it_names(path: Path) -> None:
         assert int(job["timeout-minutes"]) <= 60
 
 
-def test_only_the_job_that_saves_state_may_write() -> None:
+def test_only_the_job_that_saves_state_may_write_and_only_the_one_that_packages_may_sign() -> None:
     writers = {
-        (path.name, job)
+        (path.name, job, right)
         for path in WORKFLOWS
         for job, content in load(path)["jobs"].items()
-        if "write" in str(content["permissions"])
+        for right, level in content["permissions"].items()
+        if level == "write"
     }
-    assert writers == {("delivery.yml", "save-state")}
+    assert writers == {("delivery.yml", "save-state", "contents"), ("delivery.yml", "train", "id-token")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
