@@ -95,6 +95,11 @@ class Outcome:
     server: Server | None
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
+    @property
+    def switch(self) -> Entry | None:
+        """The entry to be watched, if this was a blue-green switch."""
+        return self.entry if self.changed and self.entry is not None and self.entry.warm_minutes is not None else None
+
 
 # --- plans: pure -----------------------------------------------------------------------------------------------------
 
