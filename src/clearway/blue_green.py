@@ -71,8 +71,7 @@ class Answers:
 def judge_switch(before: Answers, now: Answers, settings: BlueGreenParams) -> SwitchVerdict:
     """Whether the new version does more harm than the one before did.
 
-    Without answers of the version before, its shares count as anything from 0 to 1, so that nothing is undone for want
-    of a comparison; and without ``min_requests`` answers of the new one, nothing is proved.
+    Without ``min_requests`` answers of each, harm may still show, but nothing is proved: *hold*.
     """
     alpha = settings.alpha / len(_METRICS) / 2  # two metrics, two arms
     pairs = zip(_METRICS, (before.errors, before.slow), (now.errors, now.slow), strict=True)
@@ -85,9 +84,12 @@ def judge_switch(before: Answers, now: Answers, settings: BlueGreenParams) -> Sw
             f"{shift.lower:.2%} (limit {settings.margin:.2%})"
             for shift in harmed
         )
-    elif now.count < settings.min_requests:
+    elif min(now.count, before.count) < settings.min_requests:
         verdict = "hold"
-        sentence = f"{now.count} answers of the new version prove nothing ({settings.min_requests} are needed)"
+        sentence = (
+            f"{now.count} answers of the new version beside {before.count} of the one before prove nothing "
+            f"({settings.min_requests} of each are needed)"
+        )
     else:
         verdict = "keep"
         sentence = f"{now.count} answers of the new version show no harm beside {before.count} of the one before"

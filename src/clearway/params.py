@@ -746,7 +746,7 @@ class BlueGreenParams(Section):
     margin: Share = 0.0
     """By how much the share of failed or slow answers may rise before the switch is undone."""
     min_requests: int = Field(100, ge=1)
-    """Answers of the new version without which a watch that saw no harm has proved nothing."""
+    """Answers of either version without which a watch that saw no harm has proved nothing."""
 
 
 class DeploymentParams(Section):
