@@ -3,101 +3,27 @@
 import asyncio
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-import yaml
 from fault_injection import Fault, inject
-from live_server import keep
-from onnx import TensorProto, helper, numpy_helper
+from small_site import ENV, Site, make_site
 
 from clearway.canary import CanaryVerdict
 from clearway.canary_state import read_state, write_state
 from clearway.deployment import deploy, hold, quarantine, reconcile, release, rollback
-from clearway.encoding import InputSchema, NumericFeature
-from clearway.files import write_json
-from clearway.ledger import Entry, read_ledger
-from clearway.model import INPUT, OUTPUT
-from clearway.params import Params, load_params
+from clearway.ledger import Entry
 from clearway.routing import project_routing, read_routing
-from clearway.schema import Column
 from clearway.serving.state import Follower
 from clearway.workspace import Workspace
 
-ENV = "staging"
-WHO = {"actor": "tester", "reason": "a test"}
 MOST_EFFECTS = 120
-
-
-@dataclass(frozen=True)
-class Site:
-    """A project with three kept bundles, and an environment."""
-
-    workspace: Workspace
-    a: str
-    b: str
-    c: str
-
-    @property
-    def params(self) -> Params:
-        return load_params(self.workspace.params_file)
-
-    @property
-    def folder(self) -> Path:
-        return self.workspace.environment(ENV)
-
-    def entries(self) -> list[Entry]:
-        return read_ledger(self.folder, ENV)
-
-    def do(self, action: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return action(self.params, self.workspace, ENV, *arguments, **{**WHO, **named})
-
-
-def write_model(workspace: Workspace, name: str, score: float) -> str:
-    """A model that answers the same whatever it is asked."""
-    payload = workspace.build / name
-    payload.mkdir(parents=True)
-    schema = InputSchema(features=(NumericFeature(name="size", declared=Column(kind="float")),))
-    write_json(payload / "schema.json", schema.model_dump(mode="json"))
-    train = {"estimator": "none", "arguments": {}, "threads": 1}
-    write_json(payload / "params.json", {"project": "sizes", "seed": 1, "threshold": 0.5, "train": train})
-    write_json(payload / "features.json", {"numeric": ["size"], "categorical": []})
-    (payload / "model.skops").write_bytes(b"never read by a server")
-    weights = numpy_helper.from_array(np.zeros((1, 2), dtype=np.float32), "w")
-    bias = numpy_helper.from_array(np.array([1 - score, score], dtype=np.float32), "b")
-    graph = helper.make_graph(
-        [helper.make_node("Gemm", [INPUT, "w", "b"], [OUTPUT])],
-        "constant",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [None, 1])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None, 2])],
-        [weights, bias],
-    )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), payload / "model.onnx"
-    )
-    return keep(payload, [{"size": 1.0}], [score], workspace)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    workspace = Workspace(tmp_path_factory.mktemp("template"))
-    params = {
-        "project": {"name": "sizes"},
-        "sources": {"sizes": {"kind": "csv", "path": "sizes.csv"}},
-        "data": {"table": "sizes", "label": "large"},
-        # production, whose alias MLflow keeps, is another one
-        "environments": {ENV: {"port": 0}, "production": {"port": 0, "requires": ENV}},
-        "deployment": {"strategy": "blue-green"},
-    }
-    workspace.params_file.write_text(yaml.safe_dump(params))
-    digests = [write_model(workspace, name, score) for name, score in (("a", 0.25), ("b", 0.5), ("c", 0.75))]
-    lineage = {"verdict": "passed", "digest": digests[1], "baseline_digest": digests[0]}
-    write_json(workspace.bundle / "outcome.json", lineage)
-    return Site(workspace, *digests)
+    return make_site(tmp_path_factory.mktemp("template"))
 
 
 def survive(action: Callable[[], Any]) -> None:
