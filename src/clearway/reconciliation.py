@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from clearway.agreement import disagreement, wanted
 from clearway.bundle import BundleError, verify
 from clearway.deployment import BOOTSTRAP_REASON, SHOWN, serve_again
 from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import Entry, anchor_is_late, read_ledger
 from clearway.local_target import describe_server, find_server
-from clearway.monitoring import reconcile as compare
 from clearway.params import Params
-from clearway.registry import champion_digest, set_champion
 from clearway.routing import RoutingTable, project_routing, read_routing
 from clearway.workspace import Workspace
 
@@ -88,8 +87,11 @@ def repair(params: Params, workspace: Workspace, environment: str, parts: Sequen
     entries = read_ledger(workspace.environment(environment), environment)
     if {"routing", "server"} & set(parts):
         serve_again(params, workspace, environment)
-    if "alias" in parts and environment == params.production and (wanted := wanted_alias(entries)) is not None:
-        set_champion(params, workspace, wanted)
+    champion = wanted_alias(entries)
+    if "alias" in parts and environment == params.production and champion is not None:
+        from clearway.registry import set_champion
+
+        set_champion(params, workspace, champion)
 
 
 def wanted_alias(entries: Sequence[Entry]) -> str | None:
@@ -116,14 +118,14 @@ def _bundles(workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]
 
 def _routing(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
     found = _table(workspace, environment)
-    wanted = project_routing(entries, params.serving.salt)
-    if wanted is None:
+    projected = project_routing(entries, params.serving.salt)
+    if projected is None:
         gone = found is None
         return gone, "nothing was ever deployed" if gone else "routing.json exists, yet the ledger has no entry: lost?"
-    check = compare(entries[-1], found, False, None)[0]
-    if check.status == "pass" and found != wanted:
-        return False, "routing.json disagrees with the ledger: its salt or what it keeps warm differ"
-    return check.status == "pass", check.sentence
+    if found is None:
+        return False, "routing.json is missing or damaged"
+    sentence = disagreement("routing.json", projected.model_dump(), found.model_dump())
+    return sentence is None, sentence or f"routing.json follows from entry {found.revision}"
 
 
 def _server(workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
@@ -132,21 +134,28 @@ def _server(workspace: Workspace, environment: str, entries: Sequence[Entry]) ->
         return server is None, "nothing was ever deployed" + ("" if server is None else ", yet a server runs")
     if server is None:
         return False, f"no server runs, and the ledger says {entries[-1].stable[:SHOWN]} is served"
-    check = compare(entries[-1], None, True, describe_server(server))[1]
-    return check.status == "pass", check.sentence
+    answer = describe_server(server)
+    if answer is None:
+        return False, "the server runs and does not answer"
+    if answer.get("error"):
+        return False, f"the server reports: {answer['error']}"
+    sentence = disagreement("the server", wanted(entries[-1]), answer)
+    return sentence is None, sentence or f"the server serves entry {answer['revision']}"
 
 
 def _alias(params: Params, workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]:
-    wanted = wanted_alias(entries)
-    if wanted is None:
+    champion = wanted_alias(entries)
+    if champion is None:
         return True, "there is no champion yet"
+    from clearway.registry import champion_digest
+
     try:
         found = champion_digest(params, workspace)
     except ClearwayError as error:
         return False, str(error)
-    if found == wanted:
-        return True, f"champion is {wanted[:SHOWN]}, as the ledger says"
-    return False, f"champion is {found[:SHOWN] if found else 'nobody'}, but the ledger says {wanted[:SHOWN]}"
+    if found == champion:
+        return True, f"champion is {champion[:SHOWN]}, as the ledger says"
+    return False, f"champion is {found[:SHOWN] if found else 'nobody'}, but the ledger says {champion[:SHOWN]}"
 
 
 def _table(workspace: Workspace, environment: str) -> RoutingTable | None:
