@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from clearway.deployment import SHOWN, rollback
+from clearway.deployment import SHOWN, rollback, say
 from clearway.errors import ClearwayError
 from clearway.files import write_json
 from clearway.ledger import Entry, read_ledger
@@ -132,7 +132,7 @@ def watch_switch(
             )
         if found.verdict == "rollback":
             evidence = {shift.name: f"at least {shift.lower:+.4f}" for shift in found.shifts}
-            rollback(params, workspace, environment, actor=actor, reason=found.sentence, evidence=evidence)
+            say(rollback(params, workspace, environment, actor=actor, reason=found.sentence, evidence=evidence))
             return found
         if ended:
             return found

@@ -13,6 +13,7 @@ imported where they are used: a command that has to be fast starts without NumPy
 import getpass
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -237,6 +238,13 @@ def check_weight(weight: int) -> None:
         raise UsageError(f"--canary {weight}: the weight must be a percentage from 0 to 100")
 
 
+def check_said(actor: str, reason: str) -> None:
+    """Raise UsageError unless somebody says who they are and why."""
+    for name, value in (("actor", actor), ("reason", reason)):
+        if not value.strip():
+            raise UsageError(f"--{name} is empty: the ledger keeps who changed what, and why")
+
+
 def check_admissible(situation: Situation, digest: str) -> None:
     """Whether ``digest`` may come to this environment as something new.
 
@@ -335,6 +343,7 @@ def deploy(
         The digest is unknown or does not verify, a rule of the plans forbids the change, the ledger moved meanwhile,
         or the server does not follow.
     """
+    check_said(actor, reason)
     if canary_weight is not None:
         check_weight(canary_weight)
         if strategy == "blue-green":
@@ -453,6 +462,7 @@ def rollback(
     ClearwayError
         There is no way back, the way back does not verify, or the server does not follow.
     """
+    check_said(actor, reason)
     entries = reconcile(params, workspace, environment)
     situation = Situation(environment, entries)  # nothing that other environments or old verdicts could spoil
     warning: tuple[str, ...] = ()
@@ -498,6 +508,7 @@ def release(params: Params, workspace: Workspace, environment: str, digest: str,
     ClearwayError
         It is not quarantined here.
     """
+    check_said(actor, reason)
     entries = reconcile(params, workspace, environment)
     if digest not in quarantined(entries):
         raise ClearwayError(f"{digest} is not quarantined in {environment}: there is nothing to release")
@@ -515,6 +526,9 @@ def quarantine(
     ClearwayError
         Nothing was ever deployed here, or the digest is live.
     """
+    check_said(actor, reason)
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise UsageError(f"--digest {digest[:80]!r}: a digest has 64 of the characters 0-9 and a-f")
     entries = reconcile(params, workspace, environment)
     if not entries:
         raise ClearwayError(f"nothing was ever deployed to {environment}: its ledger begins with a deployment")
@@ -722,6 +736,13 @@ def _carry_out(
     progress(_tell(entry, change))
     warnings = (*_of_clock(entry), *follow_up(params, workspace, entry))
     return Outcome(True, _tell(entry, change), entry, server, warnings)
+
+
+def say(outcome: Outcome) -> Outcome:
+    """Log the warnings of an outcome that nobody else will look at."""
+    for warning in outcome.warnings:
+        logger.warning(warning)
+    return outcome
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from clearway.deployment import SHOWN, Situation, way_back
+from clearway.errors import UsageError
 from clearway.ledger import CLOCK, Entry, quarantined
 
 Format = Literal["json", "csv"]
@@ -14,7 +15,15 @@ COLUMNS = ("entry", "when (UTC)", "action", "answers", "who", "why")
 
 
 def show(entries: Sequence[Entry], environment: str, last: int | None = None) -> str:
-    """The last entries as an aligned table, what answers now, what is quarantined, and where a rollback leads."""
+    """The last entries as an aligned table, what answers now, what is quarantined, and where a rollback leads.
+
+    Raises
+    ------
+    UsageError
+        ``last`` is below 1.
+    """
+    if last is not None and last < 1:
+        raise UsageError(f"--last {last}: show at least one entry")
     if not entries:
         return f"{environment}: nothing was ever deployed"
     rows = [COLUMNS, *(_row(entry) for entry in entries[-last if last else 0 :])]

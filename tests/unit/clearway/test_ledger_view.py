@@ -5,6 +5,9 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
+from clearway.errors import UsageError
 from clearway.ledger import CLOCK, Change, Entry, append, head_hash, read_ledger
 from clearway.ledger_view import export, show
 
@@ -42,6 +45,8 @@ def test_each_entry_is_one_line_in_aligned_columns_and_then_what_matters_now(tmp
 def test_the_last_entries_alone_and_none_at_all(tmp_path: Path) -> None:
     entries = history(tmp_path)
     assert show(entries, ENV, last=1).splitlines()[1].startswith("4 ")
+    with pytest.raises(UsageError, match="--last 0"):
+        show(entries, ENV, last=0)
     assert show([], ENV) == "production: nothing was ever deployed"
     assert "there is no earlier good version" in show(entries[:1], ENV)
     assert "rollback to   bbbbbbbbbbbb" in show(entries[:3], ENV)
