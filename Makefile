@@ -14,7 +14,7 @@ PROJECT ?= .
 # Moves time: AS_OF=2013-10-01
 AS_OF ?=
 
-.PHONY: help setup run stop ui repro data-push data-pull test test-lines test-unit test-integration test-workflows coverage lint format bench docs lock clean
+.PHONY: help setup run stop drill ui repro data-push data-pull test test-lines test-unit test-integration test-workflows coverage lint format bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ run: setup ## take the model from raw data to 100% of production traffic (AS_OF=
 
 stop: setup ## stop the servers that `make run` left serving
 	@python scripts/stop.py --project $(PROJECT)
+
+drill: setup ## deploy ten versions in a row under load, one of them bad, and roll it back
+	@python scripts/drill.py
 
 ui: setup ## open MLflow's pages on the runs and models of PROJECT
 	@python scripts/ui.py --project $(PROJECT)

@@ -1,24 +1,22 @@
-"""Bring a model to an environment: whole, as a canary (--canary N), or promote the canary (--canary 100)."""
+"""Bring a model to an environment: whole, as a canary (--canary N), or promote the canary (--canary 100).
+
+A blue-green switch is watched: exit 0 keep, 3 too few answers to say, 4 rolled back.
+"""
 
 import sys
 
-from clearway.cli import DONE, job_output, job_summary, parser, run
+from clearway.cli import DONE, HELD, ROLLED_BACK, job_output, job_summary, parser, run
 
 
 def main() -> int:
     options = parser(__doc__ or "")
     options.add_argument("--env", required=True, metavar="NAME", help="environment of params.yaml")
-    options.add_argument(
-        "--canary", type=int, metavar="N", help="percent of entities that see it; 100 promotes it, 0 withdraws it"
-    )
+    options.add_argument("--canary", type=int, metavar="N", help="percent that see it; 100 promotes it, 0 withdraws it")
     options.add_argument("--digest", metavar="HEX", help="which model (default: the one in build/bundle/outcome.json)")
     options.add_argument("--reason", default="asked for on the command line", help="why, for the ledger")
     options.add_argument("--actor", metavar="WHO", help="who, for the ledger (default: $GITHUB_ACTOR or the user)")
-    options.add_argument(
-        "--ensure-serving",
-        action="store_true",
-        help="deploy nothing: have the server run and serve what the ledger says",
-    )
+    options.add_argument("--strategy", choices=("canary", "blue-green"), help="default: deployment.strategy")
+    options.add_argument("--ensure-serving", action="store_true", help="deploy nothing: serve what the ledger says")
     arguments = options.parse_args()
     from clearway.deployment import default_actor, deploy_built, serve_again
     from clearway.params import load_params
@@ -26,16 +24,16 @@ def main() -> int:
 
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
+    who = {"actor": arguments.actor or default_actor(), "reason": arguments.reason}
     if arguments.ensure_serving:
         outcome = serve_again(params, workspace, arguments.env)
     else:
-        actor = arguments.actor or default_actor()
         target = (arguments.env, arguments.digest, arguments.canary)
-        outcome = deploy_built(params, workspace, *target, actor=actor, reason=arguments.reason)
+        outcome = deploy_built(params, workspace, *target, strategy=arguments.strategy, **who)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     url = outcome.server.url if outcome.server else ""
-    print(f"deploy: {outcome.sentence}{f' → {url}/predict' if url else ''}")
+    print(f"deploy: {outcome.sentence}{f' → {url}/predict' if url else ''}", flush=True)
     job_summary(f"**{arguments.env}** {outcome.sentence}")
     entry = outcome.entry
     job_output(
@@ -44,7 +42,14 @@ def main() -> int:
         url=url,
         changed=str(outcome.changed).lower(),
     )
-    return DONE
+    if outcome.switch is None:
+        return DONE
+    from clearway.blue_green import watch_switch, write_report
+
+    found = watch_switch(params, workspace, outcome.switch, actor=who["actor"], progress=print)
+    write_report(workspace, outcome.switch, found)
+    print(f"deploy: {found.verdict}: {found.sentence}")
+    return {"keep": DONE, "hold": HELD, "rollback": ROLLED_BACK}[found.verdict]
 
 
 if __name__ == "__main__":

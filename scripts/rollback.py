@@ -21,10 +21,16 @@ def main() -> int:
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
     actor = arguments.actor or default_actor()
-    outcome = rollback(params, workspace, arguments.env, arguments.to, actor=actor, reason=arguments.reason)
+    outcome = rollback(
+        *(params, workspace, arguments.env, arguments.to),
+        actor=actor,
+        reason=arguments.reason,
+        progress=lambda said: print(f"rollback: {said}", flush=True),  # others are told afterwards
+    )
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"rollback: {outcome.sentence}")
+    if not outcome.changed:
+        print(f"rollback: {outcome.sentence}")
     job_summary(f"### Rolled back in {arguments.env}\n\n{outcome.sentence}")
     job_output(stable=outcome.entry.stable if outcome.entry else "", changed=str(outcome.changed).lower())
     return DONE

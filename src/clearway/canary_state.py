@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.canary import CanaryVerdict
 from clearway.errors import ClearwayError
-from clearway.files import write_json
+from clearway.files import canonical_json, sha256_bytes, write_json
 from clearway.ledger import Entry
 from clearway.params import describe
 
@@ -102,12 +102,13 @@ def write_state(folder: Path, state: CanaryState) -> None:
 
 
 def as_evidence(verdict: CanaryVerdict) -> dict[str, str]:
-    """A verdict in the ledger's words."""
+    """A verdict in the ledger's words; ``canary_report`` is the hash of all of it, as ``canary.json`` keeps it."""
     found = {
         "canary_verdict": verdict.verdict,
         "canary_weight": str(verdict.weight),
         "canary_requests": str(verdict.n_canary),
         "stable_requests": str(verdict.n_stable),
+        "canary_report": sha256_bytes(canonical_json(verdict.model_dump(mode="json"))),
     }
     for metric in verdict.metrics:
         found[metric.name] = f"{metric.status}: {metric.lower:+.4f} to {metric.upper:+.4f}, margin {metric.margin:g}"

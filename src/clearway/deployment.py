@@ -3,22 +3,28 @@
 The order is the guarantee: the bundle is verified, the ledger entry is written and synced, the routing table is
 projected from the ledger's head, and the server is asked to follow. A command killed in between leaves a ledger that is
 right and a projection that is late; every command begins by projecting again (:func:`reconcile`), so that the next one,
-whichever it is, repairs it.
+whichever it is, repairs it. What only repeats the ledger, MLflow's alias and people's alerts, follows when the
+environment serves (:mod:`clearway.aftermath`), and can neither delay nor fail a command.
 
-A rollback needs the ledger and a kept bundle, nothing else: no training, no network, no registry.
+A rollback needs the ledger and a kept bundle, nothing else: no training, no network, no registry. Its modules are
+imported where they are used: a command that has to be fast starts without NumPy.
 """
 
 import getpass
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from clearway.aftermath import follow_up
 from clearway.bundle import NETWORK, Bundle, BundleError, keep, payload_digest, read_built, verify
-from clearway.canary import CanaryVerdict
-from clearway.canary_state import as_evidence, read_state
 from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import (
+    CLOCK,
     Change,
     Entry,
     append,
@@ -32,11 +38,16 @@ from clearway.ledger import (
 )
 from clearway.local_target import Server, check_startable, ensure_serving
 from clearway.params import Params
-from clearway.routing import RoutingTable, read_routing, write_routing
+from clearway.routing import project_routing, read_routing, write_routing
 from clearway.signing import check_for
-from clearway.skew_state import SkewState, read_skew_state
 from clearway.trust import trust_of
-from clearway.workspace import Workspace
+from clearway.workspace import MODEL_REPORT, Workspace
+
+if TYPE_CHECKING:
+    from clearway.canary import CanaryVerdict
+    from clearway.skew_state import SkewState
+
+logger = logging.getLogger(__name__)
 
 BOOTSTRAP_REASON = "bootstrap: labelled baseline is the first control"
 SHOWN = 12
@@ -51,9 +62,9 @@ class Situation:
     entries: Sequence[Entry]
     required: tuple[str, str | None] | None = None
     """The environment in which a digest must be stable first, and the digest that is."""
-    verdict: CanaryVerdict | None = None
+    verdict: "CanaryVerdict | None" = None
     """The last recorded verdict on the open canary at its current weight."""
-    skew: SkewState | None = None
+    skew: "SkewState | None" = None
     """What the last skew check of a rollout found."""
     stored: bool = False
     """Whether the canary's features come from the feature store, so that it may have been served others."""
@@ -85,12 +96,21 @@ class Outcome:
     server: Server | None
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
+    @property
+    def switch(self) -> Entry | None:
+        """The entry to be watched, if this was a blue-green switch."""
+        return self.entry if self.changed and self.entry is not None and self.entry.warm_minutes is not None else None
+
 
 # --- plans: pure -----------------------------------------------------------------------------------------------------
 
 
-def plan_deploy(situation: Situation, digest: str, *, actor: str, reason: str) -> Change | None:
+def plan_deploy(
+    situation: Situation, digest: str, *, actor: str, reason: str, warm_minutes: float | None = None
+) -> Change | None:
     """Replace the stable version at once. None if ``digest`` is stable already.
+
+    ``warm_minutes`` is how long servers keep the version before in memory, if at all.
 
     Raises
     ------
@@ -111,7 +131,8 @@ def plan_deploy(situation: Situation, digest: str, *, actor: str, reason: str) -
     if situation.stable == digest:
         return None
     check_admissible(situation, digest)
-    return Change(action="deploy", stable=digest, actor=actor, reason=reason)
+    kept = warm_minutes if situation.stable is not None else None
+    return Change(action="deploy", stable=digest, warm_minutes=kept, actor=actor, reason=reason)
 
 
 def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, reason: str) -> Change | None:
@@ -188,7 +209,13 @@ def plan_rollback(
     elif to == stable:
         return None
     else:
-        target = to or _previous_good(situation)
+        back = to or way_back(situation)
+        if back is None:
+            raise ClearwayError(
+                f"{where} has no earlier good version to go back to: deploy one with scripts/deploy.py "
+                f"--env {where} --digest DIGEST"
+            )
+        target = back
         _check_return(situation, target)
     left = tuple(digest for digest in (canary, stable) if digest is not None and digest != target)
     return Change(
@@ -196,10 +223,26 @@ def plan_rollback(
     )
 
 
+def way_back(situation: Situation) -> str | None:
+    """Where a rollback leads: to stable where a canary is open, else to the last good version before it, if any."""
+    if situation.canary is not None:
+        return situation.stable
+    barred = quarantined(situation.entries)
+    history = reversed(stable_history(situation.entries))
+    return next((digest for digest in history if digest != situation.stable and digest not in barred), None)
+
+
 def check_weight(weight: int) -> None:
     """Raise UsageError unless ``weight`` is a percentage."""
     if not 0 <= weight <= 100:
         raise UsageError(f"--canary {weight}: the weight must be a percentage from 0 to 100")
+
+
+def check_said(actor: str, reason: str) -> None:
+    """Raise UsageError unless somebody says who they are and why."""
+    for name, value in (("actor", actor), ("reason", reason)):
+        if not value.strip():
+            raise UsageError(f"--{name} is empty: the ledger keeps who changed what, and why")
 
 
 def check_admissible(situation: Situation, digest: str) -> None:
@@ -229,6 +272,8 @@ def check_admissible(situation: Situation, digest: str) -> None:
 def _evidence_to_rise(situation: Situation, weight: int) -> dict[str, str]:
     verdict, canary = situation.verdict, situation.canary
     assert canary is not None
+    from clearway.canary_state import as_evidence
+
     if verdict is None or verdict.verdict != "promote":
         said = f"is {verdict.verdict!r} ({verdict.sentence})" if verdict else "has not been given"
         raise ClearwayError(
@@ -254,17 +299,6 @@ def _evidence_of_no_skew(situation: Situation) -> dict[str, str]:
     return {"skew_verdict": skew.verdict}
 
 
-def _previous_good(situation: Situation) -> str:
-    barred = quarantined(situation.entries)
-    for digest in reversed(stable_history(situation.entries)):
-        if digest != situation.stable and digest not in barred:
-            return digest
-    raise ClearwayError(
-        f"{situation.environment} has no earlier good version to go back to: deploy one with scripts/deploy.py "
-        f"--env {situation.environment} --digest DIGEST"
-    )
-
-
 def _check_return(situation: Situation, digest: str) -> None:
     known = stable_history(situation.entries)
     if digest not in known:
@@ -280,26 +314,6 @@ def _check_return(situation: Situation, digest: str) -> None:
         )
 
 
-def project_routing(entries: Sequence[Entry], salt: str) -> RoutingTable | None:
-    """The routing table that the ledger's head asks for; None if nothing was ever deployed.
-
-    The salt is the project's and the canary's: through one rollout an entity keeps its version, and the next rollout
-    tries its luck on others.
-    """
-    if not entries:
-        return None
-    now = entries[-1]
-    return RoutingTable(
-        environment=now.environment,
-        revision=now.sequence,
-        ledger_hash=now.hash,
-        salt=f"{now.canary[:16]}:{salt}" if now.canary else salt,
-        stable=now.stable,
-        canary=now.canary,
-        canary_weight=now.canary_weight,
-    )
-
-
 # --- effects ---------------------------------------------------------------------------------------------------------
 
 
@@ -312,22 +326,31 @@ def deploy(
     *,
     actor: str,
     reason: str,
+    strategy: str | None = None,
 ) -> Outcome:
     """Bring ``digest`` to an environment: whole (no weight), on trial (1 to 99), promoted (100) or withdrawn (0).
+
+    ``strategy`` says how a whole deployment is done: ``blue-green`` keeps the version before in the servers' memory
+    for ``deployment.blue_green.keep_warm_minutes``; None does as ``deployment.strategy`` says.
 
     A trial in an environment where nothing was ever deployed first makes the labelled baseline its control, at 100%.
 
     Raises
     ------
     UsageError
-        The environment is unknown, or the weight is no percentage.
+        The environment is unknown, the weight is no percentage, or the strategy knows no weights.
     ClearwayError
         The digest is unknown or does not verify, a rule of the plans forbids the change, the ledger moved meanwhile,
         or the server does not follow.
     """
-    entries = reconcile(params, workspace, environment)
+    check_said(actor, reason)
     if canary_weight is not None:
         check_weight(canary_weight)
+        if strategy == "blue-green":
+            raise UsageError(f"--strategy blue-green switches at once: it has no weight (--canary {canary_weight})")
+    entries = reconcile(params, workspace, environment)
+    settings = params.deployment
+    warm = settings.blue_green.keep_warm_minutes if (strategy or settings.strategy) == "blue-green" else None
     situation = _situation(params, workspace, environment, entries)
     warning = _check_servable(params, workspace, environment, digest)
     check_startable(params, workspace, environment)
@@ -338,11 +361,13 @@ def deploy(
     if canary_weight == 100:
         situation = _with_skew(workspace, situation)
     if canary_weight is None:
-        change = plan_deploy(situation, digest, actor=actor, reason=reason)
+        change = plan_deploy(situation, digest, actor=actor, reason=reason, warm_minutes=warm)
     else:
         change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
     if change is not None and change.canary is not None and situation.canary is None:
         check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, change.canary))
+    if change is not None and digest in (change.stable, change.canary):
+        change = _with_evidence(change, _origin(find_bundle(workspace, digest)))
     outcome = _carry_out(params, workspace, environment, entries, change)
     return replace(outcome, warnings=(*warning, *outcome.warnings))
 
@@ -395,6 +420,7 @@ def deploy_built(
     *,
     actor: str,
     reason: str,
+    strategy: str | None = None,
 ) -> Outcome:
     """:func:`deploy` what is named, else what the last run of the line built; nothing built is a clean outcome.
 
@@ -403,11 +429,12 @@ def deploy_built(
     UsageError, ClearwayError
         As :func:`deploy`; or nothing is named and nothing was ever packaged.
     """
+    if digest is None:
+        built = read_built(workspace.bundle)
+        digest = built.digest if built.verdict == "passed" else None
     if digest is not None:
-        return deploy(params, workspace, environment, digest, canary_weight, actor=actor, reason=reason)
-    built = read_built(workspace.bundle)
-    if built.verdict == "passed" and built.digest is not None:
-        return deploy(params, workspace, environment, built.digest, canary_weight, actor=actor, reason=reason)
+        who = {"actor": actor, "reason": reason}
+        return deploy(params, workspace, environment, digest, canary_weight, strategy=strategy, **who)
     served = serve_again(params, workspace, environment)
     sentence = f"nothing to deploy, the last model was {built.verdict} (reports/model_validation.html): "
     return replace(served, sentence=sentence + served.sentence)
@@ -422,8 +449,11 @@ def rollback(
     actor: str,
     reason: str,
     evidence: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """End the open canary, or go back to the last good version or to ``to``. Needs no training and no network.
+
+    ``progress`` is told when the environment serves it, before anything else is told.
 
     Raises
     ------
@@ -432,6 +462,7 @@ def rollback(
     ClearwayError
         There is no way back, the way back does not verify, or the server does not follow.
     """
+    check_said(actor, reason)
     entries = reconcile(params, workspace, environment)
     situation = Situation(environment, entries)  # nothing that other environments or old verdicts could spoil
     warning: tuple[str, ...] = ()
@@ -439,11 +470,11 @@ def rollback(
     if change is not None and change.stable != situation.stable:
         # closing a canary asks nothing of the version that serves already
         warning = _check_servable(params, workspace, environment, change.stable)
-    outcome = _carry_out(params, workspace, environment, entries, change)
+    outcome = _carry_out(params, workspace, environment, entries, change, progress)
     return replace(outcome, warnings=(*warning, *outcome.warnings))
 
 
-def hold(params: Params, workspace: Workspace, environment: str, verdict: CanaryVerdict, *, actor: str) -> Outcome:
+def hold(params: Params, workspace: Workspace, environment: str, verdict: "CanaryVerdict", *, actor: str) -> Outcome:
     """Record that a canary's last verdict left it where it is.
 
     Raises
@@ -454,6 +485,8 @@ def hold(params: Params, workspace: Workspace, environment: str, verdict: Canary
     entries = reconcile(params, workspace, environment)
     if not entries or entries[-1].canary is None:
         raise ClearwayError(f"{environment} has no open canary: there is nothing to hold")
+    from clearway.canary_state import as_evidence
+
     now = entries[-1]
     change = Change(
         action="hold",
@@ -475,11 +508,12 @@ def release(params: Params, workspace: Workspace, environment: str, digest: str,
     ClearwayError
         It is not quarantined here.
     """
+    check_said(actor, reason)
     entries = reconcile(params, workspace, environment)
     if digest not in quarantined(entries):
         raise ClearwayError(f"{digest} is not quarantined in {environment}: there is nothing to release")
     change = _unmoved(entries[-1], "release", actor, reason).model_copy(update={"releases": (digest,)})
-    return _record(params, workspace, environment, entries, change)
+    return _record_only(params, workspace, environment, entries, change)
 
 
 def quarantine(
@@ -492,13 +526,16 @@ def quarantine(
     ClearwayError
         Nothing was ever deployed here, or the digest is live.
     """
+    check_said(actor, reason)
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise UsageError(f"--digest {digest[:80]!r}: a digest has 64 of the characters 0-9 and a-f")
     entries = reconcile(params, workspace, environment)
     if not entries:
         raise ClearwayError(f"nothing was ever deployed to {environment}: its ledger begins with a deployment")
     if digest in (entries[-1].stable, entries[-1].canary):
         raise ClearwayError(f"{digest[:SHOWN]} is live in {environment}: scripts/rollback.py takes it out and bars it")
     change = _unmoved(entries[-1], "quarantine", actor, reason).model_copy(update={"quarantines": (digest,)})
-    return _record(params, workspace, environment, entries, Change.model_validate(change.model_dump()))
+    return _record_only(params, workspace, environment, entries, change)
 
 
 def serve_again(params: Params, workspace: Workspace, environment: str) -> Outcome:
@@ -546,7 +583,8 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
         except ClearwayError:  # missing or damaged: either way the ledger knows better
             current = None
         if current != table:
-            write_routing(routing, table)
+            with _disk(f"{routing} cannot be written, the ledger of {environment} stands at entry {len(entries)}"):
+                write_routing(routing, table)
     return entries
 
 
@@ -565,7 +603,8 @@ def find_bundle(workspace: Workspace, digest: str) -> Bundle:
         built = [workspace.bundle / "challenger", workspace.bundle / "baseline"]
         source = next((folder for folder in built if _is_bundle_of(folder, digest)), None)
         if source is not None:
-            keep(source, workspace.bundles, digest)
+            with _disk(f"bundle {digest[:SHOWN]} cannot be kept in {workspace.bundles}, nothing was recorded"):
+                keep(source, workspace.bundles, digest)
             return verify(kept, digest)
         if kept.exists():
             raise
@@ -591,6 +630,8 @@ def _is_bundle_of(folder: Path, digest: str) -> bool:
 
 
 def _situation(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> Situation:
+    from clearway.canary_state import read_state
+
     required = params.environment(environment).requires
     state = read_state(workspace.environment(environment), entries)
     return Situation(
@@ -610,6 +651,7 @@ def _with_skew(workspace: Workspace, situation: Situation) -> Situation:
     if situation.canary is None or recorded_definitions(find_bundle(workspace, situation.canary)) is None:
         return situation
     from clearway.replay import rollout_revision  # imports an HTTP client
+    from clearway.skew_state import read_skew_state
 
     return replace(
         situation,
@@ -636,42 +678,103 @@ def _bootstrap(params: Params, workspace: Workspace, environment: str, digest: s
     return [_record(params, workspace, environment, [], change)]
 
 
+def _origin(bundle: Bundle) -> dict[str, str]:
+    """Where a version comes from, in the ledger's words: what its evidence leaves out is left out."""
+    files = bundle.evidence_manifest.files
+    found = {"gate_report": files.get(MODEL_REPORT)}
+    if "lineage.json" in files:
+        lineage = bundle.lineage()
+        found |= {"commit": lineage.git_commit, "data": lineage.snapshot_sha256}
+    return {name: value for name, value in found.items() if value}
+
+
+def _run_url() -> str | None:
+    """The page of the run on GitHub that this command is part of."""
+    server, repository, run = (os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
+    return f"{server}/{repository}/actions/runs/{run}" if server and repository and run else None
+
+
+def _with_evidence(change: Change, more: Mapping[str, str]) -> Change:
+    return change.model_copy(update={"evidence": {**more, **change.evidence}})
+
+
 def _record(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change) -> Entry:
     """Ledger first, then its projection."""
+    run = _run_url()
+    change = _with_evidence(Change.model_validate(change.model_dump()), {"run": run} if run else {})
     entry = append(workspace.environment(environment), environment, change, expected_head=head_hash(entries))
-    reconcile(params, workspace, environment)
+    with _recorded(entry):
+        reconcile(params, workspace, environment)
+    return entry
+
+
+def _record_only(
+    params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change
+) -> Entry:
+    """An entry that moves no traffic."""
+    entry = _record(params, workspace, environment, entries, change)
+    for warning in (*_of_clock(entry), *follow_up(params, workspace, entry)):
+        logger.warning(warning)
     return entry
 
 
 def _carry_out(
-    params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change | None
+    params: Params,
+    workspace: Workspace,
+    environment: str,
+    entries: Sequence[Entry],
+    change: Change | None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    entry = entries[-1] if change is None else _record(params, workspace, environment, entries, change)
-    try:
+    if change is None:
+        with _disk(f"the server of {environment} cannot be started"):
+            server = ensure_serving(params, workspace, environment, entries[-1].sequence)
+        return Outcome(False, _tell(entries[-1], None), entries[-1], server)
+    entry = _record(params, workspace, environment, entries, change)
+    with _recorded(entry), _disk(f"the server of {environment} cannot be started"):
         server = ensure_serving(params, workspace, environment, entry.sequence)
-    except ClearwayError as error:
-        if change is None:
-            raise
-        # Whoever ran a recorded rollback again would go back one version further.
-        raise ClearwayError(
-            f"{entry.action} is recorded (entry {entry.sequence} of {environment}) and not served yet: {error}; then "
-            f"scripts/deploy.py --env {environment} --ensure-serving, not this command again"
-        ) from None
-    moved = change is not None and entry.stable != entry.previous_stable
-    warnings = _project_alias(params, workspace, entry.stable) if moved and environment == params.production else ()
-    return Outcome(change is not None, _tell(entry, change), entry, server, warnings)
+    progress(_tell(entry, change))
+    warnings = (*_of_clock(entry), *follow_up(params, workspace, entry))
+    return Outcome(True, _tell(entry, change), entry, server, warnings)
 
 
-def _project_alias(params: Params, workspace: Workspace, digest: str) -> tuple[str, ...]:
-    """Point the registry's ``champion`` at what production serves. A registry that is away stops nothing."""
-    from clearway.registry import set_champion  # imports MLflow
+def say(outcome: Outcome) -> Outcome:
+    """Log the warnings of an outcome that nobody else will look at."""
+    for warning in outcome.warnings:
+        logger.warning(warning)
+    return outcome
 
+
+@contextmanager
+def _recorded(entry: Entry) -> Iterator[None]:
+    """Say of what fails after an entry that the entry stands: whoever ran a rollback again would go back further."""
     try:
-        set_champion(params, workspace, digest)
-    except Exception as error:  # whatever a registry raises: the ledger is the truth, the alias only repeats it
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        return (f"the registry's alias champion was not moved to {digest[:SHOWN]}: {first_line}",)
-    return ()
+        yield
+    except ClearwayError as error:
+        raise ClearwayError(
+            f"{entry.action} is recorded (entry {entry.sequence} of {entry.environment}) and not served yet: {error}; "
+            f"then scripts/deploy.py --env {entry.environment} --ensure-serving, not this command again"
+        ) from None
+
+
+@contextmanager
+def _disk(what: str) -> Iterator[None]:
+    """One line for a disk that is full or fails."""
+    try:
+        yield
+    except OSError as error:
+        named = f" {error.filename}" if error.filename else ""
+        raise ClearwayError(f"{what}:{named} {error.strerror or error}: make room or correct the folder") from None
+
+
+def _of_clock(entry: Entry) -> tuple[str, ...]:
+    said = entry.evidence.get(CLOCK)
+    if said is None:
+        return ()
+    return (
+        f"this machine's clock says {said}, which is before the last entry of {entry.environment}: the new one has the "
+        f"last one's time ({entry.at.isoformat()}): correct the clock",
+    )
 
 
 def _unmoved(now: Entry, action: str, actor: str, reason: str) -> Change:

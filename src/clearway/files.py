@@ -26,14 +26,18 @@ def held(lock: Path, seconds: float) -> Iterator[None]:
     Raises
     ------
     ClearwayError
-        Another command holds it.
+        Another command holds it, or it cannot be made.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
     one = FileLock(lock)
     try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
         one.acquire(timeout=seconds)
     except Timeout:
         raise ClearwayError(f"{lock} is held by another command for {seconds:.0f} s: wait for it to end") from None
+    except OSError as error:
+        raise ClearwayError(
+            f"{lock} cannot be made ({error.strerror}): make room or correct the folder, and run the command again"
+        ) from None
     try:
         yield
     finally:

@@ -15,13 +15,22 @@ A kill can leave two traces, and both are healed by the next writer:
 - *one whole line beyond the anchor*: the entry was written and synced, the anchor not yet moved: accepted. This is
   safe because the line must carry on the chain from the anchored entry, and because no writer appends before it has
   moved the anchor up: more than one line beyond the anchor cannot come from a kill and is refused.
+
+A disk that is full or fails is told from a kill, because its writer lives: a line that did not reach it whole is taken
+back, and the command says that nothing was recorded.
+
+Time never runs backwards in a ledger: where the clock reads earlier than the last entry, the new entry gets the last
+one's time and keeps the reading as evidence. It is not refused, because a wrong clock must not stand in the way of a
+rollback. The order is the sequence's, and no decision is taken from the time.
 """
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -37,6 +46,10 @@ Action = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine"
 GENESIS = "0" * 64
 """``previous_hash`` of the first entry, and the head of an empty ledger."""
 LOCK_SECONDS = 30.0
+CLOCK = "clock"
+"""Evidence of an entry whose writer's clock read earlier than the entry before: what it read."""
+_LEFT_OUT = ("warm_minutes",)
+"""Fields that a line has only if they say something, so that lines from before there were any still hash alike."""
 
 
 class Change(BaseModel):
@@ -54,6 +67,8 @@ class Change(BaseModel):
     """Digests that may not be deployed from here on."""
     releases: tuple[Digest, ...] = ()
     """Digests that may be deployed again."""
+    warm_minutes: float | None = Field(None, gt=0)
+    """How long servers keep the version before in memory (strategy blue-green)."""
     actor: str = Field(min_length=1)
     reason: str = Field(min_length=1)
     evidence: dict[str, str] = Field(default_factory=dict)
@@ -110,6 +125,19 @@ def read_ledger(folder: Path, environment: str) -> list[Entry]:
     return _read(folder, environment)[0]
 
 
+def anchor_is_late(folder: Path, environment: str) -> bool:
+    """Whether a writer was killed between its entry and the anchor, or within its line; the next one heals it.
+
+    Raises
+    ------
+    ClearwayError
+        The ledger does not verify.
+    """
+    entries, whole_bytes, anchor = _read(folder, environment)
+    path = ledger_file(folder)
+    return (anchor.sequence if anchor else 0) < len(entries) or (path.exists() and path.stat().st_size > whole_bytes)
+
+
 def append(folder: Path, environment: str, change: Change, *, expected_head: str) -> Entry:
     """Add an entry after the one whose hash is ``expected_head`` (:data:`GENESIS` for an empty ledger).
 
@@ -118,34 +146,78 @@ def append(folder: Path, environment: str, change: Change, *, expected_head: str
     Raises
     ------
     ClearwayError
-        The ledger moved on since the caller read it, is broken, or is locked by another writer for too long.
+        The ledger moved on since the caller read it, is broken, is locked by another writer for too long, or cannot be
+        written. Nothing was recorded, unless the message says that this is not certain.
     """
     with locked(folder):
         entries, whole_bytes, anchor = _read(folder, environment)
-        _heal(folder, environment, entries, whole_bytes, anchor)
+        try:
+            _heal(folder, environment, entries, whole_bytes, anchor)
+        except OSError as error:
+            raise ClearwayError(_not_recorded(folder, error)) from None
         found = head_hash(entries)
         if found != expected_head:
             raise ClearwayError(
                 f"{ledger_file(folder)}: the head moved while this command decided: expected {expected_head[:12]}, "
                 f"found {found[:12]} (entry {len(entries)}): look at what changed and run the command again"
             )
-        content: dict[str, Any] = {
-            **change.model_dump(mode="json"),
-            "sequence": len(entries) + 1,
-            "at": _iso(datetime.now(UTC)),
-            "environment": environment,
-            "previous_stable": entries[-1].stable if entries else None,
-            "previous_hash": found,
-        }
-        content["hash"] = sha256_bytes(canonical_json(content))
+        content = _content(change, entries, environment, datetime.now(UTC))
         entry = Entry.model_validate(content)
-        with ledger_file(folder).open("ab") as stream:
-            stream.write(canonical_json(content) + b"\n")
-            stream.flush()
+        _add(folder, canonical_json(content) + b"\n", whole_bytes)
+        with contextlib.suppress(OSError):  # the entry stands; the next writer moves the anchor up, or writes nothing
+            _write_anchor(folder, entry)
+        return entry
+
+
+def _content(change: Change, before: Sequence[Entry], environment: str, now: datetime) -> dict[str, Any]:
+    """The fields of the line that ``change`` becomes after ``before``."""
+    content: dict[str, Any] = {
+        **change.model_dump(mode="json"),
+        "sequence": len(before) + 1,
+        "at": _iso(now),
+        "environment": environment,
+        "previous_stable": before[-1].stable if before else None,
+        "previous_hash": head_hash(before),
+    }
+    if before and before[-1].at > now:
+        content["at"] = _iso(before[-1].at)
+        content["evidence"] = {**content["evidence"], CLOCK: _iso(now)}
+    content = {key: value for key, value in content.items() if value is not None or key not in _LEFT_OUT}
+    return {**content, "hash": sha256_bytes(canonical_json(content))}
+
+
+def _add(folder: Path, line: bytes, size: int) -> None:
+    """Write the line behind ``size`` bytes and sync it; or leave the file as it was.
+
+    Raises
+    ------
+    ClearwayError
+        It cannot be written; says whether the file is as it was.
+    """
+    path = ledger_file(folder)
+    try:
+        with path.open("ab", buffering=0) as stream:
+            if stream.write(line) != len(line):  # what a disk does whose last block this was
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(stream.fileno())
         fsync_directory(folder)
-        _write_anchor(folder, entry)
-        return entry
+    except OSError as error:
+        try:
+            if path.exists():
+                _cut(path, size)
+        except OSError:
+            raise ClearwayError(
+                f"{path} cannot be written ({error.strerror}), nor what was begun be taken back: once it can, see "
+                f"whether the entry stands (scripts/ledger.py show --env {folder.name}) before this command runs again"
+            ) from None
+        raise ClearwayError(_not_recorded(folder, error)) from None
+
+
+def _not_recorded(folder: Path, error: OSError) -> str:
+    return (
+        f"{ledger_file(folder)} cannot be written ({error.strerror}): nothing was recorded; make room or correct the "
+        "folder, and run the command again"
+    )
 
 
 @contextmanager
@@ -187,6 +259,16 @@ def quarantined(entries: Sequence[Entry]) -> frozenset[str]:
     for entry in entries:
         barred = (barred | set(entry.quarantines)) - set(entry.releases)
     return frozenset(barred)
+
+
+def kept_warm(entries: Sequence[Entry]) -> tuple[str, datetime] | None:
+    """The version that servers keep in memory though it answers nobody, and until when; None if there is none."""
+    switched = next((entry for entry in reversed(entries) if entry.stable != entry.previous_stable), None)
+    if switched is None or switched.warm_minutes is None or switched.previous_stable is None:
+        return None
+    if switched.previous_stable in quarantined(entries):
+        return None
+    return switched.previous_stable, switched.at + timedelta(minutes=switched.warm_minutes)
 
 
 def stable_history(entries: Sequence[Entry]) -> list[str]:
@@ -264,11 +346,15 @@ def _heal(folder: Path, environment: str, entries: Sequence[Entry], whole_bytes:
     """Remove what a killed writer left: a torn line, or an anchor one entry behind."""
     path = ledger_file(folder)
     if path.exists() and path.stat().st_size > whole_bytes:
-        with path.open("r+b") as stream:
-            stream.truncate(whole_bytes)
-            os.fsync(stream.fileno())
+        _cut(path, whole_bytes)
     if entries and (anchor is None or anchor.sequence < entries[-1].sequence):
         _write_anchor(folder, entries[-1])
+
+
+def _cut(path: Path, size: int) -> None:
+    with path.open("r+b") as stream:
+        stream.truncate(size)
+        os.fsync(stream.fileno())
 
 
 def _read_anchor(folder: Path, environment: str) -> Anchor | None:

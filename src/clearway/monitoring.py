@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from clearway.agreement import disagreement, wanted
 from clearway.columns import LABEL, PREDICTION_TIME, REPEATED, ROW_ID
 from clearway.decision import PerformanceEvidence, has_fallen
 from clearway.drift import DriftReport
@@ -308,19 +309,14 @@ def reconcile(
     answer : mapping or None
         What the server answered to ``GET /``; None if it did not.
     """
-    wanted = {
-        "revision": head.sequence,
-        "stable": head.stable,
-        "canary": head.canary,
-        "canary_weight": head.canary_weight,
-    }
+    must = wanted(head)
     checks = []
     if routing is None:
         sentence = "routing.json is missing or damaged: scripts/rollback.py rewrites it"
         checks.append(Check(name="routing", status="alarm", sentence=sentence))
     else:
-        found = {**routing.model_dump(include=set(wanted)), "ledger_hash": routing.ledger_hash}
-        checks.append(_agree("routing", "routing.json", {**wanted, "ledger_hash": head.hash}, found))
+        found = {**routing.model_dump(include=set(must)), "ledger_hash": routing.ledger_hash}
+        checks.append(_agree("routing", "routing.json", {**must, "ledger_hash": head.hash}, found))
     if not running:
         sentence = "no server of this environment runs on this machine: what it serves is not known"
         checks.append(Check(name="server", status="unknown", sentence=sentence))
@@ -329,24 +325,14 @@ def reconcile(
     elif answer.get("error"):
         checks.append(Check(name="server", status="alarm", sentence=f"the server reports: {answer['error']}"))
     else:
-        checks.append(_agree("server", "the server", wanted, answer))
+        checks.append(_agree("server", "the server", must, answer))
     return checks
 
 
-def _agree(name: str, who: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
-    differing = [
-        f"{key} is {_short(found.get(key))}, not {_short(value)}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-    if differing:
-        return Check(name=name, status="alarm", sentence=f"{who} disagrees with the ledger: {'; '.join(differing)}")
-    return Check(name=name, status="pass", sentence=f"{who} says what the ledger says (revision {wanted['revision']})")
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return text[:12] if len(text) == 64 else text
+def _agree(name: str, who: str, must: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
+    if sentence := disagreement(who, must, found):
+        return Check(name=name, status="alarm", sentence=sentence)
+    return Check(name=name, status="pass", sentence=f"{who} says what the ledger says (revision {must['revision']})")
 
 
 def _status(verdict: str) -> Status:

@@ -743,6 +743,41 @@ class CanaryParams(Section):
         return self
 
 
+class BlueGreenParams(Section):
+    """A whole switch that is watched, with the version before kept ready. There is no control beside it: what is judged
+    is the new version now against the one before then."""
+
+    keep_warm_minutes: float = Field(60.0, gt=0)
+    """How long servers keep the version before in memory, so that a rollback loads nothing."""
+    watch_minutes: float = Field(5.0, ge=0)
+    """How long the command that switched watches; 0: it does not."""
+    alpha: Probability = 0.01
+    """Largest chance that a version as good as the one before is rolled back, however often it is looked at."""
+    margin: Share = 0.0
+    """By how much the share of failed or slow answers may rise before the switch is undone."""
+    min_requests: int = Field(100, ge=1)
+    """Answers of either version without which a watch that saw no harm has proved nothing."""
+
+
+class DeploymentParams(Section):
+    strategy: Literal["canary", "blue-green"] = "canary"
+    """What a deployment without ``--strategy`` and without ``--canary`` does: ``canary`` replaces the stable version
+    and forgets it, a trial being asked for by ``--canary N``; ``blue-green`` keeps the one before ready and watches."""
+    blue_green: BlueGreenParams = BlueGreenParams()
+
+
+AlertEvent = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine", "release"]
+
+
+class AlertParams(Section):
+    """Who is told of what, through Apprise. The addresses are secrets: they stand in ``$CLEARWAY_ALERT_URLS``."""
+
+    events: tuple[AlertEvent, ...] = ("deploy", "canary", "promote", "hold", "rollback", "quarantine", "release")
+    """Actions of the ledger that people are told of."""
+    timeout_seconds: float = Field(15.0, gt=0)
+    """Longest time that a command spends on telling, after the environment serves what the ledger says."""
+
+
 class MonitoringParams(Section):
     """When the monitor of a live environment raises an alarm, beside drift and the champion's performance."""
 
@@ -784,6 +819,8 @@ class Params(Section):
     environments: dict[Slug, EnvironmentParams] = Field(min_length=1)
     serving: ServingParams = ServingParams()
     canary: CanaryParams = CanaryParams()
+    deployment: DeploymentParams = DeploymentParams()
+    alerts: AlertParams = AlertParams()
     monitoring: MonitoringParams = MonitoringParams()
     replay: ReplayParams = ReplayParams()
 

@@ -93,6 +93,26 @@ def set_champion(params: Params, workspace: Workspace, digest: str) -> Registere
     return _register(params, workspace, verify(workspace.bundles / digest, digest), CHAMPION_ALIAS)
 
 
+def champion_digest(params: Params, workspace: Workspace) -> str | None:
+    """The digest that the alias ``champion`` names; None where the model or the alias does not exist.
+
+    Raises
+    ------
+    ClearwayError
+        MLflow cannot be reached; names its address.
+    """
+    uri = tracking_uri(params, workspace)
+    with _reaching(uri):
+        client = _client(uri, workspace)
+        if not client.search_registered_models(f"name = '{params.model_name}'"):
+            return None
+        aliases = client.get_registered_model(params.model_name).aliases
+        if CHAMPION_ALIAS not in aliases:
+            return None
+        found = client.get_model_version_by_alias(params.model_name, CHAMPION_ALIAS).tags.get(DIGEST_TAG)
+        return None if found is None else str(found)
+
+
 def _register(params: Params, workspace: Workspace, bundle: Bundle, alias: str) -> Registered:
     uri = tracking_uri(params, workspace)
     name = params.model_name

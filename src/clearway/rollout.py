@@ -14,7 +14,7 @@ import pandas as pd
 from clearway.bundle import verify
 from clearway.canary import OBSERVED, CanaryVerdict, Judgement, Trace, draw_steps, is_score, judge, measure
 from clearway.canary_state import CanaryState, as_evidence, read_state, write_state
-from clearway.deployment import deploy, hold, reconcile, rollback
+from clearway.deployment import deploy, hold, reconcile, rollback, say
 from clearway.errors import ClearwayError
 from clearway.files import atomic_path, write_json
 from clearway.local_target import ensure_serving
@@ -71,7 +71,8 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str) 
     state = state.judged(verdict, last.sequence)
     write_state(folder, state)
     if verdict.verdict == "rollback":
-        rollback(params, workspace, environment, actor=actor, reason=verdict.sentence, evidence=as_evidence(verdict))
+        evidence = as_evidence(verdict)
+        say(rollback(params, workspace, environment, actor=actor, reason=verdict.sentence, evidence=evidence))
     return Tick(verdict, state, last.stable)
 
 
@@ -156,18 +157,11 @@ def watch(
         )
         following = [step.weight for step in params.canary.steps if step.weight > now.state.weight]
         if now.verdict.verdict == "hold":
-            hold(params, workspace, environment, now.verdict, actor=actor)
+            say(hold(params, workspace, environment, now.verdict, actor=actor))
         if now.verdict.verdict != "promote" or not following:
             return now
-        deploy(
-            params,
-            workspace,
-            environment,
-            now.state.digest,
-            following[0],
-            actor=actor,
-            reason=f"passed {now.state.weight}%: {now.verdict.sentence}",
-        )
+        reason = f"passed {now.state.weight}%: {now.verdict.sentence}"
+        say(deploy(params, workspace, environment, now.state.digest, following[0], actor=actor, reason=reason))
 
 
 def replayed_traffic(params: Params, workspace: Workspace, environment: str) -> SendTraffic:

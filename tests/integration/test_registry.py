@@ -16,15 +16,18 @@ import yaml
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
-from clearway.bundle import pack
+from clearway.bundle import keep, pack
+from clearway.deployment import BOOTSTRAP_REASON
 from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
 from clearway.errors import ClearwayError
 from clearway.export import to_onnx, to_skops
 from clearway.files import write_json, write_text
+from clearway.ledger import Change, append, head_hash, read_ledger
 from clearway.lineage import Lineage
 from clearway.model import load_model
 from clearway.params import Params, load_params
-from clearway.registry import register, set_champion, tracking_uri
+from clearway.reconciliation import examine, repair
+from clearway.registry import champion_digest, register, set_champion, tracking_uri
 from clearway.workspace import Workspace
 
 SCHEMA = InputSchema(
@@ -190,6 +193,34 @@ def test_the_same_digest_is_registered_once_and_aliases_move(seeded: tuple[Param
     assert len(client.search_model_versions("name = 'toy'")) == 2
     experiment = client.get_experiment_by_name("toy")
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_the_alias_is_compared_with_the_ledger_and_repaired_towards_it(seeded: tuple[Params, Workspace]) -> None:
+    params, workspace = seeded
+    folder = workspace.environment("production")
+    first, second = (challenger(workspace, seed, workspace.build / f"{seed}") for seed in (1, 2))
+    for digest, seed in ((first, 1), (second, 2)):
+        keep(workspace.build / f"{seed}", workspace.bundles, digest)
+
+    def enter(stable: str, reason: str) -> None:
+        change = Change(action="deploy", stable=stable, actor="ann", reason=reason)
+        append(folder, "production", change, expected_head=head_hash(read_ledger(folder, "production")))
+
+    def said() -> tuple[bool, str]:
+        (found,) = examine(params, workspace, "production", ("alias",))
+        return found.agrees, found.sentence
+
+    enter(first, BOOTSTRAP_REASON)
+    assert said() == (True, "there is no champion yet")
+    enter(second, "better")
+    assert said() == (False, f"champion is nobody, but the ledger says {second[:12]}")
+    set_champion(params, workspace, first)
+    assert said() == (False, f"champion is {first[:12]}, but the ledger says {second[:12]}")
+    repair(params, workspace, "production", ("alias",))
+    assert said() == (True, f"champion is {second[:12]}, as the ledger says")
+    assert champion_digest(params, workspace) == second
+    away = params.model_copy(update={"registry": params.registry.model_copy(update={"tracking_uri": "nowhere://x"})})
+    assert not examine(away, workspace, "production", ("alias",))[0].agrees, "what cannot be asked does not agree"
 
 
 def test_a_run_without_a_version_is_taken_up_again(seeded: tuple[Params, Workspace]) -> None:

@@ -173,6 +173,7 @@ class Endpoint:
             "stable": table.stable if table else None,
             "canary": table.canary if table else None,
             "canary_weight": table.canary_weight if table else 0,
+            "warm": self._follower.warm,
             "runtimes": active.runtimes if active else {},
             "error": self._follower.error,
             "unseen_categories": active.unseen if active else 0,

@@ -8,14 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clearway.bundle import verify
 from clearway.errors import ClearwayError
-from clearway.ledger import Entry, quarantined, read_ledger
+from clearway.ledger import Entry, kept_warm, quarantined, read_ledger
 from clearway.online_record import read_record
 from clearway.params import Params
-from clearway.routing import Role, RoutingTable, read_routing
+from clearway.routing import Role, RoutingTable, project_routing, read_routing
 from clearway.serving.loading import (
     OwnFeatures,
     Version,
@@ -69,6 +70,12 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
                 f"routing.json: {field} is {getattr(table, field)!r}, but entry {entry.sequence} of the ledger of "
                 f"{environment} says {value!r}: it was changed by hand; scripts/rollback.py rewrites it"
             )
+    warm = kept_warm(entries[: table.revision])
+    if (table.warm, table.warm_until) != (warm or (None, None)):
+        raise ClearwayError(
+            f"routing.json: warm is {table.warm!r}, but the ledger of {environment} says otherwise: it was changed by "
+            "hand; scripts/rollback.py rewrites it"
+        )
     for digest in {table.stable, table.canary} & quarantined(entries):
         raise ClearwayError(f"routing.json: {digest} was quarantined after revision {table.revision}")
 
@@ -189,12 +196,19 @@ class Follower:
         self._params = params
         self._workspace = workspace
         self._own: OwnFeatures | None = None
+        self._warm: Version | None = None
+        self._warm_until = datetime.max.replace(tzinfo=UTC)
         self._counts: dict[str, ViewCounts] = {}
         self._bundles = workspace.bundles
         self._folder = workspace.environment(environment)
         self._path = self._folder / "routing.json"
         self._environment = environment
         self._tolerance = params.gates.onnx_tolerance
+
+    @property
+    def warm(self) -> str | None:
+        """The digest that is loaded and answers nobody, if there is one."""
+        return None if self._warm is None else self._warm.digest
 
     def online_state(self, active: Active) -> str | None:
         """What the last fill of the online store left: ``filled``, ``filling``, ``feeding``; None if nobody can say."""
@@ -210,6 +224,8 @@ class Follower:
         seen: object = self  # like no fingerprint, so that a table that is missing from the start is reported too
         retry_at = 0.0
         while True:
+            if self._warm is not None and datetime.now(UTC) >= self._warm_until:
+                self._warm = None
             found = self._fingerprint()
             if found != seen or (self.error is not None and time.monotonic() >= retry_at):
                 seen = found
@@ -240,23 +256,54 @@ class Follower:
             logger.error("refused: %s", reason)
         self.error = reason
 
+    def _table(self) -> RoutingTable:
+        """The routing table, if the ledger says the same.
+
+        A command that was killed between the two leaves a table that is late, which may name what its ledger has barred
+        since. A server that serves goes on and says so; one that starts does as the ledger says.
+        """
+        entries = read_ledger(self._folder, self._environment)
+        try:
+            table = read_routing(self._path)
+            check_vouched(table, self._environment, entries)
+        except ClearwayError as error:
+            projected = project_routing(entries, self._params.serving.salt)
+            if self.active is not None or projected is None:
+                raise
+            logger.warning("%s: serving what the ledger says instead", error)
+            return projected
+        return table
+
     def _load(self) -> Active:
-        table = read_routing(self._path)
-        check_vouched(table, self._environment, read_ledger(self._folder, self._environment))
+        table = self._table()
         if self.active is not None and table.revision < self.active.table.revision:
             raise ClearwayError(
                 f"routing.json is of revision {table.revision}, but revision {self.active.table.revision} is served: "
                 "an old table was put back; scripts/rollback.py is the way back"
             )
         digests = [digest for digest in (table.stable, table.canary) if digest is not None]
-        present = self.active.versions if self.active else {}
+        present = dict(self.active.versions) if self.active else {}
+        if self._warm is not None:
+            present[self._warm.digest] = self._warm
         versions = {digest: present.get(digest) or self._load_version(digest) for digest in digests}
         readers = self._readers(versions)
         try:
-            return Active(table, versions, readers)
+            replacement = Active(table, versions, readers)
         except Exception:
             self._close_new(readers)
             raise
+        self._warm, self._warm_until = self._keep_warm(table, present), table.warm_until or self._warm_until
+        return replacement
+
+    def _keep_warm(self, table: RoutingTable, present: Mapping[str, Version]) -> Version | None:
+        """The version that a rollback would bring back. It answers nobody: without it everything else goes on."""
+        if table.warm is None or table.warm_until is None or datetime.now(UTC) >= table.warm_until:
+            return None
+        try:
+            return present.get(table.warm) or self._load_version(table.warm)
+        except Exception as error:  # whatever a broken file makes a library raise
+            logger.warning("%s is not kept warm: %s", table.warm[:12], error)
+            return None
 
     def _load_version(self, digest: str) -> Version:
         """A version that the ledger names: its signature, where one is asked for, comes before anything is read."""

@@ -1,5 +1,6 @@
 """What may be deployed, promoted and rolled back: the plans, the projection, and where a rollout stands."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +18,20 @@ from clearway.deployment import (
     plan_canary,
     plan_deploy,
     plan_rollback,
-    project_routing,
     quarantine,
     reconcile,
     release,
+    rollback,
+    way_back,
 )
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import sha256_bytes, write_json
+from clearway.files import canonical_json, sha256_bytes, write_json
 from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_ledger
 from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.registry import register
 from clearway.rollout import step_at
-from clearway.routing import read_routing
+from clearway.routing import project_routing, read_routing
 from clearway.skew_state import SkewState
 from clearway.workspace import Workspace
 
@@ -449,3 +451,87 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("weight", "margin"), [(10, 0.05), (7, 0.05), (11, 0.03), (50, 0.02), (80, 0.02)])
 def test_a_weight_between_steps_is_judged_by_the_stricter_one(weight: int, margin: float) -> None:
     assert step_at(CanaryParams(), weight) == CanaryStep(weight=weight, margin=margin)
+
+
+# --- bad input, wrong clocks, versions kept warm ---
+
+
+def test_whoever_says_neither_who_nor_why_changes_nothing(params: Params, workspace: Workspace) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A), change("deploy", B))
+    for who in ({"actor": " ", "reason": "y"}, {"actor": "x", "reason": ""}):
+        for act in (
+            lambda who: deploy_built(params, workspace, ENV, A, **who),
+            lambda who: rollback(params, workspace, ENV, **who),
+            lambda who: quarantine(params, workspace, ENV, C, **who),
+            lambda who: release(params, workspace, ENV, C, **who),
+        ):
+            with pytest.raises(UsageError, match="is empty: the ledger keeps who"):
+                act(who)
+    assert len(read_ledger(folder, ENV)) == 2
+
+
+@pytest.mark.parametrize("digest", ["", "latest", "../..", "A" * 64, "a" * 65])
+def test_a_digest_that_is_none_cannot_be_quarantined(params: Params, workspace: Workspace, digest: str) -> None:
+    write(workspace.environment(ENV), change("deploy", A))
+    with pytest.raises(UsageError, match="a digest has 64 of the characters"):
+        quarantine(params, workspace, ENV, digest, **WHO)
+
+
+@pytest.mark.parametrize("weight", [-1, 101, 1000])
+def test_a_weight_that_is_no_percentage_is_refused_before_anything_is_looked_at(
+    params: Params, workspace: Workspace, weight: int
+) -> None:
+    with pytest.raises(UsageError, match=f"--canary {weight}: the weight must be a percentage"):
+        deploy_built(params, workspace, ENV, A, weight, **WHO)
+    assert not workspace.var.exists()
+
+
+def test_a_ledger_of_another_environment_is_nobodys_to_change(params: Params, workspace: Workspace) -> None:
+    write(workspace.environment(ENV), change("deploy", A), change("deploy", B))
+    other = params.model_copy(update={"environments": {"staging": params.environments[ENV]}})
+    shutil.copytree(workspace.environment(ENV), workspace.environment("staging"))
+    before = (workspace.environment("staging") / "ledger.jsonl").read_bytes()
+    with pytest.raises(ClearwayError, match="environment is 'production', expected 'staging'"):
+        rollback(other, workspace, "staging", **WHO)
+    assert (workspace.environment("staging") / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_clock_that_went_backwards_is_said_and_stops_nobody(
+    params: Params, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A))
+    content = json.loads((folder / "ledger.jsonl").read_bytes())
+    del content["hash"]
+    content["at"] = "2999-01-01T00:00:00.000000Z"
+    line = canonical_json({**content, "hash": sha256_bytes(canonical_json(content))})
+    (folder / "ledger.jsonl").write_bytes(line + b"\n")
+    (folder / "head.json").unlink()
+    entry = quarantine(params, workspace, ENV, C, **WHO)
+    assert entry.at.year == 2999
+    assert "which is before the last entry of production" in caplog.text
+
+
+def test_only_a_switch_that_says_so_keeps_the_version_before_warm(tmp_path: Path, serving_a: list[Entry]) -> None:
+    planned = plan_deploy(situation(serving_a), B, warm_minutes=5, **WHO)
+    assert planned is not None
+    table = project_routing(write(tmp_path, planned), "salt")
+    assert table is not None
+    assert (table.stable, table.warm) == (B, A)
+    first = plan_deploy(situation([]), B, warm_minutes=5, **WHO)
+    assert first is not None
+    assert first.warm_minutes is None, "there is nothing before the first"
+    back = plan_rollback(situation(read_ledger(tmp_path, ENV)), None, evidence={}, **WHO)
+    assert back is not None
+    table = project_routing(write(tmp_path, back), "salt")
+    assert table is not None
+    assert (table.stable, table.warm, table.warm_until) == (A, None, None)
+
+
+def test_where_a_rollback_leads(trying_b: list[Entry], tmp_path: Path) -> None:
+    assert way_back(situation([])) is None
+    assert way_back(situation(trying_b)) == A
+    entries = write(tmp_path, change("promote", B))
+    assert way_back(situation(entries)) == A
+    assert way_back(situation(write(tmp_path, change("quarantine", B, quarantines=(A,))))) is None

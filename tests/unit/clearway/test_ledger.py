@@ -1,8 +1,12 @@
 """The ledger finds every way of damaging it, and survives a kill at every moment of an append."""
 
 import json
+import os
+import re
+import resource
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, sha256_bytes
 from clearway.ledger import (
+    CLOCK,
     GENESIS,
     Change,
     Entry,
@@ -19,6 +24,7 @@ from clearway.ledger import (
     canary_digest,
     head,
     head_hash,
+    kept_warm,
     ledger_file,
     quarantined,
     read_ledger,
@@ -284,3 +290,95 @@ def test_any_text_survives_and_one_changed_byte_never_does(
     ledger_file(folder).write_bytes(bytes(content))
     with pytest.raises(ClearwayError):
         read_ledger(folder, ENV)
+
+
+# --- clocks, disks, and lines of earlier days ---
+
+
+def test_fields_that_say_nothing_are_left_out_so_that_lines_of_earlier_days_still_hash_alike(tmp_path: Path) -> None:
+    write(tmp_path, deploy(A), Change(action="deploy", stable=B, warm_minutes=5, actor="x", reason="y"))
+    first, second = (json.loads(line) for line in lines(tmp_path))
+    before_there_was_any = {
+        "action", "actor", "at", "canary", "canary_weight", "environment", "evidence", "hash", "previous_hash",
+        "previous_stable", "quarantines", "reason", "releases", "sequence", "stable",
+    }  # fmt: skip
+    assert set(first) == before_there_was_any
+    assert set(second) == before_there_was_any | {"warm_minutes"}
+
+
+def test_a_ledger_written_before_there_were_optional_fields_verifies(tmp_path: Path) -> None:
+    content = {
+        "action": "deploy", "actor": "ann", "at": "2025-01-02T03:04:05.000006Z", "canary": None, "canary_weight": 0,
+        "environment": ENV, "evidence": {}, "previous_hash": GENESIS, "previous_stable": None, "quarantines": [],
+        "reason": "first", "releases": [], "sequence": 1, "stable": A,
+    }  # fmt: skip
+    line = canonical_json({**content, "hash": sha256_bytes(canonical_json(content))}) + b"\n"
+    ledger_file(tmp_path).write_bytes(line)
+    assert write(tmp_path, deploy(B))[0].reason == "first"
+
+
+def in_the_future(folder: Path) -> datetime:
+    """A ledger whose last writer's clock was wrong."""
+    write(folder, deploy(A))
+    later = datetime.now(UTC) + timedelta(days=400)
+    ledger_file(folder).write_bytes(rehashed(lines(folder)[0], at=later.isoformat().replace("+00:00", "Z")))
+    (folder / "head.json").unlink()
+    return later
+
+
+def test_time_never_runs_backwards_and_what_the_clock_said_is_kept(tmp_path: Path) -> None:
+    later = in_the_future(tmp_path)
+    before = datetime.now(UTC)
+    entry = write(tmp_path, deploy(B))[-1]
+    assert entry.at == later
+    assert before <= datetime.fromisoformat(entry.evidence[CLOCK]) < later
+    assert CLOCK not in write(tmp_path / "other", deploy(A), deploy(B))[-1].evidence
+
+
+def forked(action: Callable[[], object]) -> str:
+    """What a process of its own raises, whose limits are its own too."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os.write(writer, b"done")
+        except ClearwayError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        said = stream.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_disk_that_takes_part_of_a_line_leaves_the_ledger_as_it_was(folder: Path, room: int) -> None:
+    before = ledger_file(folder).read_bytes()
+
+    def attempt() -> None:
+        limit = len(before) + room
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        write(folder, deploy(A))
+
+    said = forked(attempt)
+    assert re.search(r"ledger\.jsonl cannot be written \(.*\): nothing was recorded; make room", said), said
+    assert ledger_file(folder).read_bytes() == before
+    assert [entry.stable for entry in write(folder, deploy(A))] == [A, B, C, A]
+
+
+def test_a_version_is_kept_warm_from_a_switch_until_its_end_the_next_version_or_its_quarantine(tmp_path: Path) -> None:
+    def switch(digest: str) -> Change:
+        return Change(action="deploy", stable=digest, warm_minutes=30, actor="x", reason="y")
+
+    assert kept_warm([]) is None
+    assert kept_warm(write(tmp_path, deploy(A))) is None
+    entries = write(tmp_path, switch(B))
+    assert kept_warm(entries) == (A, entries[-1].at + timedelta(minutes=30))
+    release = Change(action="release", stable=B, releases=(C,), actor="x", reason="y")
+    assert kept_warm(write(tmp_path, release)) == (A, entries[-1].at + timedelta(minutes=30))
+    bars = Change(action="quarantine", stable=B, quarantines=(A,), actor="x", reason="y")
+    assert kept_warm(write(tmp_path, bars)) is None
+    assert kept_warm(write(tmp_path, deploy(C))) is None

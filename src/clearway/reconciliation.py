@@ -1,0 +1,165 @@
+"""Do the routing table, the server and MLflow's alias say what the ledger says? And make them say it.
+
+The ledger is the truth; the rest repeat it. A ledger that does not verify is never repaired here: it is restored from
+a copy.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from clearway.agreement import disagreement, wanted
+from clearway.bundle import BundleError, verify
+from clearway.deployment import BOOTSTRAP_REASON, SHOWN, serve_again
+from clearway.errors import ClearwayError, UsageError
+from clearway.ledger import Entry, anchor_is_late, read_ledger
+from clearway.local_target import describe_server, find_server
+from clearway.params import Params
+from clearway.routing import RoutingTable, project_routing, read_routing
+from clearway.workspace import Workspace
+
+PARTS = ("ledger", "bundles", "routing", "server", "alias")
+"""What is compared, in the order in which it is repaired."""
+
+
+def parts_of(only: str | None) -> tuple[str, ...]:
+    """The parts that ``only`` names: one, or all.
+
+    Raises
+    ------
+    UsageError
+        There is no such part.
+    """
+    if only is not None and only not in PARTS:
+        raise UsageError(f"--only {only}: choose one of {', '.join(PARTS)}")
+    return PARTS if only is None else (only,)
+
+
+class Finding(BaseModel):
+    """What one part says, beside the ledger."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    environment: str
+    part: str
+    agrees: bool
+    sentence: str
+
+
+def examine(params: Params, workspace: Workspace, environment: str, parts: Sequence[str] = PARTS) -> list[Finding]:
+    """Compare an environment's parts with its verified ledger; changes nothing.
+
+    What cannot be reached does not agree: nobody knows what it says.
+
+    Raises
+    ------
+    UsageError
+        The environment is unknown.
+    ClearwayError
+        The ledger does not verify: there is no truth to compare with.
+    """
+    params.environment(environment)
+    folder = workspace.environment(environment)
+    entries = read_ledger(folder, environment)
+    looks = {
+        "ledger": lambda: _ledger(workspace, environment, entries),
+        "bundles": lambda: _bundles(workspace, entries),
+        "routing": lambda: _routing(params, workspace, environment, entries),
+        "server": lambda: _server(workspace, environment, entries),
+        "alias": lambda: _alias(params, workspace, entries),
+    }
+    found = []
+    for part in PARTS:
+        if part in parts and (part != "alias" or environment == params.production):
+            agrees, sentence = looks[part]()
+            found.append(Finding(environment=environment, part=part, agrees=agrees, sentence=sentence))
+    return found
+
+
+def repair(params: Params, workspace: Workspace, environment: str, parts: Sequence[str] = PARTS) -> None:
+    """Have routing table, server and alias say what the ledger says.
+
+    Raises
+    ------
+    ClearwayError
+        The ledger does not verify, the server does not follow, or MLflow does not answer.
+    """
+    entries = read_ledger(workspace.environment(environment), environment)
+    if {"routing", "server"} & set(parts):
+        serve_again(params, workspace, environment)
+    champion = wanted_alias(entries)
+    if "alias" in parts and environment == params.production and champion is not None:
+        from clearway.registry import set_champion
+
+        set_champion(params, workspace, champion)
+
+
+def wanted_alias(entries: Sequence[Entry]) -> str | None:
+    """The digest that MLflow's ``champion`` must name; None where there is no champion, only a control."""
+    moved = next((entry for entry in reversed(entries) if entry.stable != entry.previous_stable), None)
+    return None if moved is None or moved.reason == BOOTSTRAP_REASON else moved.stable
+
+
+def _ledger(workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
+    if anchor_is_late(workspace.environment(environment), environment):
+        return True, f"{len(entries)} entries verify; the last writer was killed, and the next one completes its work"
+    return True, f"{len(entries)} entries verify"
+
+
+def _bundles(workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]:
+    live = [digest for digest in (entries[-1].stable, entries[-1].canary) if digest is not None] if entries else []
+    for digest in live:
+        try:
+            verify(workspace.bundles / digest, digest)
+        except BundleError as error:
+            return False, f"{error}: restore it, or go back with scripts/rollback.py"
+    return True, f"{len(live)} live and whole"
+
+
+def _routing(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
+    found = _table(workspace, environment)
+    projected = project_routing(entries, params.serving.salt)
+    if projected is None:
+        gone = found is None
+        return gone, "nothing was ever deployed" if gone else "routing.json exists, yet the ledger has no entry: lost?"
+    if found is None:
+        return False, "routing.json is missing or damaged"
+    sentence = disagreement("routing.json", projected.model_dump(), found.model_dump())
+    return sentence is None, sentence or f"routing.json follows from entry {found.revision}"
+
+
+def _server(workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
+    server = find_server(workspace, environment)
+    if not entries:
+        return server is None, "nothing was ever deployed" + ("" if server is None else ", yet a server runs")
+    if server is None:
+        return False, f"no server runs, and the ledger says {entries[-1].stable[:SHOWN]} is served"
+    answer = describe_server(server)
+    if answer is None:
+        return False, "the server runs and does not answer"
+    if answer.get("error"):
+        return False, f"the server reports: {answer['error']}"
+    sentence = disagreement("the server", wanted(entries[-1]), answer)
+    return sentence is None, sentence or f"the server serves entry {answer['revision']}"
+
+
+def _alias(params: Params, workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]:
+    champion = wanted_alias(entries)
+    if champion is None:
+        return True, "there is no champion yet"
+    from clearway.registry import champion_digest
+
+    try:
+        found = champion_digest(params, workspace)
+    except ClearwayError as error:
+        return False, str(error)
+    if found == champion:
+        return True, f"champion is {champion[:SHOWN]}, as the ledger says"
+    return False, f"champion is {found[:SHOWN] if found else 'nobody'}, but the ledger says {champion[:SHOWN]}"
+
+
+def _table(workspace: Workspace, environment: str) -> RoutingTable | None:
+    try:
+        return read_routing(workspace.environment(environment) / "routing.json")
+    except ClearwayError:
+        return None
