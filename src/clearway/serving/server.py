@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_json
+from clearway.log_hiding import hiding_of
 from clearway.params import EnvironmentParams, Params
 from clearway.workspace import Workspace
 
@@ -25,11 +26,12 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     Raises
     ------
     UsageError
-        The environment is unknown, or its host is no address of this machine.
+        The environment is unknown, its host is no address of this machine, or the key of the prediction log is missing.
     ClearwayError
         Its port is in use or needs privileges.
     """
     settings = params.environment(environment)
+    hiding = hiding_of(params.serving.log)
     listener = _bind(settings, environment)
     # A request is one small row: threads of the numeric libraries would only fight each other for the cores. They
     # read this when first imported, hence the imports below it.
@@ -41,6 +43,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     from clearway.prediction_log import PredictionLog
     from clearway.project import definitions_sha256
     from clearway.serving.app import build_app
+    from clearway.serving.housekeeping import Housekeeper
     from clearway.serving.state import Follower
 
     folder = workspace.environment(environment)
@@ -50,8 +53,9 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         params.serving,
         environment,
         Follower(params, workspace, environment),
-        PredictionLog(folder / "predictions"),
+        PredictionLog(folder / "predictions", hiding=hiding),
     )
+    housekeeper = Housekeeper(workspace, environment, params.serving.log.compact_minutes)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -81,6 +85,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     try:
         Server(config).run(sockets=[listener])
     finally:
+        housekeeper.stop()
         listener.close()
         _remove_own(record)
 
