@@ -73,6 +73,8 @@ class PredictionLog:
         self._began = 0.0
         self._size = 0
         self._torn = False
+        with contextlib.suppress(OSError):  # with the first record, then
+            self._put_mark()
         self._writer = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._writer.start()
 
@@ -152,13 +154,17 @@ class PredictionLog:
             self._file = None
 
     def _begin_segment(self) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if self._mark is None:
-            self._mark = mark_writer(self._folder, self._name, self._tally)
+        self._put_mark()
         self._day, self._began = datetime.now(UTC).strftime("%Y%m%d"), time.monotonic()
         self._size, self._torn = 0, False
         self._file = create_locked(self._folder / segment_name(self._day, self._name, self.written))
         return self._file
+
+    def _put_mark(self) -> None:
+        """Say that this writer is at work, so that its end is noticed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._mark is None:
+            self._mark = mark_writer(self._folder, self._name, self._tally)
 
     def _write(self, lines: bytearray, count: int) -> int:
         """Append ``count`` lines; how many the disk took. Of one that it took in part nothing stays."""
