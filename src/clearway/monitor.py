@@ -20,6 +20,7 @@ from clearway.monitoring import (
     Check,
     Expected,
     MonitoringReport,
+    hidden_features,
     join_labels,
     judge_errors,
     judge_features,
@@ -41,7 +42,7 @@ from clearway.target import class_names
 from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
-LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features", "probabilities")
+LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features", "hidden", "probabilities")
 
 
 def monitor(params: Params, workspace: Workspace, environment: str, now: datetime) -> MonitoringReport:
@@ -75,7 +76,8 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
     window = recent(log, params.split.current_days)
     past = reference_of(bundle)
     schema = load_model(bundle.path, bundle.digest, trust_of(params, workspace)).schema
-    features, drift = judge_features(past, served_features(window, schema), schema, params.drift, params.seed)
+    served, hidden = served_features(window, schema), hidden_features(window, schema)
+    features, drift = judge_features(past, served, schema, params.drift, params.seed, hidden)
     server = find_server(workspace, environment)
     answer = describe_server(server) if server else None
     last = None if log.empty else log["served_at"].max().to_pydatetime()

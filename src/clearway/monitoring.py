@@ -22,6 +22,7 @@ from clearway.encoding import InputSchema
 from clearway.gates import LIVE_CONFIDENCE, Interval, live_interval
 from clearway.labelled_rows import read_labels
 from clearway.ledger import Entry
+from clearway.log_hiding import hidden_in
 from clearway.metrics import Metric
 from clearway.params import DriftParams, PerformanceTrigger
 from clearway.profile import ANSWER, SCORE
@@ -210,20 +211,41 @@ def served_features(log: pd.DataFrame, schema: InputSchema) -> pd.DataFrame:
     return served.assign(**{PREDICTION_TIME: logged["asked_at"].array})
 
 
+def hidden_features(log: pd.DataFrame, schema: InputSchema) -> frozenset[str]:
+    """The model's features that some record of the log leaves out or hashes."""
+    found: set[str] = set()
+    for fields in log["hidden"].dropna().unique() if "hidden" in log else ():
+        names = hidden_in(fields, "features")
+        found |= set(schema.names) if names is None else names & set(schema.names)
+    return frozenset(found)
+
+
 def judge_features(
-    past: DriftReference, served: pd.DataFrame, schema: InputSchema, params: DriftParams, seed: int
+    past: DriftReference,
+    served: pd.DataFrame,
+    schema: InputSchema,
+    params: DriftParams,
+    seed: int,
+    hidden: frozenset[str] = frozenset(),
 ) -> tuple[Check, DriftReport | None]:
-    """Served features against the reference of the stable model."""
-    if served.empty:
-        sentence = "no request in the log carries its features (serving.log_features)"
+    """Served features against the reference of the stable model.
+
+    Those that are ``hidden`` from the log cannot be compared: without them no drift is proven absent.
+    """
+    numeric = [name for name in (schema.names[at] for at in schema.numeric_positions) if name not in hidden]
+    categorical = [name for name in (schema.names[at] for at in schema.categorical_positions) if name not in hidden]
+    if served.empty or not numeric + categorical:
+        sentence = "no request in the log carries its features"
+        sentence += " (params.yaml: serving.log hides them)" if hidden else ""
         return Check(name="feature_drift", status="unknown", sentence=sentence, n=0), None
-    numeric = [schema.names[position] for position in schema.numeric_positions]
-    categorical = [schema.names[position] for position in schema.categorical_positions]
     report = compare_with(past, served, numeric, categorical, params, seed)
+    status, sentence = _status(report.verdict), report.sentence
+    if hidden:
+        sentence += f" Not compared, since serving.log hides them: {', '.join(sorted(hidden))}."
     check = Check(
         name="feature_drift",
-        status=_status(report.verdict),
-        sentence=report.sentence,
+        status="unknown" if hidden and status == "pass" else status,
+        sentence=sentence,
         observed=report.share,
         threshold=report.feature_share,
         n=len(served),

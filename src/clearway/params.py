@@ -693,7 +693,7 @@ class LogParams(Section):
     """The prediction log of each environment: what it says of a request, and for how long."""
 
     leave_out: tuple[str, ...] = ()
-    """Fields that are never written: `features`, `inputs`, `probabilities`, or one of them as `features.NAME`."""
+    """Fields that are never written: `features`, `inputs`, or one of either as `features.NAME`."""
     hash: tuple[str, ...] = ()
     """Fields of which only a hash is written, keyed by $CLEARWAY_LOG_KEY: `entity`, or as those of `leave_out`."""
     retention_days: int | None = Field(None, ge=1)
@@ -706,7 +706,7 @@ class LogParams(Section):
     @model_validator(mode="after")
     def _can_be_hidden(self) -> Self:
         for key, names, whole in (
-            ("leave_out", self.leave_out, ("features", "inputs", "probabilities")),
+            ("leave_out", self.leave_out, ("features", "inputs")),
             ("hash", self.hash, ("entity", "features", "inputs")),
         ):
             for name in names:

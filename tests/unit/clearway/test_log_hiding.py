@@ -59,6 +59,7 @@ def test_without_a_good_key_nothing_is_hashed(environ: dict[str, str]) -> None:
     [
         ({"leave_out": ["entity"]}, "hash it instead"),
         ({"leave_out": ["score"]}, "leave_out cannot name 'score'"),
+        ({"leave_out": ["probabilities"]}, "leave_out cannot name"),  # the canary is judged by them
         ({"hash": ["id"]}, "hash cannot name 'id'"),
         ({"hash": ["features."]}, "hash cannot name"),
         ({"hash": ["probabilities"]}, "hash cannot name"),

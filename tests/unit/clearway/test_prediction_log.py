@@ -367,9 +367,9 @@ def test_a_segment_ends_by_size_and_the_next_says_what_was_before_it(
 
 
 def test_hidden_fields_are_not_in_the_file(tmp_path: Path) -> None:
-    hiding = Hiding(("features.x", "probabilities"), ("entity", "features.k"), b"k" * 16)
+    hiding = Hiding(("features.x", "inputs"), ("entity", "features.k"), b"k" * 16)
     log = PredictionLog(tmp_path, hiding=hiding)
-    given = record(1, entity="N123", probabilities={"a": 1.0})
+    given = record(1, entity="N123", inputs={"aircraft": "N123"})
     log.append(given)
     log.close()
     (file,) = tmp_path.iterdir()
@@ -377,5 +377,5 @@ def test_hidden_fields_are_not_in_the_file(tmp_path: Path) -> None:
     found = read_log(tmp_path).iloc[0]
     assert found["features"] == {"k": hiding.apply(given)["features"]["k"]}
     assert found["entity"] == hiding.entity("N123")
-    assert (found["probabilities"], found["hidden"]) == (None, "entity,features.k,features.x,probabilities")
+    assert (found["inputs"], found["hidden"]) == (None, "entity,features.k,features.x,inputs")
     assert given["features"] == {"x": 1.0, "k": "a"}, "an answer may still be using it"
