@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from clearway.columns import LABEL, PREDICTION_TIME, REPEATED, ROW_ID
+from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.decision import PerformanceEvidence, has_fallen
 from clearway.drift import DriftReport
 from clearway.drift_reference import DriftReference, compare_with
@@ -106,27 +106,6 @@ def recent(log: pd.DataFrame, days: float) -> pd.DataFrame:
     if asked.notna().any():
         answered = answered[asked > asked.max() - timedelta(days=days)]
     return answered
-
-
-def join_labels(log: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions whose answer is known by now, with their label: each question once for each version, its last answer.
-
-    Parameters
-    ----------
-    log : DataFrame
-        Predictions with the columns ``id`` and ``version``, and what is to be kept; a replay's repeated id (``12~2``)
-        is its first.
-    questions : DataFrame
-        The project's questions at ``as_of``; ``label`` is null where the answer is not known.
-    """
-    known = questions.loc[questions[LABEL].notna(), [ROW_ID, LABEL]].drop_duplicates(ROW_ID)
-    known = known.assign(**{ROW_ID: known[ROW_ID].astype(str)})
-    asked = log[log["id"].notna()]
-    ids = asked["id"].astype(str)
-    # A project's own id may end like a repeated one: what it names itself comes first.
-    first = ids.where(ids.isin(questions[ROW_ID].astype(str)), ids.str.replace(REPEATED, "", regex=True))
-    last = asked.assign(id=first).drop_duplicates(["id", "version"], keep="last")
-    return last.merge(known, left_on="id", right_on=ROW_ID, how="inner", validate="many_to_one")
 
 
 def judge_performance(labelled: pd.DataFrame, expected: Expected, limits: PerformanceTrigger, seed: int) -> Check:

@@ -290,8 +290,8 @@ _HELD: dict[str, tuple[type, ...]] = {
 """Types of a JSON value that is read as each of Feast's types."""
 
 
-def parse_time(text: str) -> datetime:
-    """``--since`` as a time; one without a zone is UTC.
+def parse_time(text: str, option: str = "--since") -> datetime:
+    """What a command's ``option`` says as a time; one without a zone is UTC.
 
     Raises
     ------
@@ -304,7 +304,7 @@ def parse_time(text: str) -> datetime:
         time = TypeAdapter(UtcTime).validate_python(text)
         pd.Timestamp(time).as_unit("ns")
     except ValueError:  # pydantic's and pandas' own errors are ValueErrors
-        raise UsageError(f"--since {text!r} is no time: write it as 2013-07-01T12:00:00Z") from None
+        raise UsageError(f"{option} {text!r} is no time: write it as 2013-07-01T12:00:00Z") from None
     return time
 
 

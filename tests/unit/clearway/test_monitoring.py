@@ -10,6 +10,7 @@ import pytest
 from clearway.calibration import calibrate
 from clearway.drift_reference import DriftReference
 from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
+from clearway.labels import join_labels
 from clearway.ledger import Entry
 from clearway.metrics import metric
 from clearway.monitoring import (
@@ -17,7 +18,6 @@ from clearway.monitoring import (
     Expected,
     MonitoringReport,
     hidden_features,
-    join_labels,
     judge_errors,
     judge_features,
     judge_performance,
