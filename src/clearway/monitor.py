@@ -12,6 +12,7 @@ from clearway.columns import LABEL
 from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError
 from clearway.files import write_json
+from clearway.labels import join_labels, stored_labels
 from clearway.ledger import head, read_ledger
 from clearway.local_target import describe_server, find_server
 from clearway.metrics import metric
@@ -20,7 +21,7 @@ from clearway.monitoring import (
     Check,
     Expected,
     MonitoringReport,
-    join_labels,
+    hidden_features,
     judge_errors,
     judge_features,
     judge_performance,
@@ -41,7 +42,7 @@ from clearway.target import class_names
 from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
-LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features", "probabilities")
+LOGGED = ("id", "version", "role", "asked_at", "served_at", "status", "score", "features", "hidden", "probabilities")
 
 
 def monitor(params: Params, workspace: Workspace, environment: str, now: datetime) -> MonitoringReport:
@@ -75,7 +76,8 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
     window = recent(log, params.split.current_days)
     past = reference_of(bundle)
     schema = load_model(bundle.path, bundle.digest, trust_of(params, workspace)).schema
-    features, drift = judge_features(past, served_features(window, schema), schema, params.drift, params.seed)
+    served, hidden = served_features(window, schema), hidden_features(window, schema)
+    features, drift = judge_features(past, served, schema, params.drift, params.seed, hidden)
     server = find_server(workspace, environment)
     answer = describe_server(server) if server else None
     last = None if log.empty else log["served_at"].max().to_pydatetime()
@@ -87,7 +89,7 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
         canary=entry.canary,
         revision=entry.sequence,
         checks=(
-            _performance(params, workspace, bundle, log),
+            _performance(params, workspace, environment, bundle, log),
             features,
             judge_scores(past, window[window["version"] == entry.stable], params.drift, params.seed),
             judge_errors(log),
@@ -111,8 +113,8 @@ def terminal_table(report: MonitoringReport) -> Table:
     return table
 
 
-def _performance(params: Params, workspace: Workspace, bundle: Bundle, log: pd.DataFrame) -> Check:
-    """The stable model's predictions whose labels are known at ``as_of``."""
+def _performance(params: Params, workspace: Workspace, environment: str, bundle: Bundle, log: pd.DataFrame) -> Check:
+    """The stable model's predictions whose labels are known at ``as_of``, by the project's tables or by import."""
     limits = params.decision.performance
     model = load_model(bundle.path, bundle.digest, trust_of(params, workspace))
     if model.target.kind != params.target.kind:
@@ -126,6 +128,9 @@ def _performance(params: Params, workspace: Workspace, bundle: Bundle, log: pd.D
     questions = project.questions(accept_raw(tables, params, workspace, params.time()))
     if model.target.classes:
         questions = questions.assign(**{LABEL: class_names(questions[LABEL])})
+    # what the project's own tables say comes first
+    imported = stored_labels(workspace, environment, params.time())
+    questions = pd.concat([questions[questions[LABEL].notna()], imported], ignore_index=True)
     stable = log[(log["version"] == bundle.digest) & (log["status"] == 200)]
     # The window ends at the last answer that is known, which may lie far behind the last prediction.
     labelled = recent(join_labels(stable, questions), params.split.current_days)

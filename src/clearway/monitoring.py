@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from clearway.agreement import disagreement, wanted
-from clearway.columns import LABEL, PREDICTION_TIME, REPEATED, ROW_ID
+from clearway.columns import LABEL, PREDICTION_TIME
 from clearway.decision import PerformanceEvidence, has_fallen
 from clearway.drift import DriftReport
 from clearway.drift_reference import DriftReference, compare_with
@@ -23,6 +23,7 @@ from clearway.encoding import InputSchema
 from clearway.gates import LIVE_CONFIDENCE, Interval, live_interval
 from clearway.labelled_rows import read_labels
 from clearway.ledger import Entry
+from clearway.log_hiding import hidden_in
 from clearway.metrics import Metric
 from clearway.params import DriftParams, PerformanceTrigger
 from clearway.profile import ANSWER, SCORE
@@ -108,27 +109,6 @@ def recent(log: pd.DataFrame, days: float) -> pd.DataFrame:
     return answered
 
 
-def join_labels(log: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
-    """Predictions whose answer is known by now, with their label: each question once for each version, its last answer.
-
-    Parameters
-    ----------
-    log : DataFrame
-        Predictions with the columns ``id`` and ``version``, and what is to be kept; a replay's repeated id (``12~2``)
-        is its first.
-    questions : DataFrame
-        The project's questions at ``as_of``; ``label`` is null where the answer is not known.
-    """
-    known = questions.loc[questions[LABEL].notna(), [ROW_ID, LABEL]].drop_duplicates(ROW_ID)
-    known = known.assign(**{ROW_ID: known[ROW_ID].astype(str)})
-    asked = log[log["id"].notna()]
-    ids = asked["id"].astype(str)
-    # A project's own id may end like a repeated one: what it names itself comes first.
-    first = ids.where(ids.isin(questions[ROW_ID].astype(str)), ids.str.replace(REPEATED, "", regex=True))
-    last = asked.assign(id=first).drop_duplicates(["id", "version"], keep="last")
-    return last.merge(known, left_on="id", right_on=ROW_ID, how="inner", validate="many_to_one")
-
-
 def judge_performance(labelled: pd.DataFrame, expected: Expected, limits: PerformanceTrigger, seed: int) -> Check:
     """The stable model's metric in service against what it had on its holdout.
 
@@ -211,20 +191,41 @@ def served_features(log: pd.DataFrame, schema: InputSchema) -> pd.DataFrame:
     return served.assign(**{PREDICTION_TIME: logged["asked_at"].array})
 
 
+def hidden_features(log: pd.DataFrame, schema: InputSchema) -> frozenset[str]:
+    """The model's features that some record of the log leaves out or hashes."""
+    found: set[str] = set()
+    for fields in log["hidden"].dropna().unique() if "hidden" in log else ():
+        names = hidden_in(fields, "features")
+        found |= set(schema.names) if names is None else names & set(schema.names)
+    return frozenset(found)
+
+
 def judge_features(
-    past: DriftReference, served: pd.DataFrame, schema: InputSchema, params: DriftParams, seed: int
+    past: DriftReference,
+    served: pd.DataFrame,
+    schema: InputSchema,
+    params: DriftParams,
+    seed: int,
+    hidden: frozenset[str] = frozenset(),
 ) -> tuple[Check, DriftReport | None]:
-    """Served features against the reference of the stable model."""
-    if served.empty:
-        sentence = "no request in the log carries its features (serving.log_features)"
+    """Served features against the reference of the stable model.
+
+    Those that are ``hidden`` from the log cannot be compared: without them no drift is proven absent.
+    """
+    numeric = [name for name in (schema.names[at] for at in schema.numeric_positions) if name not in hidden]
+    categorical = [name for name in (schema.names[at] for at in schema.categorical_positions) if name not in hidden]
+    if served.empty or not numeric + categorical:
+        sentence = "no request in the log carries its features"
+        sentence += " (params.yaml: serving.log hides them)" if hidden else ""
         return Check(name="feature_drift", status="unknown", sentence=sentence, n=0), None
-    numeric = [schema.names[position] for position in schema.numeric_positions]
-    categorical = [schema.names[position] for position in schema.categorical_positions]
     report = compare_with(past, served, numeric, categorical, params, seed)
+    status, sentence = _status(report.verdict), report.sentence
+    if hidden:
+        sentence += f" Not compared, since serving.log hides them: {', '.join(sorted(hidden))}."
     check = Check(
         name="feature_drift",
-        status=_status(report.verdict),
-        sentence=report.sentence,
+        status="unknown" if hidden and status == "pass" else status,
+        sentence=sentence,
         observed=report.share,
         threshold=report.feature_share,
         n=len(served),

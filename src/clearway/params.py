@@ -701,12 +701,44 @@ class FeatureLookupParams(Section):
     """A value that became known up to this long after ``asked_at`` is used: clocks differ. A later one is null."""
 
 
+class LogParams(Section):
+    """The prediction log of each environment: what it says of a request, and for how long."""
+
+    leave_out: tuple[str, ...] = ()
+    """Fields that are never written: `features`, `inputs`, or one of either as `features.NAME`."""
+    hash: tuple[str, ...] = ()
+    """Fields of which only a hash is written, keyed by $CLEARWAY_LOG_KEY: `entity`, or as those of `leave_out`."""
+    retention_days: int | None = Field(None, ge=1)
+    """Whole days after which predictions and their labels are removed; null keeps them."""
+    compact_minutes: float | None = Field(15.0, gt=0)
+    """How often a server turns finished segments into Parquet; null leaves it to `scripts/compact_log.py`."""
+    late_label_days: float = Field(30.0, gt=0)
+    """A label that became known so long after its question counts as late in the report; it is used all the same."""
+
+    @model_validator(mode="after")
+    def _can_be_hidden(self) -> Self:
+        for key, names, whole in (
+            ("leave_out", self.leave_out, ("features", "inputs")),
+            ("hash", self.hash, ("entity", "features", "inputs")),
+        ):
+            for name in names:
+                group, dot, inner = name.partition(".")
+                if key == "leave_out" and name == "entity":
+                    raise ValueError("leave_out cannot name entity: the canary is judged by entities; hash it instead")
+                if name not in whole and not (dot and inner and "," not in inner and group in ("features", "inputs")):
+                    allowed = ", ".join((*whole, "features.NAME", "inputs.NAME"))
+                    raise ValueError(f"{key} cannot name {name!r}: it can be {allowed}")
+        if both := set(self.leave_out) & set(self.hash):
+            raise ValueError(f"{min(both)} is both in leave_out and in hash: choose one")
+        return self
+
+
 class ServingParams(Section):
     salt: str = "clearway"
     """Changes which entities see the canary."""
     max_rows: int = Field(1000, ge=1)
     max_body_bytes: int = Field(1_048_576, ge=1024)
-    log_features: bool = True
+    log: LogParams = LogParams()
     features: FeatureLookupParams = FeatureLookupParams()
 
 

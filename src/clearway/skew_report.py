@@ -1,6 +1,7 @@
 """The skew check: reads served predictions from the log, recomputes their features, writes the report for people."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from clearway.columns import PREDICTION_TIME
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_json
 from clearway.ledger import canary_digest, read_ledger, stable_digest
+from clearway.log_hiding import hidden_in
 from clearway.model import recorded_definitions
 from clearway.params import Params, UtcTime
 from clearway.prediction_log import read_log
@@ -43,8 +45,9 @@ from clearway.workspace import Workspace
 if TYPE_CHECKING:
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
 
-READ = ("id", "version", "asked_at", "asked_text", "served_at", "status", "features", "inputs", "where")
-NO_FEATURES = "their features were not logged (params.yaml: serving.log_features)"
+READ = ("id", "version", "asked_at", "asked_text", "served_at", "status", "features", "inputs", "hidden", "where")
+NO_FEATURES = "their features were not logged (params.yaml: serving.log.leave_out)"
+HIDDEN_INPUTS = "what they were looked up by is left out of the log or hashed (params.yaml: serving.log)"
 NO_INPUTS = "they carried their features themselves"
 NO_TIME = "they did not say when they were asked"
 NOT_A_TIME = "their asked_at is no time between the years 1678 and 2261"
@@ -235,10 +238,29 @@ def comparable(
     reasons[~seen & by_key & (log["status"] >= 500)] = NO_LOOKUP
     reasons[~seen & by_key & (log["status"] == 422)] = REFUSED
     reasons[seen & ~by_key] = NO_INPUTS
+    lost = {fields: hidden_in(fields, "inputs") for fields in log["hidden"].dropna().unique()}
+    whole = log["hidden"].isin([fields for fields, names in lost.items() if names is None])
+    parts = log["hidden"].isin([fields for fields, names in lost.items() if names and names & inputs.keys()])
+    reasons[seen & (whole | (parts & by_key))] = HIDDEN_INPUTS
     kept = log[reasons.isna()].sort_values("asked_at", kind="stable", ignore_index=True)
     left_out = {str(reason): int(number) for reason, number in reasons.value_counts().items()}
+    kept, hidden = _without_hidden(kept)
+    left_out |= {f"feature {name} is left out of the log or hashed (params.yaml: serving.log)": count
+                 for name, count in hidden.items()}  # fmt: skip
     count, place_and_cause = damage
     return kept, left_out | ({f"their records are damaged, the first is {place_and_cause}": count} if count else {})
+
+
+def _without_hidden(log: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+    """Records without features of which only a hash is written, and how many records hide each."""
+    hidden = Counter[str]()
+    features = list(log["features"])
+    for place, fields in enumerate(log["hidden"]):
+        if isinstance(fields, str) and (names := hidden_in(fields, "features")) != frozenset():
+            names = frozenset(features[place]) if names is None else names
+            features[place] = {name: value for name, value in features[place].items() if name not in names}
+            hidden.update(names)
+    return log.assign(features=pd.Series(features, index=log.index, dtype="object")), hidden
 
 
 def input_types(project: StoredProject) -> dict[str, str]:
@@ -268,8 +290,8 @@ _HELD: dict[str, tuple[type, ...]] = {
 """Types of a JSON value that is read as each of Feast's types."""
 
 
-def parse_time(text: str) -> datetime:
-    """``--since`` as a time; one without a zone is UTC.
+def parse_time(text: str, option: str = "--since") -> datetime:
+    """What a command's ``option`` says as a time; one without a zone is UTC.
 
     Raises
     ------
@@ -282,7 +304,7 @@ def parse_time(text: str) -> datetime:
         time = TypeAdapter(UtcTime).validate_python(text)
         pd.Timestamp(time).as_unit("ns")
     except ValueError:  # pydantic's and pandas' own errors are ValueErrors
-        raise UsageError(f"--since {text!r} is no time: write it as 2013-07-01T12:00:00Z") from None
+        raise UsageError(f"{option} {text!r} is no time: write it as 2013-07-01T12:00:00Z") from None
     return time
 
 

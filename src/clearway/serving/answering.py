@@ -77,6 +77,8 @@ class Answerer:
         self._settings = settings
         self._log = log
         self._traffic = traffic or Traffic()
+        self._logs_inputs = "inputs" not in settings.log.leave_out
+        self._logs_features = "features" not in settings.log.leave_out
         self._row = np.empty((0, 0), dtype=np.float32)
         self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
 
@@ -229,11 +231,10 @@ class Answerer:
             }
             if one is not None and "probabilities" in one:
                 record["probabilities"] = one["probabilities"]
-            if self._settings.log_features:
-                if by_key:
-                    record["inputs"] = question.inputs
-                if not by_key or question.outcomes is not None:
-                    record["features"] = strip_envelope(question.row)
+            if by_key and self._logs_inputs:
+                record["inputs"] = question.inputs
+            if self._logs_features and (not by_key or question.outcomes is not None):
+                record["features"] = strip_envelope(question.row)
             self._log.append(record)
 
     async def _look_up(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:

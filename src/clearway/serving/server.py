@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearway.errors import ClearwayError, UsageError
+from clearway.log_hiding import hiding_of
 from clearway.params import EnvironmentParams, Params
 from clearway.workspace import Workspace
 
@@ -33,11 +34,12 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     Raises
     ------
     UsageError
-        The environment is unknown, or its host is no address of this machine.
+        The environment is unknown, its host is no address of this machine, or the key of the prediction log is missing.
     ClearwayError
         Its port is in use or needs privileges, or its workers end at their start.
     """
     settings = params.environment(environment)
+    hiding_of(params.serving.log)  # a key that is missing is found out now
     listener = _bind(settings, environment)
     # A request is one small row: threads of the numeric libraries would only fight each other for the cores. They
     # read this when first imported, hence the imports below it.

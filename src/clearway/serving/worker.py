@@ -17,10 +17,12 @@ from pathlib import Path
 import uvicorn
 
 from clearway.cli import make_importable
+from clearway.log_hiding import hiding_of
 from clearway.params import Params, load_params
 from clearway.prediction_log import PredictionLog
 from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
+from clearway.serving.housekeeping import Housekeeper
 from clearway.serving.state import Follower
 from clearway.serving.supervisor import Place
 from clearway.serving.whole import Desk
@@ -141,7 +143,8 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     """Serve ``environment`` until told to stop; then finish what was accepted, write out the log, and return."""
     sys.setswitchinterval(SWITCH_SECONDS)
     desk = Desk(Board(place.board, place.workers + 1), place.slot, place.life)
-    log = PredictionLog(workspace.environment(environment) / "predictions")
+    settings = params.serving.log
+    log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
     follower = Follower(params, workspace, environment)
     app = build_app(params.serving, environment, follower, log, desk)
     config = uvicorn.Config(
@@ -163,7 +166,11 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
         signal.signal(number, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     threading.Thread(target=_end_with_supervisor, args=(place.lifeline,), name="lifeline", daemon=True).start()
-    server.run(sockets=[socket.socket(fileno=place.listener)])
+    housekeeper = Housekeeper(workspace, environment, settings.compact_minutes if place.slot == 0 else None)
+    try:
+        server.run(sockets=[socket.socket(fileno=place.listener)])
+    finally:
+        housekeeper.stop()
 
 
 def _end_with_supervisor(lifeline: int) -> None:

@@ -10,13 +10,14 @@ import pytest
 from clearway.calibration import calibrate
 from clearway.drift_reference import DriftReference
 from clearway.encoding import CategoricalFeature, InputSchema, NumericFeature
+from clearway.labels import join_labels
 from clearway.ledger import Entry
 from clearway.metrics import metric
 from clearway.monitoring import (
     Check,
     Expected,
     MonitoringReport,
-    join_labels,
+    hidden_features,
     judge_errors,
     judge_features,
     judge_performance,
@@ -201,6 +202,23 @@ def test_a_log_without_features_is_unknown() -> None:
     assert empty.status == "unknown"
     few, _ = judge_features(PAST, served_features(log(5), SCHEMA), SCHEMA, DriftParams(), seed=1)
     assert few.status == "unknown"
+
+
+def test_a_feature_that_the_log_hides_is_not_compared_and_that_is_no_pass() -> None:
+    sent = sample(500)[["size", "kind"]]
+    records = sent.assign(size="hashed:00").to_dict("records")
+    hiding = pd.DataFrame({"features": records, "asked_at": pd.NaT, "hidden": "entity,features.size"})
+    hidden = hidden_features(hiding, SCHEMA)
+    assert hidden == {"size"}
+    check, report = judge_features(PAST, served_features(hiding, SCHEMA), SCHEMA, DriftParams(), 1, hidden)
+    assert report is not None
+    assert [feature.name for feature in report.features] == ["kind"]
+    assert (check.status, check.sentence.endswith("serving.log hides them: size.")) == ("unknown", True)
+    other = hiding.assign(features=sent.assign(kind="x").to_dict("records"))
+    assert judge_features(PAST, served_features(other, SCHEMA), SCHEMA, DriftParams(), 1, hidden)[0].status == "alarm"
+    whole = hidden_features(hiding.assign(hidden="features"), SCHEMA)
+    check, report = judge_features(PAST, served_features(hiding, SCHEMA), SCHEMA, DriftParams(), 1, whole)
+    assert (check.status, report, "serving.log hides them" in check.sentence) == ("unknown", None, True)
 
 
 def test_scores_are_compared_with_those_of_training() -> None:

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from clearway.errors import UsageError
 from clearway.prediction_log import PredictionLog, read_log
-from clearway.skew import Served, SkewReport, compare
+from clearway.skew import Required, Served, SkewReport, compare
 from clearway.skew_report import (
     CELL,
     FUTURE,
+    HIDDEN_INPUTS,
     NO_FEATURES,
     NO_INPUTS,
     NO_LOOKUP,
@@ -83,6 +84,34 @@ def test_only_predictions_by_key_are_compared_and_the_others_are_counted(tmp_pat
         NOT_A_TIME: 1,
         "served under other definitions": 1,
     }
+
+
+def test_what_the_log_hides_is_said_not_to_be_compared(tmp_path: Path) -> None:
+    log = log_of(
+        tmp_path,
+        {**GOOD, "features": {"temp": "hashed:00", "wind": 2.0}, "hidden": "entity,features.temp"},
+        {"features": {"wind": 2.0}, "inputs": GOOD["inputs"], "hidden": "features.temp"},
+        {**GOOD, "inputs": {"station": "hashed:00"}, "hidden": "inputs.station"},
+        {"features": {"temp": 1.0}, "hidden": "inputs"},  # by key or not: nobody can say any more
+        {"features": {"temp": 1.0}, "hidden": "inputs.station"},  # it carried its features itself
+        {"hidden": "features,inputs"},
+    )
+    kept, left_out = comparable(log, {}, INPUTS)
+    assert kept["features"].tolist() == [{"wind": 2.0}, {"wind": 2.0}]
+    assert left_out == {
+        HIDDEN_INPUTS: 2,
+        NO_INPUTS: 1,
+        NO_FEATURES: 1,
+        "feature temp is left out of the log or hashed (params.yaml: serving.log)": 2,
+    }
+    served = Served(*(kept[name].tolist() for name in ("id", "asked_at", "version", "inputs", "features")))
+    recomputed = pd.DataFrame({"temp": [1.0, 1.0], "wind": [2.0, 2.0]})
+    required = Required("a" * 64, ("temp", "wind"))
+    report = compare(
+        served, recomputed, ["temp", "wind"], [], environment="staging", not_compared=left_out, required=required
+    )
+    assert (report.verdict, report.lacking, report.different) == ("unknown", ("temp",), 0)
+    assert "left out of the log or hashed" in report.sentence
 
 
 def test_an_empty_log_leaves_nothing_out(tmp_path: Path) -> None:

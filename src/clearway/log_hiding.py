@@ -1,0 +1,91 @@
+"""What the prediction log does not say: fields that are left out, and fields of which only a keyed hash is written."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from clearway.errors import UsageError
+from clearway.params import LogParams
+
+KEY_VARIABLE = "CLEARWAY_LOG_KEY"
+KEY_BYTES = 16
+"""Fewest bytes of a key: of a known kind of value, such as a name, all can be tried against a guessable one."""
+GROUPS = ("features", "inputs")
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """How records are made to say less before they are written. Without fields it changes nothing."""
+
+    left_out: tuple[str, ...] = ()
+    hashed: tuple[str, ...] = ()
+    key: bytes = field(default=b"", repr=False)
+
+    @property
+    def fields(self) -> str | None:
+        """All of them, as the column ``hidden`` of a record holds them; None without any."""
+        return ",".join(sorted({*self.left_out, *self.hashed})) or None
+
+    def apply(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record as it may be written. The one that was given stays as it is: an answer may still be using it."""
+        hidden = self.fields
+        if hidden is None:
+            return record
+        made = {**record, "hidden": hidden}
+        for name in self.left_out:
+            group, _, inner = name.partition(".")
+            if not inner:
+                made.pop(group, None)
+            elif isinstance(made.get(group), dict):
+                made[group] = {key: value for key, value in made[group].items() if key != inner}
+        for name in self.hashed:
+            group, _, inner = name.partition(".")
+            held = made.get(group)
+            if group == "entity":
+                made[group] = self._token(held)
+            elif isinstance(held, dict):
+                made[group] = {key: self._token(value) if inner in ("", key) else value for key, value in held.items()}
+        return made
+
+    def entity(self, name: str | None) -> str | None:
+        """An entity as the log holds it."""
+        token: str | None = self._token(name) if "entity" in self.hashed else name
+        return token
+
+    def _token(self, value: Any) -> Any:
+        """The same for the same value, whatever field holds it; what is missing stays missing."""
+        if value is None:
+            return None
+        return "hashed:" + blake2b(orjson.dumps(value), key=self.key, digest_size=16).hexdigest()
+
+
+NOTHING_HIDDEN = Hiding()
+
+
+def hiding_of(settings: LogParams, environ: Mapping[str, str] = os.environ) -> Hiding:
+    """What ``serving.log`` asks to hide.
+
+    Raises
+    ------
+    UsageError
+        Fields are to be hashed, and the key is missing or short.
+    """
+    key = environ.get(KEY_VARIABLE, "").encode()
+    if settings.hash and len(key) < KEY_BYTES:
+        raise UsageError(
+            f"params.yaml: serving.log.hash = {list(settings.hash)}, but ${KEY_VARIABLE} has {len(key)} bytes: "
+            f"set it to a secret of at least {KEY_BYTES}, the same for every server and command of this project"
+        )
+    return Hiding(settings.leave_out, settings.hash, blake2b(key).digest() if settings.hash else b"")
+
+
+def hidden_in(fields: str | None, group: str) -> frozenset[str] | None:
+    """The hidden names of a group (``features``, ``inputs``) by the column ``hidden`` of a record; None if all are."""
+    names = (fields or "").split(",")
+    if group in names:
+        return None
+    return frozenset(name.partition(".")[2] for name in names if name.startswith(f"{group}."))
