@@ -1,18 +1,29 @@
-"""Who answers: a routing table, and the salted hash that gives an entity one version through a rollout."""
+"""Who answers: a routing table, and the salted hash that gives an entity one version through a rollout.
+
+What a row is routed by has a name, the routing key (``serving.routing_key``). Key and salt of a rollout are those that
+the ledger entry which opened it records: whoever changes them in params.yaml meanwhile changes the next rollout, and
+moves nobody from one version to the other in this one.
+"""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import ClearwayError
 from clearway.files import write_text
-from clearway.params import describe
+from clearway.ledger import Entry
+from clearway.params import ENTITY_KEY, describe
 
 Role = Literal["stable", "canary"]
 
 BUCKETS = 10_000
+"""Divides into whole percents, and 2^64 hashes into them with a bias below 1e-15."""
+KEY_EVIDENCE, SALT_EVIDENCE = "routing_key", "routing_salt"
+"""Where the entry that opens a rollout says how entities are split."""
+MAX_KEY = 256
 
 
 class RoutingTable(BaseModel):
@@ -32,6 +43,10 @@ class RoutingTable(BaseModel):
     """Digest under trial."""
     canary_weight: int = Field(0, ge=0, le=100)
     """Percent of entities that the canary answers."""
+    key: str = ENTITY_KEY
+    """Name of the field of a row that it is routed by."""
+    shadow: str | None = None
+    """Digest that gets copies of what stable answers, and answers nobody."""
 
     @model_validator(mode="after")
     def _weight_needs_canary(self) -> Self:
@@ -44,6 +59,8 @@ class RoutingTable(BaseModel):
 
         An entity that sees the canary at 10% still sees it at 25%: buckets below the weight only grow.
         """
+        if self.canary is None:
+            return "stable"
         return "canary" if bucket(key, self.salt) < self.canary_weight * BUCKETS // 100 else "stable"
 
 
@@ -51,6 +68,54 @@ def bucket(key: str, salt: str) -> int:
     """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
     digest = hashlib.blake2b(key.encode("utf-8"), key=salt.encode("utf-8")[:64], digest_size=8).digest()
     return int.from_bytes(digest, "big") % BUCKETS
+
+
+class Split(NamedTuple):
+    """How entities are told apart."""
+
+    key: str
+    """Name of the field of a row."""
+    salt: str
+
+    def as_evidence(self) -> dict[str, str]:
+        """In the ledger's words."""
+        return {KEY_EVIDENCE: self.key, SALT_EVIDENCE: self.salt}
+
+
+def split_of(entries: Sequence[Entry]) -> Split | None:
+    """The split that the open rollout began with; None if none is open, or its entry records none."""
+    opening = None
+    for entry in reversed(entries):
+        if entry.canary is None or entry.canary != entries[-1].canary:
+            break
+        opening = entry
+    if opening is None or KEY_EVIDENCE not in opening.evidence or SALT_EVIDENCE not in opening.evidence:
+        return None
+    return Split(opening.evidence[KEY_EVIDENCE], opening.evidence[SALT_EVIDENCE])
+
+
+def salt_of(canary: str | None, salt: str) -> str:
+    """The salt of one rollout: the project's and the canary's, so that the next one tries its luck on others."""
+    return f"{canary[:16]}:{salt}" if canary else salt
+
+
+def key_text(value: Any) -> str | None:
+    """The value of a routing key as text: 3 and 3.0 are one entity; None where there is no value.
+
+    Raises
+    ------
+    ValueError
+        It is no single value, or has more than ``MAX_KEY`` characters; says what it must be.
+    """
+    if type(value) is float and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if value is None or type(value) in (bool, int, float):
+        return None if value is None else str(value)
+    if type(value) is not str:
+        raise ValueError("must be a string, a number, true, false or null")
+    if len(value) > MAX_KEY:
+        raise ValueError(f"must have at most {MAX_KEY} characters, has {len(value)}")
+    return value or None
 
 
 def read_routing(path: Path) -> RoutingTable:

@@ -43,7 +43,7 @@ from clearway.workspace import Workspace
 if TYPE_CHECKING:
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
 
-READ = ("id", "version", "asked_at", "asked_text", "served_at", "status", "features", "inputs", "where")
+READ = ("id", "version", "role", "asked_at", "asked_text", "served_at", "status", "features", "inputs", "where")
 NO_FEATURES = "their features were not logged (params.yaml: serving.log_features)"
 NO_INPUTS = "they carried their features themselves"
 NO_TIME = "they did not say when they were asked"
@@ -118,6 +118,7 @@ def check_skew(
     damage = (log.attrs["damaged_lines"], log.attrs["damaged"])
     if since is not None:
         log = log[log["asked_at"] >= pd.Timestamp(since)]
+    log = log[log["role"] != "shadow"]  # copies, whose features are logged with the answers themselves
     log = log if last is None else log.tail(last)
     refused = _refused(log["version"].unique().tolist(), workspace, described)
     kept, left_out = comparable(log, refused, input_types(project), damage)

@@ -110,6 +110,8 @@ class Endpoint:
             "canary": table.canary if table else None,
             "canary_weight": table.canary_weight if table else 0,
             "runtimes": active.runtimes if active else {},
+            "routing": {"key": table.key if table else None, "without_key": self._answerer.without_key},
+            "shadow": active.copies.describe() if active and active.copies else None,
             "error": self._follower.error,
             "pid": os.getpid(),
             "unseen_categories": active.unseen if active else 0,
@@ -204,6 +206,8 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             endpoint.close()
             for reader in follower.active.readers.values() if follower.active else ():
                 reader.close()
+            if follower.active and follower.active.copies:
+                await asyncio.to_thread(follower.active.copies.close, wait=True)
             await asyncio.to_thread(log.close)
 
     endpoint = Endpoint(settings, environment, follower, log)
