@@ -66,7 +66,10 @@ class RoutingTable(BaseModel):
 
 def bucket(key: str, salt: str) -> int:
     """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
-    digest = hashlib.blake2b(key.encode("utf-8"), key=salt.encode("utf-8")[:64], digest_size=8).digest()
+    secret = salt.encode("utf-8")
+    if len(secret) > hashlib.blake2b.MAX_KEY_SIZE:  # cut off, two long salts could be one
+        secret = hashlib.blake2b(secret).digest()
+    digest = hashlib.blake2b(key.encode("utf-8"), key=secret, digest_size=8).digest()
     return int.from_bytes(digest, "big") % BUCKETS
 
 
