@@ -707,8 +707,8 @@ class ShadowParams(Section):
 class TraceParams(Section):
     """OpenTelemetry: where spans are sent; none are made without an endpoint. Needs the extra ``traces``."""
 
-    endpoint: str | None = Field(None, pattern=r"^https?://")
-    """OTLP over HTTP, in full, such as http://localhost:4318/v1/traces."""
+    endpoint: str | None = Field(None, pattern=r"^https?://[^@\s]+$")
+    """OTLP over HTTP, in full, such as http://localhost:4318/v1/traces. Tokens stand in OTEL_EXPORTER_OTLP_HEADERS."""
     sample: float = Field(0.01, ge=0, le=1)
     """Share of requests that are traced; one that comes with a traceparent follows its caller's choice."""
 

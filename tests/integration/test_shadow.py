@@ -27,6 +27,7 @@ from clearway.workspace import Workspace
 
 WHO = {"actor": "test", "reason": "a test"}
 QUEUE = 64
+OUTCOMES = ("answered", "failed", "dropped")
 RULES = {"min_pairs": 50, "max_flip_rate": 0.2, "max_error_rate": 0.05, "max_difference": 0.2}
 
 
@@ -48,6 +49,15 @@ class Orchard:
 
     def shadow(self) -> dict[str, Any]:
         return self.state()["shadow"] or {}
+
+    def metrics(self) -> dict[str, float]:
+        server = find_server(self.workspace, "staging")
+        assert server is not None
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     def ask(self, name: str, count: int) -> list[dict[str, Any]]:
         """Rows of the weights 0 to 10, one entity each, over one connection; all must be answered by stable."""
@@ -123,6 +133,11 @@ def test_shadow_that_answers_nan_fails_alone_and_the_script_says_so(orchard: Orc
     orchard.ask("nan", 110)
     orchard.logged("nan", 110)
     assert orchard.shadow()["failed"] == 80  # of the eleven weights the eight below 8
+    counted = {
+        name: f'clearway_shadow_copies_total{{outcome="{name}",version="{orchard.broken}"}}' for name in OUTCOMES
+    }
+    metrics = orchard.metrics()
+    assert [metrics[counted[name]] for name in OUTCOMES] == [30, 80, 0]
     command = [sys.executable, "scripts/check_shadow.py", "--env", "staging", "--project", str(orchard.workspace.root)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done

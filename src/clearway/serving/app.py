@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.serving.answering import Answerer, LookupFailed, ModelError
-from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, render
+from clearway.serving.logs import AccessLog, failed, without_words
+from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, of_routing, render
 from clearway.serving.requests import RequestError
 from clearway.serving.state import Active, Follower
 
@@ -31,12 +33,14 @@ class Endpoint:
     A request takes the active table once and keeps it to its end, so that a swap in between cannot mix two.
     """
 
-    def __init__(self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> None:
+    def __init__(
+        self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, answerer: Answerer
+    ) -> None:
         self._settings = settings
         self._environment = environment
         self._follower = follower
         self._log = log
-        self._answerer = Answerer(settings, log)
+        self._answerer = answerer
         self._traffic = Traffic()
 
     def close(self) -> None:
@@ -61,8 +65,11 @@ class Endpoint:
         except RequestError as error:
             return _json({"error": str(error)}, error.status, active.table.stable)
         except LookupFailed as error:
+            cause = str(error) if error.status == 503 else without_words(str(error))
+            failed(headers, error.status, cause, active.table.stable)
             return _json({"error": str(error)}, error.status, active.table.stable)
         except ModelError as error:
+            failed(headers, 500, without_words(str(error)), error.digest)
             return _json({"error": str(error), "version": error.digest}, 500, error.digest)
         except ClientDisconnect:
             return _json({"error": "the caller left before its request was complete"}, 400, active.table.stable)
@@ -96,7 +103,9 @@ class Endpoint:
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``: counts in the text format of Prometheus."""
         active = self._follower.active
-        content = render(self._traffic, list(active.readers.values()) if active else [])
+        shadow = active.copies.describe() if active and active.copies else None
+        routing = list(of_routing(self._answerer.without_key, shadow))
+        content = render(self._traffic, list(active.readers.values()) if active else [], routing)
         return Response(content, headers={"content-type": CONTENT_TYPE})
 
     async def describe(self, request: Request) -> Response:
@@ -131,6 +140,7 @@ class Endpoint:
 
     async def apologise(self, request: Request, error: Exception) -> Response:
         """The answer to a fault of the server itself, whose traceback is in its log."""
+        failed(dict(request.scope["headers"]), 500, f"the server failed: {type(error).__name__}")
         return _json({"error": f"the server failed: {type(error).__name__}"}, 500, self._stable())
 
     def _stable(self) -> str | None:
@@ -209,8 +219,18 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             if follower.active and follower.active.copies:
                 await asyncio.to_thread(follower.active.copies.close, wait=True)
             await asyncio.to_thread(log.close)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
-    endpoint = Endpoint(settings, environment, follower, log)
+    middleware = [Middleware(AccessLog)] if settings.access_log else []
+    answerer, tracing = Answerer(settings, log), None
+    if settings.traces.endpoint is not None:
+        from clearway.serving.traces import TracedAnswerer, TraceRequests, Tracing  # imports OpenTelemetry
+
+        tracing = Tracing(settings.traces, environment)
+        answerer = TracedAnswerer(settings, log, tracing.tracer)
+        middleware.append(Middleware(TraceRequests, tracing.tracer))
+    endpoint = Endpoint(settings, environment, follower, log, answerer)
     return Starlette(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
@@ -219,6 +239,7 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
         ],
+        middleware=middleware,
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
         lifespan=lifespan,
     )

@@ -4,7 +4,7 @@ Requests only add to plain numbers; these are put into words when they are asked
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from clearway.histogram import Histogram
 if TYPE_CHECKING:
     from clearway.feature_store.online import FeatureReader, ViewCounts
 
-__all__ = ["CONTENT_TYPE", "Traffic", "describe_readers", "render"]
+__all__ = ["CONTENT_TYPE", "Traffic", "describe_readers", "of_routing", "render"]
 
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds."""
@@ -37,15 +37,43 @@ class Traffic:
         self.latency.add(seconds)
 
 
-def render(traffic: Traffic, readers: "Sequence[FeatureReader]") -> bytes:
+def render(traffic: Traffic, readers: "Sequence[FeatureReader]", more: Sequence[Metric] = ()) -> bytes:
     """The text of all metrics; those of features only where they are read by key.
 
     ``readers`` are those of the versions that are served, stable first; one that serves two stands there twice.
+    ``more`` comes last.
     """
     registry = CollectorRegistry(auto_describe=False)
     distinct = list({id(reader): reader for reader in readers}.values())
-    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(distinct) if distinct else ())]))
+    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(distinct) if distinct else ()), *more]))
     return generate_latest(registry)
+
+
+def of_routing(without_key: int, shadow: Mapping[str, Any] | None) -> Iterator[Metric]:
+    """Metrics of how requests are routed, and of what became of a shadow's copies.
+
+    ``shadow`` is what :meth:`clearway.serving.shadow.ShadowCopies.describe` says.
+    """
+    unkeyed = CounterMetricFamily(
+        "clearway_rows_without_routing_key", "Rows that were routed by their id, or by chance."
+    )
+    unkeyed.add_metric([], without_key)
+    yield unkeyed
+    if shadow is None:
+        return
+    copies = CounterMetricFamily(
+        "clearway_shadow_copies",
+        "Copies of answered rows by what became of them: answered, failed (the shadow refused or failed at them), "
+        "dropped (the queue was full, or the shadow was lost).",
+        labels=["version", "outcome"],
+    )
+    outcomes = {"answered": shadow["answered"] - shadow["failed"], "failed": shadow["failed"]}
+    for outcome, count in {**outcomes, "dropped": shadow["dropped"]}.items():
+        copies.add_metric([shadow["digest"], outcome], count)
+    yield copies
+    up = GaugeMetricFamily("clearway_shadow_up", "1 while the shadow's process answers, else 0.", labels=["version"])
+    up.add_metric([shadow["digest"]], float(shadow["state"] == "up"))
+    yield up
 
 
 def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | None) -> dict[str, Any]:

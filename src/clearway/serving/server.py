@@ -41,8 +41,10 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     from clearway.prediction_log import PredictionLog
     from clearway.project import definitions_sha256
     from clearway.serving.app import build_app
+    from clearway.serving.logs import set_up
     from clearway.serving.state import Follower
 
+    set_up(params.serving.log_format)
     folder = workspace.environment(environment)
     record = folder / "server.json"
     code = definitions_sha256(params)
@@ -68,6 +70,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         ws="none",
         lifespan="on",
         access_log=False,
+        log_config=None,
         log_level="warning",
         server_header=False,
         proxy_headers=False,
