@@ -405,7 +405,8 @@ def deploy(
         check_same_features(*bundles)
         split = Split(params.serving.routing_key, params.serving.salt)
         check_routing_key(split.key, bundles)
-        change = change.model_copy(update={"evidence": {**change.evidence, **split.as_evidence()}})
+        shown = _evidence_of_shadow(params, workspace, situation, change.canary)
+        change = change.model_copy(update={"evidence": {**change.evidence, **split.as_evidence(), **shown}})
     warning = (*warning, *_kept_split(params, entries))
     outcome = _carry_out(params, workspace, environment, entries, change)
     return replace(outcome, warnings=(*warning, *outcome.warnings))
@@ -479,6 +480,27 @@ def _kept_split(params: Params, entries: Sequence[Entry]) -> tuple[str, ...]:
         f"serving.routing_key and serving.salt are now {asked.key!r} and {asked.salt!r}; the open rollout keeps "
         f"{kept.key!r} and {kept.salt!r}, with which it began",
     )
+
+
+def _evidence_of_shadow(params: Params, workspace: Workspace, situation: Situation, digest: str) -> dict[str, str]:
+    """What ``canary.shadow`` asks for before a version may answer anybody. Fails closed: no trial clears nobody."""
+    if params.canary.shadow is None:
+        return {}
+    from clearway.shadow import compare_shadow  # imports pandas
+
+    report = compare_shadow(params, workspace, situation.environment, digest)
+    check = f"scripts/check_shadow.py --env {situation.environment} --digest {digest}"
+    if report.stable != situation.stable:
+        raise ClearwayError(
+            f"{digest[:SHOWN]} may not become a canary: as a shadow it was compared with {report.stable[:SHOWN]}, "
+            "which is no longer the stable version: shadow it again (canary.shadow in params.yaml)"
+        )
+    if report.verdict != "pass":
+        raise ClearwayError(
+            f"{digest[:SHOWN]} may not become a canary: its shadow verdict is {report.verdict!r} ({report.sentence}): "
+            f"{check} must say pass (canary.shadow in params.yaml)"
+        )
+    return {"shadow_verdict": report.verdict, "shadow_pairs": str(report.units)}
 
 
 def open_shadow(

@@ -758,7 +758,7 @@ class ShadowRules(Section):
     max_difference: float = Field(0.05, ge=0)
     """Largest mean difference of the scores, either way; of numbers in spreads of the stable model's labels."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Of each interval, two-sided."""
+    """Of each interval, two-sided and at every look at once."""
 
 
 class CanaryParams(Section):
@@ -775,7 +775,7 @@ class CanaryParams(Section):
     latency_ms: float = Field(100.0, gt=0)
     """The latency objective: the judged metric is the share of requests slower than this."""
     shadow: ShadowRules | None = None
-    """What shadow answers must show first; null asks for none."""
+    """What a version must have shown as a shadow before it may become a canary; null asks for nothing."""
     score_margin: Share = 0.15
     """Largest difference of the mean score that is not held against the canary: of each class's probability where
     there are several, in spreads of the training labels for regression."""

@@ -4,8 +4,11 @@
 
 The unit is the entity, as it is what the answers depend on: intervals are over the first pair of each (of each row
 where rows have no entity), whose number is what ``min_pairs`` asks for. A flip is an answer that would change: another
-label at each version's own threshold, another class. Shares have exact intervals (Clopper and Pearson, Biometrika 26,
-1934); they hold for one look, so that a rule just missed is not to be looked at again until it is met.
+label at each version's own threshold, another class.
+
+All intervals hold at any number of looks, so that a shadow may be asked about until it is decided. That of a share is
+exact, a mixture of likelihood ratios (Robbins, Ann. Math. Stat. 41, 1970; here with the weight Beta(1/2, 1/2)); that of
+a mean is an asymptotic confidence sequence (Waudby-Smith et al., Ann. Stat. 52, 2024), tightest at ``min_pairs``.
 """
 
 from collections.abc import Sequence
@@ -36,7 +39,7 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 
 class Share(BaseModel):
-    """A share with its exact interval; null where nothing was counted."""
+    """A share with its interval; null where nothing was counted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -178,7 +181,7 @@ def compare(
         flips=flips,
         errors=_share(int((~answered[1] & asked).sum()), int(asked.sum()), rules.confidence),
         stable_errors=_share(int((~answered[0] & asked).sum()), int(asked.sum()), rules.confidence),
-        difference=_difference(_differences(first, versions), rules.confidence),
+        difference=_difference(_differences(first, versions), rules),
         latency=_latency(pairs["latency_ms_shadow"]),
         stable_latency=_latency(pairs["latency_ms_stable"]),
     )
@@ -268,7 +271,10 @@ def latest_trial(entries: Sequence[Entry], environment: str, digest: str | None 
         )
     ended = next((end for end in range(len(entries), 0, -1) if entries[end - 1].shadow == digest), None)
     if ended is None:
-        raise ClearwayError(f"{digest[:12]} was never a shadow in {environment}: there is nothing to compare")
+        raise ClearwayError(
+            f"{digest[:12]} was never a shadow in {environment}: make it one with scripts/deploy.py "
+            f"--env {environment} --shadow --digest {digest}"
+        )
     began = ended
     while began > 0 and entries[began - 1].shadow == digest:
         began -= 1
@@ -336,27 +342,45 @@ def _differences(pairs: "pd.DataFrame", versions: Versions) -> Floats:
 
 
 def _variation(mine: dict[str, float], theirs: dict[str, float]) -> float:
-    return sum(abs(mine.get(name, 0.0) - theirs.get(name, 0.0)) for name in {*mine, *theirs}) / 2
+    return sum(abs(mine.get(name, 0.0) - theirs.get(name, 0.0)) for name in {*mine, *theirs}) / 2.0
+
+
+def interval(count: int, of: int, confidence: float) -> tuple[float, float]:
+    """Bounds of a share of which ``count`` of ``of`` > 0 were seen, that hold at every look at once.
+
+    A share is in it unless the mixture is ``1 / (1 - confidence)`` times as likely to have made what was seen.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import betaln, xlog1py, xlogy
+
+    evidence = float(betaln(count + 0.5, of - count + 0.5) - betaln(0.5, 0.5) + np.log(1 - confidence))
+
+    def refuted(share: float) -> float:
+        return evidence - float(xlogy(count, share) + xlog1py(of - count, -share))
+
+    seen, tiny = count / of, 1e-12
+    lower = float(brentq(refuted, tiny, seen)) if refuted(tiny) > 0 and count else 0.0
+    upper = float(brentq(refuted, seen, 1 - tiny)) if refuted(1 - tiny) > 0 and count < of else 1.0
+    return lower, upper
 
 
 def _share(count: int, of: int, confidence: float) -> Share:
     if not of:
         return Share(count=0, of=0, estimate=None, lower=None, upper=None)
-    from scipy.stats import binomtest
-
-    found = binomtest(count, of).proportion_ci(confidence, method="exact")
-    return Share(count=count, of=of, estimate=count / of, lower=float(found.low), upper=float(found.high))
+    lower, upper = interval(count, of, confidence)
+    return Share(count=count, of=of, estimate=count / of, lower=lower, upper=upper)
 
 
-def _difference(apart: Floats, confidence: float) -> Difference:
-    """The mean's interval is Student's; of a single pair there is none."""
+def _difference(apart: Floats, rules: ShadowRules) -> Difference:
+    """Of a single pair the mean has no interval."""
     if not apart.size:
         return Difference(mean=None, lower=None, upper=None, largest=None)
     mean, lower, upper = float(apart.mean()), None, None
     if apart.size > 1:
-        from scipy.stats import t
-
-        reach = float(t.ppf((1 + confidence) / 2, apart.size - 1) * apart.std(ddof=1) / np.sqrt(apart.size))
+        alpha, n = 1 - rules.confidence, apart.size
+        tuned = (-2 * np.log(alpha) + np.log(1 - 2 * np.log(alpha))) / rules.min_pairs
+        mass = n * tuned + 1
+        reach = float(apart.std(ddof=1) * np.sqrt(2 * mass / (n**2 * tuned) * np.log(np.sqrt(mass) / alpha)))
         lower, upper = mean - reach, mean + reach
     quantiles = tuple(float(value) for value in np.quantile(apart, QUANTILES))
     return Difference(mean=mean, lower=lower, upper=upper, quantiles=quantiles, largest=float(np.abs(apart).max()))

@@ -11,13 +11,23 @@ from scipy import stats
 from clearway.errors import ClearwayError
 from clearway.ledger import Change, append, head_hash, read_ledger
 from clearway.params import ShadowRules
-from clearway.shadow import READ, ShadowReport, Versions, compare, latest_trial, pair, summary_text
+from clearway.shadow import (
+    READ,
+    ShadowReport,
+    Versions,
+    _difference,
+    compare,
+    interval,
+    latest_trial,
+    pair,
+    summary_text,
+)
 from clearway.target import Target
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 BEGAN = pd.Timestamp("2026-01-01", tz="UTC")
 BINARY = Versions(A, B)
-RULES = ShadowRules(min_pairs=100, max_flip_rate=0.05, max_error_rate=0.05, max_difference=0.05)
+RULES = ShadowRules(min_pairs=100, max_flip_rate=0.1, max_error_rate=0.1, max_difference=0.05)
 
 
 def logged(stable: list[float], shadow: list[float | None], **more: list[Any]) -> pd.DataFrame:
@@ -52,7 +62,9 @@ def test_the_same_answers_pass_and_every_figure_is_that_of_the_pairs() -> None:
     assert found.flips is not None
     assert found.flips.count == 4  # between 0.49 and 0.5
     exact = stats.binomtest(4, 400).proportion_ci(0.95, method="exact")
-    assert (found.flips.lower, found.flips.upper) == (exact.low, exact.high)
+    assert found.flips.lower is not None
+    assert found.flips.upper is not None
+    assert 0 < found.flips.lower < exact.low < 0.01 < exact.high < found.flips.upper < 2 * exact.high
     assert found.difference.mean == pytest.approx(0.01)
     assert found.difference.quantiles == pytest.approx((0.01, 0.01, 0.01))
     assert (found.latency.p50, found.stable_latency.p95) == (1.0, 2.0)
@@ -87,7 +99,7 @@ def test_errors_of_the_shadow_count_against_it_and_those_of_stable_do_not() -> N
 
 
 def test_rules_between_the_bounds_are_not_decided() -> None:
-    found = report(logged([0.2] * 100, [0.9] * 5 + [0.2] * 95))
+    found = report(logged([0.2] * 100, [0.9] * 8 + [0.2] * 92))
     assert found.verdict == "hold"
     assert "not decided yet: flips" in found.sentence
 
@@ -147,3 +159,36 @@ def test_a_trial_is_the_last_one_of_its_digest_also_when_it_has_ended(tmp_path: 
         latest_trial(entries, "production")
     with pytest.raises(ClearwayError, match="was never a shadow"):
         latest_trial(entries, "production", "d" * 64)
+
+
+@pytest.mark.parametrize(("count", "of"), [(0, 1), (1, 1), (0, 1000), (1000, 1000), (3, 10), (500, 100_000)])
+def test_an_interval_holds_what_was_seen_and_ends_where_the_evidence_does(count: int, of: int) -> None:
+    lower, upper = interval(count, of, 0.95)
+    assert 0 <= lower <= count / of <= upper <= 1
+    assert (lower == 0) == (count == 0) or of == 1
+    assert (upper == 1) == (count == of) or of == 1
+    wider = interval(count, of, 0.99)
+    assert wider[0] <= lower
+    assert wider[1] >= upper
+
+
+def test_a_share_is_seldom_outside_its_interval_at_any_of_a_thousand_looks() -> None:
+    looks = 1000
+    table = [[interval(count, of, 0.9) for count in range(of + 1)] for of in range(1, 81)]
+    random = np.random.default_rng(3)
+    for share in (0.05, 0.5):
+        missed = 0
+        for seen in (random.random((looks, 80)) < share).cumsum(axis=1):
+            bounds = [table[at][count] for at, count in enumerate(seen)]
+            missed += any(not lower <= share <= upper for lower, upper in bounds)
+        assert missed / looks < 0.1
+
+
+def test_a_mean_is_seldom_outside_its_interval_at_any_look() -> None:
+    random, rollouts = np.random.default_rng(4), 200
+    rules = ShadowRules(min_pairs=100, max_difference=0.0, confidence=0.9)
+    missed = 0
+    for values in random.normal(0.0, 0.1, (rollouts, 400)):
+        found = [_difference(values[:looked], rules) for looked in range(20, 400, 40)]
+        missed += any(not (one.lower or 0) <= 0 <= (one.upper or 0) for one in found)
+    assert missed / rollouts < 0.1
