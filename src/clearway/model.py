@@ -207,8 +207,17 @@ def recorded_definitions(bundle: Bundle) -> dict[str, dict[str, Any]] | None:
 
 
 def recorded_features(bundle: Bundle) -> tuple[str, ...]:
-    """Names of the features of the model of ``bundle``, in its order."""
-    return InputSchema.model_validate_json(bundle.read(SCHEMA)).names
+    """Names of the features of the model of ``bundle``, in its order.
+
+    Raises
+    ------
+    ClearwayError
+        Its schema cannot be read.
+    """
+    try:
+        return InputSchema.model_validate_json(bundle.read(SCHEMA)).names
+    except ValidationError as error:
+        raise ClearwayError(f"{bundle.payload / SCHEMA} is no input schema ({describe(error)[:300]})") from None
 
 
 def recorded_threshold(bundle: Bundle) -> float:

@@ -16,11 +16,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from small_models import write_model, write_project
 
 from clearway.deployment import check_routing_key, deploy, find_bundle, reconcile
-from clearway.errors import UsageError
+from clearway.errors import ClearwayError, UsageError
 from clearway.local_target import describe_server, find_server, stop
 from clearway.params import Params, load_params
 from clearway.prediction_log import read_log
 from clearway.routing import read_routing
+from clearway.serving.loading import load_version
+from clearway.serving.requests import Envelope
+from clearway.serving.state import Active
 from clearway.workspace import Workspace
 
 WHO = {"actor": "test", "reason": "a test"}
@@ -176,6 +179,17 @@ def test_key_that_no_row_has_is_refused_before_the_rollout(observed: Observed) -
         check_routing_key("aircraft", bundles)
     for key in ("id", "entity", "tree"):
         check_routing_key(key, bundles)
+
+
+def test_key_that_no_row_has_is_refused_by_the_server_too_while_a_rollout_is_open(observed: Observed) -> None:
+    bundles = observed.workspace.bundles
+    versions = {digest: load_version(bundles, digest, 1e-4) for digest in (observed.stable, observed.canary)}
+    table = read_routing(observed.workspace.environment("staging") / "routing.json")
+    assert Active(table, versions).unit({"tree": "north"}, Envelope(None, "e", None)) == "north"
+    wrong = table.model_copy(update={"key": "aircraft"})
+    with pytest.raises(ClearwayError, match="key is 'aircraft', which is no field of a request"):
+        Active(wrong, versions)
+    Active(wrong.model_copy(update={"canary": None, "canary_weight": 0}), versions)  # the way back is open
 
 
 def test_failed_request_is_a_line_with_its_id_and_without_its_row(observed: Observed) -> None:

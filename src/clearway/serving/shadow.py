@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -66,10 +66,15 @@ class ShadowCopies:
         that it read.
     settings
         ``serving.shadow``.
+    names
+        The shadow's features: a caller may send them, although nobody else uses them.
     """
 
-    def __init__(self, digest: str, command: Sequence[str], settings: ShadowParams) -> None:
+    def __init__(
+        self, digest: str, command: Sequence[str], settings: ShadowParams, names: Collection[str] = ()
+    ) -> None:
         self.digest = digest
+        self.names = frozenset(names)
         self.dropped = 0
         """Copies that found the queue full, or that were under way when the child was lost."""
         self.answered = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from clearway.bundle import verify
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, quarantined, read_ledger
+from clearway.model import recorded_features
 from clearway.online_record import read_record
 from clearway.params import ENTITY_KEY, Params
 from clearway.routing import Role, RoutingTable, key_text, read_routing, salt_of, split_of
@@ -114,7 +115,8 @@ class Active:
         self.table = table
         self.copies = copies
         """Where copies of what stable answers go; None without a shadow."""
-        self.names = frozenset(name for version in versions.values() for name in version.model.schema.names)
+        names = [version.model.schema.names for version in versions.values()]
+        self.names = frozenset(copies.names if copies else ()).union(*names)
         self._loaded = {
             digest: self._load(version, (readers or {}).get(digest)) for digest, version in versions.items()
         }
@@ -313,7 +315,10 @@ class Follower:
         present = self.active.copies if self.active else None
         if present is not None and present.command == command:
             return present
-        return ShadowCopies(table.shadow, command, self._params.serving.shadow)
+        names: tuple[str, ...] = ()
+        with contextlib.suppress(ClearwayError):  # its own process says what is wrong with it
+            names = recorded_features(verify(self._bundles / table.shadow, table.shadow))
+        return ShadowCopies(table.shadow, command, self._params.serving.shadow, names)
 
     def _load_version(self, digest: str) -> Version:
         """A version that the ledger names: its signature, where one is asked for, comes before anything is read."""
