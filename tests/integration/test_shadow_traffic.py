@@ -75,6 +75,17 @@ class Orchard:
         connection.close()
         return answers
 
+    def ask_for(self, digest: str) -> int:
+        """The status of a request for this version's answer."""
+        server = find_server(self.workspace, "staging")
+        assert server is not None
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        headers = {"content-type": "application/json", "x-clearway-version": digest}
+        connection.request("POST", "/predict", json.dumps({"weight": 9, "tree": "north"}), headers)
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
     def open(self, digest: str, *, anew: bool = False) -> dict[str, Any]:
         """Have ``digest`` be the shadow, and no other."""
         if anew or (self.shadow() or {}).get("digest") != digest:
@@ -113,6 +124,7 @@ def test_shadow_answers_copies_that_only_the_log_sees(orchard: Orchard) -> None:
     answers = orchard.ask("near", 110)
     assert {answer["version"] for answer in answers} == {orchard.state()["stable"]}
     orchard.logged("near", 110)
+    assert orchard.ask_for(orchard.near) == 422  # not even a tester sees it
     report = compare_shadow(orchard.params, orchard.workspace, "staging")
     counts = (report.copies, report.pairs, report.units, report.uncopied)
     assert (report.digest, counts) == (orchard.near, (110, 110, 110, 0))

@@ -90,7 +90,11 @@ class ShadowCopies:
         self._starts = 0
         self._child: _Child | None = None
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Start the child, unless it was started; nothing runs before, so that a table may still be refused."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def offer(self, record: Mapping[str, Any], row: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> None:
         """Queue a copy of an answered row, or drop and count it; the arguments may not be changed afterwards."""
@@ -104,7 +108,7 @@ class ShadowCopies:
     def close(self, *, wait: bool = False) -> None:
         """Let the shadow answer what is queued, for a moment, and end it; ``wait`` for that."""
         self._closing.set()
-        if wait:
+        if wait and self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS + 2 * _Child.END_SECONDS)
 
     def describe(self) -> dict[str, Any]:

@@ -273,6 +273,8 @@ class Follower:
             self._refuse(f"{self._path} cannot be followed: {type(error).__name__}: {error}")
         else:
             replaced, self.active, self.error = self.active, replacement, None
+            if replacement.copies is not None:
+                replacement.copies.start()
             if replaced is not None and replaced.copies is not None and replaced.copies is not replacement.copies:
                 replaced.copies.close()
             for reader in _only_in(replaced, replacement):

@@ -114,6 +114,9 @@ def test_a_shift_of_all_scores_fails_either_way_without_a_flip() -> None:
 def test_an_entity_that_asks_often_is_one_unit() -> None:
     found = report(logged([0.2] * 300, [0.2] * 300, entity=["busy"] * 300))
     assert (found.verdict, found.pairs, found.units) == ("hold", 300, 1)
+    found = report(logged([0.2] * 300, [0.2] * 300, entity=[f"e{number % 60}" for number in range(300)]))
+    assert (found.verdict, found.units) == ("hold", 60)
+    assert "fewer pairs than the 100" in found.sentence
     found = report(logged([0.2] * 300, [0.2] * 300, entity=[None] * 300))  # else each row is
     assert (found.verdict, found.units) == ("pass", 300)
 
@@ -122,7 +125,7 @@ def test_pairs_are_of_one_answer_each_and_of_these_two_versions() -> None:
     log = logged([0.2] * 4, [0.3] * 4)
     twice = log[log["id"] == "q0"]  # the same id twice in one request: nobody can say which is whose
     stranger = log[log["id"] == "q1"].assign(version=C, id="q9")
-    tester = log[(log["id"] == "q2") & (log["role"] == "stable")].assign(role="tester", id="q3")
+    tester = log[(log["id"] == "q2") & (log["role"] == "stable")].assign(role="tester")
     canary = log[log["role"] == "stable"].assign(role="canary", version=B, id="q8")
     mixed = pd.concat([log, twice, stranger, tester, canary])
     assert sorted(pair(mixed, Versions(A, B))["id"]) == ["q1", "q2", "q3"]
