@@ -14,6 +14,7 @@ import getpass
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,12 +34,13 @@ from clearway.ledger import (
     locked,
     quarantined,
     read_ledger,
+    shadow_digest,
     stable_digest,
     stable_history,
 )
-from clearway.local_target import Server, check_startable, ensure_serving
-from clearway.params import Params
-from clearway.routing import project_routing, read_routing, write_routing
+from clearway.local_target import Server, check_startable, describe_server, ensure_serving
+from clearway.params import ENTITY_KEY, Params
+from clearway.routing import Split, project_routing, read_routing, split_of, write_routing
 from clearway.signing import check_for
 from clearway.trust import trust_of
 from clearway.workspace import MODEL_REPORT, Workspace
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BOOTSTRAP_REASON = "bootstrap: labelled baseline is the first control"
+SHADOW_SECONDS = 60.0
+"""How long a shadow may take to be loaded."""
+POLL_SECONDS = 0.1
 SHOWN = 12
 """Characters of a digest that people are shown."""
 
@@ -78,6 +83,10 @@ class Situation:
     @property
     def canary(self) -> str | None:
         return canary_digest(self.entries)
+
+    @property
+    def shadow(self) -> str | None:
+        return shadow_digest(self.entries)
 
     @property
     def weight(self) -> int:
@@ -187,6 +196,54 @@ def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, r
         reason=reason,
         evidence=evidence,
     )
+
+
+def plan_shadow(situation: Situation, digest: str | None, *, actor: str, reason: str) -> Change | None:
+    """Have ``digest`` answer copies of the traffic unseen, or, with None, end that. None if so it is already.
+
+    Raises
+    ------
+    ClearwayError
+        Nothing was ever deployed here; the digest answers here already, is quarantined, or is not stable where it must
+        be first; or another shadow is open.
+    """
+    where, stable, canary, shadow = situation.environment, situation.stable, situation.canary, situation.shadow
+    if stable is None:
+        raise ClearwayError(f"{where} has no stable version: a shadow needs one whose traffic is copied")
+    if shadow == digest:
+        return None
+    if digest is not None:
+        if digest in (stable, canary):
+            role = "stable version" if digest == stable else "canary"
+            raise ClearwayError(f"{digest[:SHOWN]} is the {role} of {where}: what answers cannot be its own shadow")
+        if shadow is not None:
+            raise ClearwayError(
+                f"{where} has a shadow {shadow[:SHOWN]}: end it with scripts/deploy.py --env {where} --end-shadow first"
+            )
+        check_admissible(situation, digest)
+    return Change(
+        action="shadow",
+        stable=stable,
+        canary=canary,
+        canary_weight=situation.weight,
+        shadow=digest,
+        actor=actor,
+        reason=reason,
+    )
+
+
+def with_shadow(entries: Sequence[Entry], change: Change) -> Change:
+    """``change``, which says nothing of a shadow, with the one that goes on.
+
+    A shadow ends when the version whose answers it is compared with is replaced, when it becomes the canary itself, is
+    quarantined, and with every rollback: then nothing runs that need not.
+    """
+    shadow = shadow_digest(entries)
+    if shadow is None or change.action in ("shadow", "rollback") or change.stable != entries[-1].stable:
+        return change
+    if shadow in (change.canary, *change.quarantines):
+        return change
+    return change.model_copy(update={"shadow": shadow})
 
 
 def plan_rollback(
@@ -365,9 +422,15 @@ def deploy(
     else:
         change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
     if change is not None and change.canary is not None and situation.canary is None:
-        check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, change.canary))
+        bundles = find_bundle(workspace, change.stable), find_bundle(workspace, change.canary)
+        check_same_features(*bundles)
+        split = Split(params.serving.routing_key, params.serving.salt)
+        check_routing_key(split.key, bundles)
+        shown = _evidence_of_shadow(params, workspace, situation, change.canary)
+        change = _with_evidence(change, {**split.as_evidence(), **shown})
     if change is not None and digest in (change.stable, change.canary):
         change = _with_evidence(change, _origin(find_bundle(workspace, digest)))
+    warning = (*warning, *_kept_split(params, entries))
     outcome = _carry_out(params, workspace, environment, entries, change)
     return replace(outcome, warnings=(*warning, *outcome.warnings))
 
@@ -409,6 +472,118 @@ def check_same_features(stable: Bundle, canary: Bundle) -> None:
             f"{stable.digest[:SHOWN]}, and one server has one definition of each: give what changed a new name in the "
             "project package, and keep the old one until no version uses it"
         )
+
+
+def check_routing_key(key: str, bundles: Sequence[Bundle]) -> None:
+    """Whether rows of these versions can have the field they are to be routed by; join keys are left to the server.
+
+    Raises
+    ------
+    UsageError
+        No row has a field of this name: every one would be routed by its id.
+    """
+    from clearway.model import recorded_definitions, recorded_features  # imports ONNX Runtime's types
+
+    if key in ("id", ENTITY_KEY) or any(recorded_definitions(bundle) is not None for bundle in bundles):
+        return
+    names = sorted({name for bundle in bundles for name in recorded_features(bundle)})
+    if key not in names:
+        raise UsageError(
+            f"serving.routing_key = {key!r} in params.yaml is no field of a request: choose entity, id or one of "
+            f"{', '.join(names)}"
+        )
+
+
+def _kept_split(params: Params, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """A warning where params.yaml says another split than the one of the open rollout."""
+    kept, asked = split_of(entries), Split(params.serving.routing_key, params.serving.salt)
+    if kept is None or kept == asked:
+        return ()
+    return (
+        f"serving.routing_key and serving.salt are now {asked.key!r} and {asked.salt!r}; the open rollout keeps "
+        f"{kept.key!r} and {kept.salt!r}, with which it began",
+    )
+
+
+def _evidence_of_shadow(params: Params, workspace: Workspace, situation: Situation, digest: str) -> dict[str, str]:
+    """What ``canary.shadow`` asks for before a version may answer anybody. Fails closed: no trial clears nobody."""
+    if params.canary.shadow is None:
+        return {}
+    from clearway.shadow import compare_shadow  # imports pandas
+
+    report = compare_shadow(params, workspace, situation.environment, digest)
+    check = f"scripts/check_shadow.py --env {situation.environment} --digest {digest}"
+    if report.stable != situation.stable:
+        raise ClearwayError(
+            f"{digest[:SHOWN]} may not become a canary: as a shadow it was compared with {report.stable[:SHOWN]}, "
+            "which is no longer the stable version: shadow it again (canary.shadow in params.yaml)"
+        )
+    if report.verdict != "pass":
+        raise ClearwayError(
+            f"{digest[:SHOWN]} may not become a canary: its shadow verdict is {report.verdict!r} ({report.sentence}): "
+            f"{check} must say pass (canary.shadow in params.yaml)"
+        )
+    return {"shadow_verdict": report.verdict, "shadow_pairs": str(report.units)}
+
+
+def open_shadow(
+    params: Params, workspace: Workspace, environment: str, digest: str | None, *, actor: str, reason: str
+) -> Outcome:
+    """Have a version, by default the one that was built last, answer copies of the traffic unseen.
+
+    Raises
+    ------
+    UsageError
+        The environment is unknown.
+    ClearwayError
+        The digest is unknown or does not verify, :func:`plan_shadow` forbids it, the ledger moved meanwhile, or the
+        shadow does not start; the traffic is served by others in any case.
+    """
+    entries = reconcile(params, workspace, environment)
+    if digest is None:
+        built = read_built(workspace.bundle)
+        if built.verdict != "passed" or built.digest is None:
+            raise ClearwayError(f"the last model was {built.verdict}: name a version with --digest to shadow it")
+        digest = built.digest
+    situation = _situation(params, workspace, environment, entries)
+    warning = _check_servable(params, workspace, environment, digest)
+    change = plan_shadow(situation, digest, actor=actor, reason=reason)
+    if change is not None:
+        check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, digest))
+    outcome = _carry_out(params, workspace, environment, entries, change)
+    _await_shadow(environment, outcome, digest)
+    return replace(outcome, warnings=(*warning, *outcome.warnings))
+
+
+def end_shadow(params: Params, workspace: Workspace, environment: str, *, actor: str, reason: str) -> Outcome:
+    """Let no version answer copies any more; nothing to do where none does.
+
+    Raises
+    ------
+    ClearwayError
+        Nothing was ever deployed here, or the ledger moved meanwhile.
+    """
+    entries = reconcile(params, workspace, environment)
+    change = plan_shadow(Situation(environment, entries), None, actor=actor, reason=reason)
+    return _carry_out(params, workspace, environment, entries, change)
+
+
+def _await_shadow(environment: str, outcome: Outcome, digest: str) -> None:
+    """Wait until the server's shadow answers copies."""
+    deadline = time.monotonic() + SHADOW_SECONDS
+    said = "the server says nothing of it"
+    while outcome.server is not None and time.monotonic() < deadline:
+        shadow = (describe_server(outcome.server) or {}).get("shadow") or {}
+        if shadow.get("digest") == digest and shadow.get("state") == "up":
+            return
+        said = shadow.get("error") or said
+        if shadow.get("state") == "down":
+            break
+        time.sleep(POLL_SECONDS)
+    raise ClearwayError(
+        f"the shadow {digest[:SHOWN]} is recorded in {environment}, and does not answer copies: {said}; end it with "
+        f"scripts/deploy.py --env {environment} --end-shadow"
+    )
 
 
 def deploy_built(
@@ -570,7 +745,7 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
     routing = folder / "routing.json"
     with locked(folder):
         entries = read_ledger(folder, environment)
-        table = project_routing(entries, params.serving.salt)
+        table = project_routing(entries, params.serving.salt, params.serving.routing_key)
         if table is None:
             if routing.exists():
                 raise ClearwayError(
@@ -702,6 +877,7 @@ def _record(params: Params, workspace: Workspace, environment: str, entries: Seq
     """Ledger first, then its projection."""
     run = _run_url()
     change = _with_evidence(Change.model_validate(change.model_dump()), {"run": run} if run else {})
+    change = with_shadow(entries, change)
     entry = append(workspace.environment(environment), environment, change, expected_head=head_hash(entries))
     with _recorded(entry):
         reconcile(params, workspace, environment)
@@ -795,6 +971,8 @@ def _tell(entry: Entry, change: Change | None) -> str:
     live = f"{stable} at 100%"
     if entry.canary is not None:
         live = f"canary {entry.canary[:SHOWN]} at {entry.canary_weight}% beside stable {stable}"
+    if entry.shadow is not None:
+        live += f", shadow {entry.shadow[:SHOWN]} unseen"
     if change is None:
         return f"nothing to do, {where} serves {live}"
     barred = f", {', '.join(digest[:SHOWN] for digest in entry.quarantines)} quarantined" if entry.quarantines else ""

@@ -34,14 +34,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, fsync_directory, held, sha256_bytes, write_json
 from clearway.params import describe
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Action = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine", "release"]
+Action = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine", "release", "shadow"]
 
 GENESIS = "0" * 64
 """``previous_hash`` of the first entry, and the head of an empty ledger."""
@@ -63,6 +72,8 @@ class Change(BaseModel):
     canary: Digest | None = None
     """Digest under trial from here on."""
     canary_weight: int = Field(0, ge=0, le=100)
+    shadow: Digest | None = None
+    """Digest that gets copies of the traffic from here on, and answers nobody."""
     quarantines: tuple[Digest, ...] = ()
     """Digests that may not be deployed from here on."""
     releases: tuple[Digest, ...] = ()
@@ -79,7 +90,17 @@ class Change(BaseModel):
             raise ValueError("a canary needs a weight above 0, and a weight needs a canary")
         if self.canary == self.stable:
             raise ValueError("the canary is the stable version")
+        if self.shadow is not None and self.shadow in (self.stable, self.canary):
+            raise ValueError("the shadow is a version that answers")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_shadow(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No shadow is written as nothing: the lines of ledgers that never had one stay as they are."""
+        content: dict[str, Any] = serialize(self)
+        if content.get("shadow") is None:
+            content.pop("shadow", None)
+        return content
 
 
 class Entry(Change):
@@ -251,6 +272,11 @@ def stable_digest(entries: Sequence[Entry]) -> str | None:
 def canary_digest(entries: Sequence[Entry]) -> str | None:
     """The version under trial, if any."""
     return entries[-1].canary if entries else None
+
+
+def shadow_digest(entries: Sequence[Entry]) -> str | None:
+    """The version that gets copies of the traffic, if any."""
+    return entries[-1].shadow if entries else None
 
 
 def quarantined(entries: Sequence[Entry]) -> frozenset[str]:

@@ -206,6 +206,31 @@ def recorded_definitions(bundle: Bundle) -> dict[str, dict[str, Any]] | None:
     return _definitions(bundle.read(FEATURES), bundle.payload / FEATURES)
 
 
+def recorded_features(bundle: Bundle) -> tuple[str, ...]:
+    """Names of the features of the model of ``bundle``, in its order.
+
+    Raises
+    ------
+    ClearwayError
+        Its schema cannot be read.
+    """
+    try:
+        return InputSchema.model_validate_json(bundle.read(SCHEMA)).names
+    except ValidationError as error:
+        raise ClearwayError(f"{bundle.payload / SCHEMA} is no input schema ({describe(error)[:300]})") from None
+
+
+def recorded_threshold(bundle: Bundle) -> float:
+    """Score from which the model of a verified bundle answers yes; it is not loaded.
+
+    Raises
+    ------
+    ClearwayError
+        The bundle's params are not of this version.
+    """
+    return _params(bundle.read(PARAMS), bundle.payload).threshold
+
+
 def load_payload(folder: Path, digest: str, trust: Trust = NOTHING_MORE) -> Model:
     """Load the model of a payload folder that is in no bundle yet, if its digest is ``digest``.
 

@@ -96,8 +96,8 @@ class Expected:
 
 
 def traffic(log: pd.DataFrame) -> pd.DataFrame:
-    """The log without the requests of testers, who choose what they send and who answers it."""
-    return log[log["role"] != "tester"]
+    """The log without the requests of testers, who choose what they send and who answers it, and without copies."""
+    return log[~log["role"].isin(["tester", "shadow"])]
 
 
 def recent(log: pd.DataFrame, days: float) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -23,6 +24,9 @@ from clearway.strict_yaml import read_mapping
 
 SLUG = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Slug = Annotated[str, Field(pattern=SLUG)]
+ENTITY_KEY = "entity"
+"""The routing key unless params.yaml names another."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 PositiveWeight = Annotated[float, Field(gt=0)]
@@ -733,13 +737,49 @@ class LogParams(Section):
         return self
 
 
+class ShadowParams(Section):
+    """Copies of what the stable version answers, which a shadow version answers unseen."""
+
+    share: float = Field(1.0, gt=0, le=1)
+    """Of the rows that are answered, the share that is copied, by chance."""
+    queue: int = Field(2000, ge=1)
+    """Copies that may wait for the shadow; more are dropped and counted, and no caller waits."""
+    timeout_seconds: float = Field(10.0, gt=0)
+    """A shadow process that answers nothing for so long is killed and started again."""
+
+
+class TraceParams(Section):
+    """OpenTelemetry: where spans are sent; none are made without an endpoint. Needs the extra ``traces``."""
+
+    endpoint: str | None = Field(None, pattern=r"^https?://[^@\s]+$")
+    """OTLP over HTTP, in full, such as http://localhost:4318/v1/traces. Tokens stand in OTEL_EXPORTER_OTLP_HEADERS."""
+    sample: float = Field(0.01, ge=0, le=1)
+    """Share of requests that are traced; one that comes with a traceparent follows its caller's choice."""
+
+
 class ServingParams(Section):
     salt: str = "clearway"
-    """Changes which entities see the canary."""
+    """Changes which entities see the canary, from the next rollout on."""
+    routing_key: str = Field(ENTITY_KEY, min_length=1)
+    """What a row is routed by: a field of the row, such as a join key or a feature. Where a row has none, it is its
+    ``entity``, else its ``id``, else chance. A rollout keeps the key that it began with."""
     max_rows: int = Field(1000, ge=1)
     max_body_bytes: int = Field(1_048_576, ge=1024)
     log: LogParams = LogParams()
+    log_format: Literal["text", "json"] = "text"
+    """Of the server's own log, on its standard error."""
+    access_log: bool = False
+    """Whether every request is a line of that log."""
     features: FeatureLookupParams = FeatureLookupParams()
+    shadow: ShadowParams = ShadowParams()
+    traces: TraceParams = TraceParams()
+
+    @field_validator("routing_key")
+    @classmethod
+    def _is_no_time(cls, value: str) -> str:
+        if value == "asked_at":
+            raise ValueError("a time names nobody: choose a field that says who or what a row is about")
+        return value
 
 
 class CanaryStep(Section):
@@ -748,6 +788,21 @@ class CanaryStep(Section):
     margin: Share
     """Largest harm that may remain possible when the step is passed."""
     min_requests: int = Field(500, ge=1)
+
+
+class ShadowRules(Section):
+    """What a shadow must have shown before it may become a canary, over answers to the same questions."""
+
+    min_pairs: int = Field(1000, ge=1)
+    """Entities (else rows) that both must have answered."""
+    max_flip_rate: Share = 0.05
+    """Largest share of entities whose answer would change; its upper confidence bound is held against it."""
+    max_error_rate: Share = 0.01
+    """Largest share of copies that the shadow fails to answer; likewise."""
+    max_difference: float = Field(0.05, ge=0)
+    """Largest mean difference of the scores, either way; of numbers in spreads of the stable model's labels."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of each interval, two-sided and at every look at once."""
 
 
 class CanaryParams(Section):
@@ -763,6 +818,8 @@ class CanaryParams(Section):
     rollback_margin: Share = 0.0
     latency_ms: float = Field(100.0, gt=0)
     """The latency objective: the judged metric is the share of requests slower than this."""
+    shadow: ShadowRules | None = None
+    """What a version must have shown as a shadow before it may become a canary; null asks for nothing."""
     score_margin: Share = 0.15
     """Largest difference of the mean score that is not held against the canary: of each class's probability where
     there are several, in spreads of the training labels for regression."""

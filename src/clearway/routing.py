@@ -1,20 +1,29 @@
-"""Who answers: a routing table, and the salted hash that gives an entity one version through a rollout."""
+"""Who answers: a routing table, and the salted hash that gives an entity one version through a rollout.
+
+What a row is routed by has a name, the routing key (``serving.routing_key``). Key and salt of a rollout are those that
+the ledger entry which opened it records: whoever changes them in params.yaml meanwhile changes the next rollout, and
+moves nobody from one version to the other in this one.
+"""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clearway.errors import ClearwayError
 from clearway.files import write_text
 from clearway.ledger import Entry, kept_warm
-from clearway.params import describe
+from clearway.params import ENTITY_KEY, describe
 
 Role = Literal["stable", "canary"]
 
 BUCKETS = 10_000
+"""Divides into whole percents, and 2^64 hashes into them with a bias below 1e-15."""
+KEY_EVIDENCE, SALT_EVIDENCE = "routing_key", "routing_salt"
+"""Where the entry that opens a rollout says how entities are split."""
+MAX_KEY = 256
 
 
 class RoutingTable(BaseModel):
@@ -37,6 +46,10 @@ class RoutingTable(BaseModel):
     warm: str | None = None
     """Digest that answers nobody and is kept in memory until ``warm_until``, should it have to come back."""
     warm_until: AwareDatetime | None = None
+    key: str = ENTITY_KEY
+    """Name of the field of a row that it is routed by."""
+    shadow: str | None = None
+    """Digest that gets copies of what stable answers, and answers nobody."""
 
     @model_validator(mode="after")
     def _weight_needs_canary(self) -> Self:
@@ -51,32 +64,87 @@ class RoutingTable(BaseModel):
 
         An entity that sees the canary at 10% still sees it at 25%: buckets below the weight only grow.
         """
+        if self.canary is None:
+            return "stable"
         return "canary" if bucket(key, self.salt) < self.canary_weight * BUCKETS // 100 else "stable"
 
 
 def bucket(key: str, salt: str) -> int:
     """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
-    digest = hashlib.blake2b(key.encode("utf-8"), key=salt.encode("utf-8")[:64], digest_size=8).digest()
+    secret = salt.encode("utf-8")
+    if len(secret) > hashlib.blake2b.MAX_KEY_SIZE:  # cut off, two long salts could be one
+        secret = hashlib.blake2b(secret).digest()
+    digest = hashlib.blake2b(key.encode("utf-8"), key=secret, digest_size=8).digest()
     return int.from_bytes(digest, "big") % BUCKETS
 
 
-def project_routing(entries: Sequence[Entry], salt: str) -> RoutingTable | None:
+class Split(NamedTuple):
+    """How entities are told apart."""
+
+    key: str
+    """Name of the field of a row."""
+    salt: str
+
+    def as_evidence(self) -> dict[str, str]:
+        """In the ledger's words."""
+        return {KEY_EVIDENCE: self.key, SALT_EVIDENCE: self.salt}
+
+
+def split_of(entries: Sequence[Entry]) -> Split | None:
+    """The split that the open rollout began with; None if none is open, or its entry records none."""
+    opening = None
+    for entry in reversed(entries):
+        if entry.canary is None or entry.canary != entries[-1].canary:
+            break
+        opening = entry
+    if opening is None or KEY_EVIDENCE not in opening.evidence or SALT_EVIDENCE not in opening.evidence:
+        return None
+    return Split(opening.evidence[KEY_EVIDENCE], opening.evidence[SALT_EVIDENCE])
+
+
+def salt_of(canary: str | None, salt: str) -> str:
+    """The salt of one rollout: the project's and the canary's, so that the next one tries its luck on others."""
+    return f"{canary[:16]}:{salt}" if canary else salt
+
+
+def key_text(value: Any) -> str | None:
+    """The value of a routing key as text: 3 and 3.0 are one entity; None where there is no value.
+
+    Raises
+    ------
+    ValueError
+        It is no single value, or has more than ``MAX_KEY`` characters; says what it must be.
+    """
+    if type(value) is float and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if value is None or type(value) in (bool, int, float):
+        return None if value is None else str(value)
+    if type(value) is not str:
+        raise ValueError("must be a string, a number, true, false or null")
+    if len(value) > MAX_KEY:
+        raise ValueError(f"must have at most {MAX_KEY} characters, has {len(value)}")
+    return value or None
+
+
+def project_routing(entries: Sequence[Entry], salt: str, key: str = ENTITY_KEY) -> RoutingTable | None:
     """The routing table that the ledger's head asks for; None if nothing was ever deployed.
 
-    The salt is the project's and the canary's: through one rollout an entity keeps its version, and the next rollout
-    tries its luck on others.
+    Through one rollout an entity keeps its version: ``salt`` and ``key`` count from the next one on.
     """
     if not entries:
         return None
     now, (warm, until) = entries[-1], kept_warm(entries) or (None, None)
+    split = split_of(entries) or Split(key, salt)
     return RoutingTable(
         environment=now.environment,
         revision=now.sequence,
         ledger_hash=now.hash,
-        salt=f"{now.canary[:16]}:{salt}" if now.canary else salt,
+        salt=salt_of(now.canary, split.salt),
         stable=now.stable,
         canary=now.canary,
         canary_weight=now.canary_weight,
+        key=split.key,
+        shadow=now.shadow,
         warm=warm,
         warm_until=until,
     )

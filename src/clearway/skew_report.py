@@ -45,7 +45,19 @@ from clearway.workspace import Workspace
 if TYPE_CHECKING:
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
 
-READ = ("id", "version", "asked_at", "asked_text", "served_at", "status", "features", "inputs", "hidden", "where")
+READ = (
+    "id",
+    "version",
+    "role",
+    "asked_at",
+    "asked_text",
+    "served_at",
+    "status",
+    "features",
+    "inputs",
+    "hidden",
+    "where",
+)
 NO_FEATURES = "their features were not logged (params.yaml: serving.log.leave_out)"
 HIDDEN_INPUTS = "what they were looked up by is left out of the log or hashed (params.yaml: serving.log)"
 NO_INPUTS = "they carried their features themselves"
@@ -121,6 +133,7 @@ def check_skew(
     damage = (log.attrs["damaged_lines"], log.attrs["damaged"])
     if since is not None:
         log = log[log["asked_at"] >= pd.Timestamp(since)]
+    log = log[log["role"] != "shadow"]  # copies, whose features are logged with the answers themselves
     log = log if last is None else log.tail(last)
     refused = _refused(log["version"].unique().tolist(), workspace, described)
     kept, left_out = comparable(log, refused, input_types(project), damage)

@@ -43,6 +43,7 @@ from clearway import local_target
 from clearway.local_target import ServerRefusedError, describe_server, ensure_serving, find_server, stop
 from clearway.params import load_params
 from clearway.prediction_log import read_log
+from clearway.serving.shadow_process import load_shadow
 from clearway.workspace import Workspace
 
 
@@ -244,6 +245,26 @@ def test_canary_that_cannot_find_its_features_fails_its_own_callers_only(orchard
         assert server.predict(future, x_clearway_version=modest)[0] == 200
         status, answer, _ = server.predict(future, x_clearway_version=orchards.stored)
         assert (status, "on-demand view growth failed" in answer["error"]) == (500, True)
+
+
+def test_shadow_takes_what_was_looked_up_for_the_answer_and_reads_only_what_that_did_not_need(
+    orchards: Orchards, tmp_path: Path
+) -> None:
+    workspace = write_project(tmp_path, embedded())
+    copy_bundles(orchards, workspace)
+    modest = write_bundle(workspace, orchards.package, ("acidity", "wetness", "variety"))
+    params = load_params(workspace.params_file)
+    inputs = {name: value for name, value in BY_KEY.items() if name != "asked_at"}
+    about = {"id": "q", "revision": 1, "entity": None, "asked_at": BY_KEY["asked_at"], "served_at": BY_KEY["asked_at"]}
+    beside_itself = load_shadow(params, workspace, "staging", orchards.stored, orchards.stored)
+    answer = beside_itself.answer({**about, "row": ROW, "inputs": inputs})  # there is no store yet
+    assert (answer["status"], answer["score"]) == (200, pytest.approx(score(ROW)))
+    fill(workspace, orchards.package)
+    beside_modest = load_shadow(params, workspace, "staging", orchards.stored, modest)
+    row = {**SOIL, "variety": "gala"}
+    answer = beside_modest.answer({**about, "row": row, "inputs": inputs})
+    assert (answer["status"], answer["role"], answer["score"]) == (200, "shadow", pytest.approx(score(ROW)))
+    assert beside_modest.answer({**about, "row": row, "inputs": None})["status"] == 422  # a caller's own, without rain
 
 
 def test_row_whose_looked_up_features_the_model_refuses_is_logged_with_them(orchards: Orchards, tmp_path: Path) -> None:

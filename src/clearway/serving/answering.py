@@ -22,6 +22,9 @@ from clearway.serving.metrics import Traffic
 from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
 from clearway.serving.state import Active, Loaded
 
+SHADOWED = (200, 500)
+"""Statuses of rows that a version answered or failed to: of those a shadow gets a copy."""
+
 
 @dataclass(slots=True)
 class Question:
@@ -34,6 +37,8 @@ class Question:
     row: dict[str, Any]
     """Its features; of a row by key, once they are looked up."""
     asked_at: str | None
+    unit: str | None
+    """Who or what it was routed by; None if that was its id."""
     inputs: dict[str, Any] | None = None
     """What a row by key carries: join keys and request fields."""
     outcomes: dict[str, str] | None = None
@@ -76,9 +81,11 @@ class Answerer:
     def __init__(self, settings: ServingParams, log: PredictionLog, traffic: Traffic | None = None) -> None:
         self._settings = settings
         self._log = log
-        self._traffic = traffic or Traffic()
+        self.traffic = traffic or Traffic()
         self._logs_inputs = "inputs" not in settings.log.leave_out
         self._logs_features = "features" not in settings.log.leave_out
+        self.without_key = 0
+        """Rows that were routed by their id, because they had no routing key."""
         self._row = np.empty((0, 0), dtype=np.float32)
         self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
 
@@ -102,7 +109,7 @@ class Answerer:
         ModelError
             The version failed to answer.
         """
-        question = _assign(row, wanted, active)
+        question = self._assign(row, wanted, active)
         loaded = question.loaded
         if question.inputs is not None:
             await self._look_up([question], active, started, tester=wanted is not None)
@@ -132,7 +139,7 @@ class Answerer:
         questions = []
         for place, row in enumerate(rows):
             with _naming(place):
-                questions.append(_assign(row, wanted, active))
+                questions.append(self._assign(row, wanted, active))
         if any(question.inputs is not None for question in questions):
             await self._look_up(questions, active, started, tester=tester)
         groups: dict[Role, Group] = {}
@@ -163,6 +170,24 @@ class Answerer:
         if failures:
             raise failures[0]
         return predictions, [group.loaded.digest for group in groups.values()]
+
+    def _assign(self, row: Any, wanted: str | None, active: Active) -> Question:
+        """Route by the routing key, else by id, else at random; or to the version that a tester named."""
+        envelope = read_envelope(row)
+        # not of the system's randomness: for each call to the system the other threads get a turn first
+        identity = envelope.id or f"{random.getrandbits(128):032x}"  # it is no secret
+        unit = active.unit(row, envelope)
+        if unit is None:
+            self.without_key += 1
+        role, loaded = active.chosen(wanted) if wanted is not None else active.route(unit or identity)
+        inputs = None
+        if loaded.keyed is not None:
+            inputs = loaded.keyed.read(row)
+        elif active.looks_by_key(row) and not row.keys() >= set(loaded.encoder.names):
+            raise RequestError(
+                422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
+            )
+        return Question(envelope, identity, role, loaded, row, envelope.asked_at, unit, inputs)
 
     async def _score(
         self, group: Group, active: Active, started: float, *, tester: bool
@@ -206,6 +231,7 @@ class Answerer:
 
         ``told`` is what was answered: see :meth:`clearway.target.Target.told`.
         """
+        copies = None if tester or status not in SHADOWED else active.copies
         seconds = perf_counter() - started
         elapsed = seconds * 1000.0
         now = datetime.now(UTC)
@@ -215,14 +241,14 @@ class Answerer:
             # a tester chose the version, so that its requests are no sample of either side
             role = "tester" if tester else question.role
             score = None if one is None else one["score"]
-            answered = self._traffic.of(loaded.digest, role, loaded.version.model.target)
+            answered = self.traffic.of(loaded.digest, role, loaded.version.model.target)
             answered.add(status, seconds, score)
             record = {
                 "id": question.id,
                 "revision": active.table.revision,
                 "version": loaded.digest,
                 "role": role,
-                "entity": question.envelope.entity,
+                "entity": question.unit,
                 "asked_at": question.asked_at,
                 "served_at": now,
                 "status": status,
@@ -236,6 +262,8 @@ class Answerer:
             if self._logs_features and (not by_key or question.outcomes is not None):
                 record["features"] = strip_envelope(question.row)
             self._log.append(record)
+            if copies is not None and question.role == "stable" and (not by_key or question.outcomes is not None):
+                copies.offer(record, question.row, question.inputs)
 
     async def _look_up(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
         """Read the features of those questions that are by key, all at once.
@@ -286,22 +314,6 @@ class Answerer:
         if self._row.shape[1] != width:
             self._row = np.empty((1, width), dtype=np.float32)
         return self._row
-
-
-def _assign(row: Any, wanted: str | None, active: Active) -> Question:
-    """Route by entity, else by id, else at random; or to the version that a tester named."""
-    envelope = read_envelope(row)
-    # not of the system's randomness: for each call to the system the other threads get a turn first
-    identity = envelope.id or f"{random.getrandbits(128):032x}"  # it is no secret
-    role, loaded = active.chosen(wanted) if wanted is not None else active.route(envelope.entity or identity)
-    inputs = None
-    if loaded.keyed is not None:
-        inputs = loaded.keyed.read(row)
-    elif active.looks_by_key(row) and not row.keys() >= set(loaded.encoder.names):
-        raise RequestError(
-            422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
-        )
-    return Question(envelope, identity, role, loaded, row, envelope.asked_at, inputs)
 
 
 def _encode_into(vector: NDArray[np.float32], question: Question) -> None:

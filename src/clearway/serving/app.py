@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,7 +20,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.serving.answering import Answerer, LookupFailed, ModelError
-from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, of_features, of_log, of_traffic, render
+from clearway.serving.logs import AccessLog, failed, without_words
+from clearway.serving.metrics import (
+    CONTENT_TYPE,
+    describe_readers,
+    of_features,
+    of_log,
+    of_routing,
+    of_traffic,
+    render,
+)
 from clearway.serving.requests import RequestError
 from clearway.serving.state import Active, Follower
 from clearway.serving.whole import Desk, describe_whole, families_of_whole
@@ -42,15 +52,21 @@ class Endpoint:
     """
 
     def __init__(
-        self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, desk: Desk
+        self,
+        settings: ServingParams,
+        environment: str,
+        follower: Follower,
+        log: PredictionLog,
+        answerer: Answerer,
+        desk: Desk,
     ) -> None:
         self._settings = settings
         self._environment = environment
         self._follower = follower
         self._log = log
         self._desk = desk
-        self._traffic = Traffic()
-        self._answerer = Answerer(settings, log, self._traffic)
+        self._answerer = answerer
+        self._traffic = answerer.traffic
 
     @property
     def loaded(self) -> bool:
@@ -69,6 +85,7 @@ class Endpoint:
         families = (
             *of_traffic(self._traffic),
             *of_log(self._log.written, self._log.dropped),
+            *of_routing(self._answerer.without_key, active.copies.describe() if active and active.copies else None),
             *of_features(readers),
         )
         try:
@@ -117,8 +134,11 @@ class Endpoint:
         except RequestError as error:
             return _json({"error": str(error)}, error.status, active.table.stable)
         except LookupFailed as error:
+            cause = str(error) if error.status == 503 else without_words(str(error))
+            failed(headers, error.status, cause, active.table.stable)
             return _json({"error": str(error)}, error.status, active.table.stable)
         except ModelError as error:
+            failed(headers, 500, without_words(str(error)), error.digest)
             return _json({"error": str(error), "version": error.digest}, 500, error.digest)
         except ClientDisconnect:
             return _json({"error": "the caller left before its request was complete"}, 400, active.table.stable)
@@ -175,6 +195,8 @@ class Endpoint:
             "canary_weight": table.canary_weight if table else 0,
             "warm": self._follower.warm,
             "runtimes": active.runtimes if active else {},
+            "routing": {"key": table.key if table else None, "without_key": self._answerer.without_key},
+            "shadow": active.copies.describe() if active and active.copies else None,
             "error": self._follower.error,
             "unseen_categories": active.unseen if active else 0,
             "schema_warnings": active.warned if active else {},
@@ -192,6 +214,7 @@ class Endpoint:
 
     async def apologise(self, request: Request, error: Exception) -> Response:
         """The answer to a fault of the server itself, whose traceback is in its log."""
+        failed(dict(request.scope["headers"]), 500, f"the server failed: {type(error).__name__}")
         return self._apology(error)
 
     def _apology(self, error: Exception) -> Response:
@@ -261,7 +284,12 @@ class App(Starlette):
     endpoint: Endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+        if (
+            scope["type"] == "http"
+            and scope["path"] == "/predict"
+            and scope["method"] == "POST"
+            and not self.user_middleware  # what every request is told of
+        ):
             await self.endpoint.predict(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -288,10 +316,22 @@ def build_app(
             endpoint.close()
             for reader in follower.active.readers.values() if follower.active else ():
                 reader.close()
+            if follower.active and follower.active.copies:
+                await asyncio.to_thread(follower.active.copies.close, wait=True)
             await asyncio.to_thread(log.close)
             endpoint.publish()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
-    endpoint = Endpoint(settings, environment, follower, log, desk or Desk.alone())
+    middleware = [Middleware(AccessLog)] if settings.access_log else []
+    answerer, tracing = Answerer(settings, log), None
+    if settings.traces.endpoint is not None:
+        from clearway.serving.traces import TracedAnswerer, TraceRequests, Tracing  # imports OpenTelemetry
+
+        tracing = Tracing(settings.traces, environment)
+        answerer = TracedAnswerer(settings, log, tracing.tracer)
+        middleware.append(Middleware(TraceRequests, tracing.tracer))
+    endpoint = Endpoint(settings, environment, follower, log, answerer, desk or Desk.alone())
     app = App(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
@@ -300,6 +340,7 @@ def build_app(
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
         ],
+        middleware=middleware,
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
         lifespan=lifespan,
     )

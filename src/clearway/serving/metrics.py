@@ -5,7 +5,7 @@ puts them into words.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from clearway.feature_store.online import FeatureReader, ViewCounts
 
-__all__ = ["CONTENT_TYPE", "Answered", "Family", "Traffic", "add_up", "describe_readers", "render"]
+__all__ = ["CONTENT_TYPE", "Answered", "Family", "Traffic", "add_up", "describe_readers", "of_routing", "render"]
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -223,6 +223,7 @@ def of_features(readers: "Sequence[FeatureReader]") -> Iterator[Family]:
     """What was looked up by key; nothing where nothing is.
 
     ``readers`` are those of the versions that are served, stable first; one that serves two stands there twice.
+    ``more`` comes last.
     """
     readers = list({id(reader): reader for reader in readers}.values())
     if not readers:
@@ -265,6 +266,30 @@ def of_features(readers: "Sequence[FeatureReader]") -> Iterator[Family]:
     yield hits.add([], sum(reader.cache_hits for reader in readers))
     entries = Family("clearway_feature_cache_entries", "gauge", "Keys kept in memory.")
     yield entries.add([], sum(reader.cache_entries for reader in readers))
+
+
+def of_routing(without_key: int, shadow: Mapping[str, Any] | None) -> Iterator[Family]:
+    """How requests are routed, and what became of a shadow's copies.
+
+    ``shadow`` is what :meth:`clearway.serving.shadow.ShadowCopies.describe` says.
+    """
+    unkeyed = Family("clearway_rows_without_routing_key", "counter", "Rows that were routed by their id, or by chance.")
+    yield unkeyed.add([], without_key)
+    if shadow is None:
+        return
+    copies = Family(
+        "clearway_shadow_copies",
+        "counter",
+        "Copies of answered rows by what became of them: answered, failed (the shadow refused or failed at them), "
+        "dropped (the queue was full, or the shadow was lost).",
+        ("version", "outcome"),
+    )
+    outcomes = {"answered": shadow["answered"] - shadow["failed"], "failed": shadow["failed"]}
+    for outcome, count in {**outcomes, "dropped": shadow["dropped"]}.items():
+        copies.add([shadow["digest"], outcome], count)
+    yield copies
+    up = Family("clearway_shadow_up", "least", "1 while every worker's shadow process answers, else 0.", ("version",))
+    yield up.add([shadow["digest"]], float(shadow["state"] == "up"))
 
 
 def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | None) -> dict[str, Any]:

@@ -51,9 +51,11 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
 
     from clearway.files import write_json
     from clearway.project import definitions_sha256
+    from clearway.serving.logs import set_up
     from clearway.serving.supervisor import Supervisor, fork, way_to_start
     from clearway.serving.worker import run_worker
 
+    set_up(params.serving.log_format)
     code = definitions_sha256(params)
     _import_what_workers_need(params, workspace, environment)
     record = workspace.environment(environment) / "server.json"

@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from clearway.bundle import verify
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, kept_warm, quarantined, read_ledger
+from clearway.model import recorded_features
 from clearway.online_record import read_record
-from clearway.params import Params
-from clearway.routing import Role, RoutingTable, project_routing, read_routing
+from clearway.params import ENTITY_KEY, Params
+from clearway.routing import Role, RoutingTable, key_text, project_routing, read_routing, salt_of, split_of
 from clearway.serving.loading import (
     OwnFeatures,
     Version,
@@ -25,7 +26,8 @@ from clearway.serving.loading import (
     open_reader,
     own_features,
 )
-from clearway.serving.requests import KeyedRows, RequestError, RowEncoder
+from clearway.serving.requests import Envelope, KeyedRows, RequestError, RowEncoder
+from clearway.serving.shadow import ShadowCopies, shadow_command
 from clearway.signing import check_for
 from clearway.trust import trust_in
 from clearway.workspace import Workspace
@@ -63,7 +65,10 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
         "stable": entry.stable,
         "canary": entry.canary,
         "canary_weight": entry.canary_weight,
+        "shadow": entry.shadow,
     }
+    if (split := split_of(entries[: table.revision])) is not None:
+        expected |= {"key": split.key, "salt": salt_of(entry.canary, split.salt)}
     for field, value in expected.items():
         if getattr(table, field) != value:
             raise ClearwayError(
@@ -76,7 +81,7 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
             f"routing.json: warm is {table.warm!r}, but the ledger of {environment} says otherwise: it was changed by "
             "hand; scripts/rollback.py rewrites it"
         )
-    for digest in {table.stable, table.canary} & quarantined(entries):
+    for digest in {table.stable, table.canary, table.shadow} & quarantined(entries):
         raise ClearwayError(f"routing.json: {digest} was quarantined after revision {table.revision}")
 
 
@@ -101,15 +106,42 @@ class Active:
     """One routing table with all its versions loaded. Never changed, only replaced as a whole."""
 
     def __init__(
-        self, table: RoutingTable, versions: dict[str, Version], readers: "dict[str, FeatureReader] | None" = None
+        self,
+        table: RoutingTable,
+        versions: dict[str, Version],
+        readers: "dict[str, FeatureReader] | None" = None,
+        copies: ShadowCopies | None = None,
     ) -> None:
-        """``versions`` by digest, and the readers of those that were trained from the feature store."""
+        """``versions`` by digest, and the readers of those that were trained from the feature store.
+
+        Raises
+        ------
+        ClearwayError
+            An open rollout is routed by a field that no row of its versions can have.
+        """
         self.table = table
-        self.names = frozenset(name for version in versions.values() for name in version.model.schema.names)
+        self.copies = copies
+        """Where copies of what stable answers go; None without a shadow."""
+        names = [version.model.schema.names for version in versions.values()]
+        self.names = frozenset(copies.names if copies else ()).union(*names)
         self._loaded = {
             digest: self._load(version, (readers or {}).get(digest)) for digest, version in versions.items()
         }
         self._any_keyed = any(loaded.keyed is not None for loaded in self._loaded.values())
+
+        self._key = None if table.key == ENTITY_KEY else table.key
+        if table.canary is not None and self._key not in (None, "id", *self._fields()):
+            raise ClearwayError(
+                f"routing.json: key is {table.key!r}, which is no field of a request to {table.stable[:12]} or "
+                f"{table.canary[:12]}: correct serving.routing_key in params.yaml, then withdraw the canary "
+                f"(scripts/deploy.py --env {table.environment} --canary 0) and open it again"
+            )
+
+    def _fields(self) -> Iterator[str]:
+        """All that a row may carry beside its envelope."""
+        yield from self.names
+        for reader in self.readers.values():
+            yield from reader.inputs
 
     def _load(self, version: Version, reader: "FeatureReader | None") -> Loaded:
         encoder = RowEncoder(version.model.schema, also_known=self.names)
@@ -148,6 +180,21 @@ class Active:
     def warned(self) -> dict[str, int]:
         """Values accepted although the schema warns of them, by feature, in requests answered under this table."""
         return dict(sum((loaded.encoder.warned for loaded in self._loaded.values()), Counter()))
+
+    def unit(self, row: Mapping[str, Any], envelope: Envelope) -> str | None:
+        """Who or what a row is routed by: the value of the routing key, else its entity; None if it has neither.
+
+        Raises
+        ------
+        RequestError
+            The value is none that can be one; 422.
+        """
+        if self._key is None:
+            return envelope.entity
+        try:
+            return key_text(row.get(self._key)) or envelope.entity
+        except ValueError as error:
+            raise RequestError(422, f"{self._key}, by which requests are routed, {error}") from None
 
     def route(self, key: str) -> tuple[Role, Loaded]:
         """The version that answers ``key``, and its role."""
@@ -243,11 +290,16 @@ class Follower:
             self._refuse(f"{self._path} cannot be followed: {type(error).__name__}: {error}")
         else:
             replaced, self.active, self.error = self.active, replacement, None
+            if replacement.copies is not None:
+                replacement.copies.start()
+            if replaced is not None and replaced.copies is not None and replaced.copies is not replacement.copies:
+                replaced.copies.close()
             for reader in _only_in(replaced, replacement):
                 asyncio.get_running_loop().call_later(GRACE_SECONDS, reader.close)
             table = replacement.table
             canary = f", canary {table.canary[:12]} at {table.canary_weight}%" if table.canary else ""
-            logger.warning("revision %d: stable %s%s", table.revision, table.stable[:12], canary)
+            shadow = f", shadow {table.shadow[:12]}" if table.shadow else ""
+            logger.warning("revision %d: stable %s%s%s", table.revision, table.stable[:12], canary, shadow)
             gc.collect()
             gc.freeze()  # what a version holds lives for hours: keep the collector from walking it during requests
 
@@ -288,7 +340,7 @@ class Follower:
         versions = {digest: present.get(digest) or self._load_version(digest) for digest in digests}
         readers = self._readers(versions)
         try:
-            replacement = Active(table, versions, readers)
+            replacement = Active(table, versions, readers, self._copies(table))
         except Exception:
             self._close_new(readers)
             raise
@@ -304,6 +356,19 @@ class Follower:
         except Exception as error:  # whatever a broken file makes a library raise
             logger.warning("%s is not kept warm: %s", table.warm[:12], error)
             return None
+
+    def _copies(self, table: RoutingTable) -> ShadowCopies | None:
+        """Where copies for the shadow go, as before if it is the same; nothing of it is loaded in this process."""
+        if table.shadow is None:
+            return None
+        command = tuple(shadow_command(self._workspace, self._environment, table.shadow, table.stable))
+        present = self.active.copies if self.active else None
+        if present is not None and present.command == command:
+            return present
+        names: tuple[str, ...] = ()
+        with contextlib.suppress(ClearwayError):  # its own process says what is wrong with it
+            names = recorded_features(verify(self._bundles / table.shadow, table.shadow))
+        return ShadowCopies(table.shadow, command, self._params.serving.shadow, names)
 
     def _load_version(self, digest: str) -> Version:
         """A version that the ledger names: its signature, where one is asked for, comes before anything is read."""

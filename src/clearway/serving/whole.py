@@ -133,6 +133,11 @@ def describe_whole(said: Sequence[Said], past: Past) -> dict[str, Any]:
     content["unseen_categories"] = sum(state["unseen_categories"] for state in states)
     content["schema_warnings"] = _sums(state["schema_warnings"] for state in states)
     content["log"] = _sums([past.log, *(state["log"] for state in states)])
+    content["routing"] = {
+        **last.state["routing"],
+        "without_key": sum(state["routing"]["without_key"] for state in states),
+    }
+    content["shadow"] = _shadow_of([state["shadow"] for state in states], last.state["shadow"])
     features = [state["features"] for state in states if state["features"] is not None]
     if features:
         content["features"] = _features_of(features)
@@ -160,6 +165,16 @@ def families_of_whole(said: Sequence[Said], past: Past) -> list[Family]:
     ]
 
 
+def _shadow_of(shadows: Sequence[Mapping[str, Any] | None], last: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What is said of the shadow by the worker that fares worst with it, with what all have counted."""
+    own = [one for one in shadows if one is not None and last is not None and one["digest"] == last["digest"]]
+    if not own:
+        return last
+    worst = min(own, key=lambda one: _READINESS.index(one["state"]))
+    return {**worst, **{name: sum(one[name] for one in own) for name in ("answered", "failed", "dropped")}}
+
+
+_READINESS = ("down", "starting", "up")
 _WORST = ("down", "degraded", "up")
 
 

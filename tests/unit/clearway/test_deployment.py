@@ -18,11 +18,13 @@ from clearway.deployment import (
     plan_canary,
     plan_deploy,
     plan_rollback,
+    plan_shadow,
     quarantine,
     reconcile,
     release,
     rollback,
     way_back,
+    with_shadow,
 )
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import canonical_json, sha256_bytes, write_json
@@ -31,7 +33,7 @@ from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.registry import register
 from clearway.rollout import step_at
-from clearway.routing import project_routing, read_routing
+from clearway.routing import Split, project_routing, read_routing
 from clearway.skew_state import SkewState
 from clearway.workspace import Workspace
 
@@ -69,6 +71,81 @@ def serving_a(tmp_path: Path) -> list[Entry]:
 @pytest.fixture
 def trying_b(tmp_path: Path) -> list[Entry]:
     return write(tmp_path, change("deploy", A), change("canary", A, B, 10))
+
+
+# --- shadows ---
+
+
+def test_a_shadow_is_opened_beside_what_answers_and_ended_and_a_second_time_there_is_nothing_to_do(
+    trying_b: list[Entry], tmp_path: Path
+) -> None:
+    opened = plan_shadow(situation(trying_b), C, **WHO)
+    assert opened == change("shadow", A, B, 10, shadow=C)
+    entries = write(tmp_path, opened)
+    assert plan_shadow(situation(entries), C, **WHO) is None
+    ended = plan_shadow(situation(entries), None, **WHO)
+    assert ended == change("shadow", A, B, 10)
+    assert plan_shadow(situation(write(tmp_path, ended)), None, **WHO) is None
+
+
+def test_what_answers_is_quarantined_or_not_yet_admitted_is_no_shadow(tmp_path: Path) -> None:
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10, quarantines=[D]))
+    with pytest.raises(ClearwayError, match="no stable version"):
+        plan_shadow(situation([]), C, **WHO)
+    with pytest.raises(ClearwayError, match="is the stable version of production"):
+        plan_shadow(situation(entries), A, **WHO)
+    with pytest.raises(ClearwayError, match="is the canary of production"):
+        plan_shadow(situation(entries), B, **WHO)
+    with pytest.raises(ClearwayError, match="quarantined"):
+        plan_shadow(situation(entries), D, **WHO)
+    with pytest.raises(ClearwayError, match="must be stable in staging"):
+        plan_shadow(situation(entries, required=("staging", A)), C, **WHO)
+    with pytest.raises(ClearwayError, match="has a shadow cccccccccccc: end it"):
+        plan_shadow(situation(write(tmp_path, change("shadow", A, B, 10, shadow=C))), "e" * 64, **WHO)
+
+
+@pytest.mark.parametrize(
+    ("following", "goes_on"),
+    [
+        (change("hold", A, B, 10), True),
+        (change("canary", A, B, 50), True),
+        (change("canary", A), True),
+        (change("release", A, B, 10, releases=[D]), True),
+        (change("quarantine", A, B, 10, quarantines=[C]), False),
+        (change("rollback", A, quarantines=[B]), False),
+        (change("promote", B), False),
+        (change("canary", A, C, 10), False),
+        (change("shadow", A, B, 10), False),
+    ],
+)
+def test_a_shadow_goes_on_until_it_or_what_it_is_compared_with_moves(
+    tmp_path: Path, following: Change, goes_on: bool
+) -> None:
+    entries = write(tmp_path, change("deploy", A), change("shadow", A, B, 10, shadow=C))
+    assert with_shadow(entries, following).shadow == (C if goes_on else None)
+
+
+def test_entries_written_by_other_commands_carry_the_shadow_on(params: Params, workspace: Workspace) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A), change("shadow", A, shadow=C))
+    quarantine(params, workspace, ENV, D, **WHO)
+    assert read_routing(folder / "routing.json").shadow == C
+    quarantine(params, workspace, ENV, C, **WHO)
+    assert read_routing(folder / "routing.json").shadow is None
+
+
+# --- how entities are split ---
+
+
+def test_a_changed_routing_key_waits_for_the_next_rollout(tmp_path: Path) -> None:
+    began = Split("tailnum", "salt").as_evidence()
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10, evidence=began))
+    table = project_routing(entries, "another salt", "carrier")
+    assert table is not None
+    assert (table.key, table.salt) == ("tailnum", f"{B[:16]}:salt")
+    table = project_routing(write(tmp_path, change("canary", A), change("canary", A, B, 10)), "another salt", "carrier")
+    assert table is not None
+    assert (table.key, table.salt) == ("carrier", f"{B[:16]}:another salt")
 
 
 # --- deploying whole ---

@@ -56,6 +56,20 @@ def lines(folder: Path) -> list[bytes]:
     return ledger_file(folder).read_bytes().splitlines(keepends=True)
 
 
+def test_a_shadow_is_written_only_where_there_is_one_so_that_old_lines_stay_what_they_were(folder: Path) -> None:
+    assert all(b"shadow" not in line for line in lines(folder))
+    shadowed = Change(action="shadow", stable=C, shadow=B, actor="tester", reason="a test")
+    entries = write(folder, shadowed, deploy(C))
+    assert [entry.shadow for entry in entries] == [None, None, None, B, None]
+    assert [b"shadow" in line for line in lines(folder)] == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("shadow", [A, B])
+def test_a_version_that_answers_is_no_shadow(shadow: str) -> None:
+    with pytest.raises(ValueError, match="the shadow is a version that answers"):
+        Change(action="shadow", stable=A, canary=B, canary_weight=10, shadow=shadow, actor="tester", reason="a test")
+
+
 def test_an_empty_history_is_no_error(tmp_path: Path) -> None:
     entries = read_ledger(tmp_path / "nowhere", ENV)
     assert (entries, head(entries), head_hash(entries), stable_digest(entries)) == ([], None, GENESIS, None)

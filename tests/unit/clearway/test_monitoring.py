@@ -81,8 +81,8 @@ def test_an_id_of_the_project_that_ends_like_a_repeated_one_is_its_own() -> None
     assert join_labels(log(1, id="a~x"), own).empty
 
 
-def test_a_testers_requests_are_no_traffic() -> None:
-    mixed = pd.concat([log(2), log(3, role="tester", status=500), log(1, role="canary")])
+def test_a_testers_requests_and_a_shadows_copies_are_no_traffic() -> None:
+    mixed = pd.concat([log(2), log(3, role="tester", status=500), log(2, role="shadow"), log(1, role="canary")])
     assert traffic(mixed)["role"].tolist() == ["stable", "stable", "canary"]
 
 
