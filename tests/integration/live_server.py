@@ -79,7 +79,7 @@ def deploy(folder: Path, stable: str, canary: str | None = None, weight: int = 0
     return table
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"it did not happen in {seconds} s: {what}"

@@ -174,7 +174,7 @@ def _shadow_of(shadows: Sequence[Mapping[str, Any] | None], last: Mapping[str, A
     return {**worst, **{name: sum(one[name] for one in own) for name in ("answered", "failed", "dropped")}}
 
 
-_READINESS = ("down", "starting", "up")
+_READINESS = ("down", "closed", "starting", "up")
 _WORST = ("down", "degraded", "up")
 
 

@@ -23,6 +23,7 @@ from clearway.prediction_log import PredictionLog
 from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
 from clearway.serving.housekeeping import Housekeeper
+from clearway.serving.logs import set_up
 from clearway.serving.state import Follower
 from clearway.serving.supervisor import Place
 from clearway.serving.whole import Desk
@@ -142,6 +143,7 @@ class _Server(uvicorn.Server):
 def run_worker(params: Params, workspace: Workspace, environment: str, place: Place) -> None:
     """Serve ``environment`` until told to stop; then finish what was accepted, write out the log, and return."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    set_up(params.serving.log_format)
     desk = Desk(Board(place.board, place.workers + 1), place.slot, place.life)
     settings = params.serving.log
     log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
@@ -154,6 +156,7 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
         ws="none",
         lifespan="on",
         access_log=False,
+        log_config=None,
         log_level="warning",
         server_header=False,
         proxy_headers=False,
