@@ -17,7 +17,7 @@ COMMON = ("numpy==2.4.6", "pandas==2.3.3", "scipy==1.17.1", "pyarrow==25.0.1")
 SERVED = ("numpy==2.4.6", "pandas==2.3.3", "scikit-learn==1.9.1", "joblib==1.6.0")
 PEERS = {
     "bentoml": ("bentoml==1.4.39", *SERVED),
-    "mlserver": ("mlserver==1.7.1", *SERVED),
+    "mlserver": ("mlserver==1.7.1", "uvloop==0.21.0", *SERVED),  # with 0.22 its workers do not start
     "evidently": ("evidently==0.7.23", *COMMON),
     "great_expectations": ("great-expectations==1.24.1", *COMMON),
 }

@@ -278,6 +278,7 @@ def online(folder: Path, figures: Figures, details: Details, sizes: Sizes, *, qu
         figures.add(f"{name}_requests_per_second", closed["requests_per_second"])
         figures.add(f"{name}_p95_ms", closed["p95_ms"])
         figures.add(f"{name}_errors", closed["errors"])
+        figures.add(f"{name}_start_seconds", closed["start"])
         figures.add(f"{name}_open_p95_ms", opened["p95_ms"])
         figures.add(f"{name}_open_p99_ms", opened["p99_ms"])
         figures.add(f"{name}_open_errors", opened["errors"])
