@@ -123,7 +123,9 @@ def match(
     spelt = by_key.assign(entity=pd.Series(hashed, by_key.index, dtype="object"))
     both = pd.concat([by_key, spelt]).drop_duplicates(["row", "entity"])
     by_key = both.merge(keys, on=["entity", "asked_at"], how="inner")
-    matched = pd.concat([by_id[by_id["when"].notna()], by_key], ignore_index=True)
+    columns = ["row", "name", "id", "label", "labelled_at", "when"]
+    parts = [part[columns] for part in (by_id[by_id["when"].notna()], by_key) if len(part)]
+    matched = pd.concat(parts, ignore_index=True) if parts else by_id[columns].head(0)
     unknown = rows[~rows["row"].isin(matched["row"])]
     matched["when"] = pd.to_datetime(matched["when"], utc=True)
     early = matched["labelled_at"] < matched["when"]

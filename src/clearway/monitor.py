@@ -8,7 +8,7 @@ from rich.table import Table
 
 from clearway.acceptance import accept_raw
 from clearway.bundle import Bundle, verify
-from clearway.columns import LABEL
+from clearway.columns import LABEL, ROW_ID
 from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError
 from clearway.files import write_json
@@ -130,7 +130,9 @@ def _performance(params: Params, workspace: Workspace, environment: str, bundle:
         questions = questions.assign(**{LABEL: class_names(questions[LABEL])})
     # what the project's own tables say comes first
     imported = stored_labels(workspace, environment, params.time())
-    questions = pd.concat([questions[questions[LABEL].notna()], imported], ignore_index=True)
+    if len(imported):
+        known = questions.loc[questions[LABEL].notna(), [ROW_ID, LABEL]]
+        questions = pd.concat([known, imported[[ROW_ID, LABEL]]], ignore_index=True)
     stable = log[(log["version"] == bundle.digest) & (log["status"] == 200)]
     # The window ends at the last answer that is known, which may lie far behind the last prediction.
     labelled = recent(join_labels(stable, questions), params.split.current_days)

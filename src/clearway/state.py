@@ -35,7 +35,7 @@ KEPT_OF_ENVIRONMENT = ("ledger.jsonl", "head.json", "routing.json", "canary.json
 LOGS = ("decisions.jsonl", "holdout_uses.jsonl")
 """Histories that every run adds lines to."""
 RUN, STORE, RESTORED = "run.json", "store.json", "restored.json"
-LEFT_BEHIND = ("server.json", "server.log", "*.lock", "logs", "*.pid", RESTORED)
+LEFT_BEHIND = ("server.json", "server.log", "*.lock", "logs", "*.pid", "*.writer", RESTORED)
 """What belongs to one machine or one run and is carried by nobody."""
 ATTEMPTS = 5
 

@@ -22,7 +22,7 @@ import onnx
 import pandas as pd
 import pytest
 import yaml
-from live_server import REPOSITORY, Server, deploy, keep, running, until
+from live_server import REPOSITORY, Server, deploy, keep, running, start, until
 from onnx import TensorProto, helper, numpy_helper
 
 from clearway.bundle import pack, payload_digest
@@ -36,7 +36,7 @@ from clearway.routing import read_routing, write_routing
 from clearway.training import train
 from clearway.workspace import Workspace
 
-PARAMS = {
+PARAMS: dict[str, Any] = {
     "project": {"name": "apples"},
     "sources": {"apples": {"kind": "csv", "path": "apples.csv"}},
     "data": {"table": "apples", "label": "ripe"},
@@ -61,9 +61,10 @@ class Bundles:
     slow: str
 
 
-def write_project(root: Path) -> Workspace:
+def write_project(root: Path, log: dict[str, Any] | None = None) -> Workspace:
     root.mkdir(parents=True, exist_ok=True)
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    params = PARAMS if log is None else {**PARAMS, "serving": {**PARAMS["serving"], "log": log}}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
     return Workspace(root)
 
 
@@ -486,6 +487,53 @@ def test_sigterm_drains_and_the_log_is_complete(server: Server) -> None:
     assert set(answered) <= set(log["id"])
     assert len(log) - len(answered) <= 4  # answers that were written but whose connection closed first
     assert log.attrs["torn_lines"] == 0
+
+
+def test_what_a_killed_server_lost_is_counted_and_the_next_one_compacts_the_rest(
+    tmp_path: Path, bundles: Bundles
+) -> None:
+    workspace = write_project(tmp_path, log={"compact_minutes": 0.02})
+    shutil.copytree(bundles.folder, workspace.bundles)
+    answered: list[str] = []
+
+    def ask_on(server: Server, worker: int) -> None:
+        for number in range(100_000):
+            try:
+                status, _, _ = server.predict({**ROW, "id": f"{worker}-{number}"})
+            except (OSError, http.client.HTTPException):
+                return  # it is dead
+            assert status == 200
+            answered.append(f"{worker}-{number}")
+
+    with running(workspace) as server, ThreadPoolExecutor(4) as pool:
+        server.deploy(bundles.first)
+        until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, "ready")
+        asking = [pool.submit(ask_on, server, worker) for worker in range(4)]
+        until(lambda: len(answered) > 300, "traffic")
+        server.process.kill()
+        for worker in asking:
+            worker.result()
+    folder = server.folder / "predictions"
+    logged = read_log(folder, columns=["id"])
+    (loss,) = logged.attrs["losses"]
+    missing = len(set(answered) - set(logged["id"]))
+    assert loss.pid == server.process.pid
+    # of each connection one more may have been counted, and answered to nobody
+    assert missing <= loss.lost <= missing + 4
+    with running(workspace) as server:
+        until(lambda: any((folder / "parquet").rglob("part-*.parquet")), "compaction", seconds=60)
+        assert server.predict({**ROW, "id": "after"})[0] == 200
+        until(lambda: "after" in set(read_log(folder, columns=["id"])["id"]), "log")
+    again = read_log(folder, columns=["id"])
+    assert sorted(again["id"]) == sorted([*logged["id"], "after"])
+    assert again.attrs["losses"][0] == loss
+
+
+def test_a_server_that_should_hash_and_has_no_key_does_not_start(tmp_path: Path) -> None:
+    workspace = write_project(tmp_path, log={"hash": ["entity"]})
+    process = start(workspace, "staging", tmp_path / "server.log")
+    assert process.wait(30) == 2
+    assert "serving.log.hash = ['entity'], but $CLEARWAY_LOG_KEY has 0 bytes" in (tmp_path / "server.log").read_text()
 
 
 def test_server_waits_for_the_first_deployment(tmp_path: Path, bundles: Bundles) -> None:

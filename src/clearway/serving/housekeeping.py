@@ -14,6 +14,8 @@ from clearway.workspace import Workspace
 
 LOOK_SECONDS = 20.0
 STOP_SECONDS = 5.0
+MANY_SEGMENTS = 4
+"""So many are compacted at the next look, whatever the interval: readers parse what is not compacted."""
 
 logger = logging.getLogger("clearway.serving")
 
@@ -71,9 +73,12 @@ class Housekeeper:
 
 
 def claim(folder: Path, seconds: float) -> bool:
-    """Whether there is something to compact that nobody has tried to for so long; the caller then has to."""
-    if not any(is_free(path) for path in folder.glob("*.jsonl")):
+    """Whether there is something to compact, and nobody has done so for so long; the caller then has to."""
+    finished = sum(is_free(path) for path in folder.glob("*.jsonl"))
+    if not finished:
         return False
+    if finished >= MANY_SEGMENTS:
+        seconds = min(seconds, LOOK_SECONDS)
     stamp = folder / "compacted.lock"
     try:
         if time.time() - stamp.stat().st_mtime < seconds:

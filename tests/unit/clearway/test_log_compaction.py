@@ -350,6 +350,21 @@ def test_a_process_that_was_killed_before_it_wrote_anything_is_counted_too(tmp_p
     assert sum(loss.lost or 0 for loss in compact(tmp_path, NOW).losses) == 7 - len(found)
 
 
+def test_what_was_compacted_before_its_writer_was_killed_is_not_lost(tmp_path: Path) -> None:
+    code = WRITER.replace("while True:", "import time, clearway.prediction_log as made\nmade.SEGMENT_BYTES = 1\n"
+                          "for _ in range(5):") + "\ntime.sleep(60)"  # fmt: skip
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.DEVNULL)
+    deadline, records = time.monotonic() + 30, 0
+    while records < 5 and time.monotonic() < deadline:
+        records += compact(tmp_path, NOW).records
+        time.sleep(0.02)
+    writer.kill()
+    writer.wait()
+    assert records == 5
+    assert read_log(tmp_path).attrs["losses"] == ()
+    assert compact(tmp_path, NOW).losses == []
+
+
 def test_a_loss_that_nobody_can_count_is_said(tmp_path: Path) -> None:
     pid, _ = kill_a_writer(tmp_path)
     (mark,) = tmp_path.glob("*.writer")
