@@ -244,13 +244,14 @@ def test_failure_is_an_error_of_its_spans_that_quotes_nothing_and_an_unsampled_t
     skipped, traced = "1" * 32, "2" * 32
     assert observed.ask(row, traceparent=f"00-{skipped}-{'3' * 16}-00")[0] == 500
     assert observed.ask(row, traceparent=f"00-{traced}-{'3' * 16}-01")[0] == 500
-    found: list[Any] = []
+    refused = "4" * 32
+    assert observed.ask(row, x_clearway_version=SECRET, traceparent=f"00-{refused}-{'3' * 16}-01")[0] == 422
 
-    def arrived() -> bool:
-        found[:] = [span for span in observed.collector.spans() if span.trace_id.hex() == traced]
-        return len(found) == 3
+    def of(trace: str) -> list[Any]:
+        return [span for span in observed.collector.spans() if span.trace_id.hex() == trace]
 
-    until(arrived, "three spans")
+    until(lambda: len(of(traced)) == 3 and len(of(refused)) == 2, "three spans, and two")
+    found = of(traced)
     assert {span.name: span.status.code for span in found} == {"POST /predict": 2, "route": 0, "score": 2}
     assert all(span.trace_id.hex() != skipped for span in observed.collector.spans())
     everything = b"".join(observed.collector.content)
