@@ -17,13 +17,14 @@ from small_models import write_model, write_project
 
 from clearway.deployment import check_routing_key, deploy, find_bundle, reconcile
 from clearway.errors import ClearwayError, UsageError
+from clearway.ledger import read_ledger
 from clearway.local_target import describe_server, find_server, stop
 from clearway.params import Params, load_params
 from clearway.prediction_log import read_log
 from clearway.routing import read_routing
 from clearway.serving.loading import load_version
 from clearway.serving.requests import Envelope
-from clearway.serving.state import Active
+from clearway.serving.state import Active, check_vouched
 from clearway.workspace import Workspace
 
 WHO = {"actor": "test", "reason": "a test"}
@@ -192,6 +193,17 @@ def test_key_that_no_row_has_is_refused_by_the_server_too_while_a_rollout_is_ope
     Active(wrong.model_copy(update={"canary": None, "canary_weight": 0}), versions)  # the way back is open
 
 
+@pytest.mark.parametrize("change", [{"key": "weight"}, {"salt": "another"}, {"shadow": "c" * 64}])
+def test_table_that_splits_or_copies_otherwise_than_the_ledger_says_is_refused(
+    observed: Observed, change: dict[str, Any]
+) -> None:
+    folder = observed.workspace.environment("staging")
+    table, entries = read_routing(folder / "routing.json"), read_ledger(folder, "staging")
+    check_vouched(table, "staging", entries)
+    with pytest.raises(ClearwayError, match=rf"routing.json: {next(iter(change))} is .* it was changed by hand"):
+        check_vouched(table.model_copy(update=change), "staging", entries)
+
+
 def test_failed_request_is_a_line_with_its_id_and_without_its_row(observed: Observed) -> None:
     row = {"weight": TELLING, "tree": observed.tree("canary")}
     assert observed.ask(row, x_request_id="broken-1", authorization=f"Bearer {SECRET}")[0] == 500
@@ -232,13 +244,14 @@ def test_failure_is_an_error_of_its_spans_that_quotes_nothing_and_an_unsampled_t
     skipped, traced = "1" * 32, "2" * 32
     assert observed.ask(row, traceparent=f"00-{skipped}-{'3' * 16}-00")[0] == 500
     assert observed.ask(row, traceparent=f"00-{traced}-{'3' * 16}-01")[0] == 500
-    found: list[Any] = []
+    refused = "4" * 32
+    assert observed.ask(row, x_clearway_version=SECRET, traceparent=f"00-{refused}-{'3' * 16}-01")[0] == 422
 
-    def arrived() -> bool:
-        found[:] = [span for span in observed.collector.spans() if span.trace_id.hex() == traced]
-        return len(found) == 3
+    def of(trace: str) -> list[Any]:
+        return [span for span in observed.collector.spans() if span.trace_id.hex() == trace]
 
-    until(arrived, "three spans")
+    until(lambda: len(of(traced)) == 3 and len(of(refused)) == 2, "three spans, and two")
+    found = of(traced)
     assert {span.name: span.status.code for span in found} == {"POST /predict": 2, "route": 0, "score": 2}
     assert all(span.trace_id.hex() != skipped for span in observed.collector.spans())
     everything = b"".join(observed.collector.content)
