@@ -62,11 +62,12 @@ def barred(site: Site) -> None:
 Before, Action = Callable[[Site], None], Callable[[Site], Any]
 ACTIONS: dict[str, tuple[Before, Action]] = {
     "deploy": (lambda site: survive(lambda: site.do(deploy, site.a)), lambda site: site.do(deploy, site.b)),
-    "first canary": (lambda site: None, lambda site: site.do(deploy, site.b, 10)),
-    "canary": (lambda site: survive(lambda: site.do(deploy, site.a)), lambda site: site.do(deploy, site.b, 10)),
+    "canary": (
+        lambda site: None,  # the first one, which makes the baseline its control
+        lambda site: site.do(deploy, site.b, 10),
+    ),
     "promote": (passed, lambda site: site.do(deploy, site.b, 100)),
     "hold": (opened, lambda site: hold(site.params, site.workspace, ENV, verdict("hold", 10), actor="tester")),
-    "rollback of a canary": (opened, lambda site: site.do(rollback)),
     "rollback": (twice, lambda site: site.do(rollback)),
     "quarantine": (opened, lambda site: site.do(quarantine, site.c)),
     "release": (barred, lambda site: site.do(release, site.b)),
