@@ -45,9 +45,10 @@ def _command(script: str, workspace: Workspace, *arguments: str) -> Sequence[str
 
 
 def _start(command: Sequence[str]) -> "subprocess.Popen[str] | OSError":
+    silent = {name: value for name, value in os.environ.items() if name not in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     try:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, env=silent, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
     except OSError as error:
         return error

@@ -1,7 +1,7 @@
 """Tell people of what the ledger says happened, through Apprise: chat, mail, pagers, any of its hundred services.
 
 The addresses hold tokens, so they stand in ``$CLEARWAY_ALERT_URLS`` and are never written or said. What was told is
-kept in ``alerted.json``: an entry whose telling failed, or whose command was killed before it, is told with the next
+kept in ``alerted.json``: an entry that no receiver took, or whose command was killed before it, is told with the next
 one. Commands do this in a process of its own (:mod:`clearway.aftermath`).
 """
 
@@ -71,13 +71,14 @@ def tell(
         for entry in found:
             title, body = message(entry, params.project.name)
             silent = [name for name, receiver in receivers if not _notify(receiver, title, body, entry)]
+            if len(silent) < len(receivers):  # whom one dead receiver would tell everything again, and again
+                write_json(folder / "alerted.json", {"sequence": entry.sequence})
             if silent:
+                again = "; the next alert repeats it" if len(silent) == len(receivers) else ""
                 raise ClearwayError(
                     f"{' and '.join(silent)} did not take the alert of entry {entry.sequence} of {environment}: "
-                    "see whether they run and the addresses in $CLEARWAY_ALERT_URLS still hold; the next alert "
-                    "repeats it"
+                    f"see whether they run and the addresses in $CLEARWAY_ALERT_URLS still hold{again}"
                 )
-            write_json(folder / "alerted.json", {"sequence": entry.sequence})
     return found
 
 

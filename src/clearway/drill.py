@@ -292,10 +292,10 @@ def _make_project(workspace: Workspace, versions: int, bad: int) -> list[str]:
     }
     workspace.root.mkdir(parents=True, exist_ok=True)
     workspace.params_file.write_text(yaml.safe_dump(params))
-    return [_make_version(workspace, number, fails=number == bad) for number in range(1, versions + 1)]
+    return [make_version(workspace, number, fails=number == bad) for number in range(1, versions + 1)]
 
 
-def _make_version(workspace: Workspace, number: int, *, fails: bool) -> str:
+def make_version(workspace: Workspace, number: int, *, fails: bool) -> str:
     """A model that looks its answer up by the row's size, in a table that is too short where it is to fail."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper

@@ -1,14 +1,18 @@
 """What follows an entry, and what repeats it: alerts, warm versions, reconciliation, and the commands around them."""
 
+import http.client
+import io
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,9 @@ import yaml
 from live_server import until
 from small_site import ENV, REPORT, Site, make_site
 
+from clearway.blue_green import watch_switch, write_report
 from clearway.deployment import deploy, release, rollback, serve_again
+from clearway.drill import SIZES, make_version
 from clearway.files import sha256_bytes
 from clearway.ledger import quarantined
 from clearway.local_target import describe_server, find_server, stop
@@ -43,9 +49,24 @@ def _no_run_of_github(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def script(site: Site, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "scripts" / name), "--project", str(site.workspace.root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def script(site: Site, name: str, *arguments: str) -> Ended:
+    """Run a script as it is, in this process, which has imported already what costs seconds."""
+    path = str(ROOT / "scripts" / name)
+    said, complained = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, [path, "--project", str(site.workspace.root), *arguments]
+    try:
+        with redirect_stdout(said), redirect_stderr(complained), pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+    return Ended(int(end.value.code or 0), said.getvalue(), complained.getvalue())
 
 
 def served(site: Site) -> dict[str, Any]:
@@ -180,6 +201,46 @@ def test_a_version_is_kept_warm_for_a_rollback_and_let_go_when_its_time_is_over(
     assert served(site)["error"] is None
 
 
+def ask(site: Site, count: int) -> None:
+    """Rows of every size, over one connection, whatever is answered."""
+    server = find_server(site.workspace, ENV)
+    assert server is not None
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    for number in range(count):
+        body = json.dumps({"size": number % SIZES})
+        connection.request("POST", "/predict", body, {"content-type": "application/json"})
+        connection.getresponse().read()
+    connection.close()
+
+
+def test_a_switch_is_watched_and_undone_when_the_new_version_fails(site: Site) -> None:
+    settled(site)
+    bad = make_version(site.workspace, 99, fails=True)
+    params = yaml.safe_load(site.workspace.params_file.read_text())
+    watched = {"strategy": "blue-green", "blue_green": {"watch_minutes": 1, "min_requests": 20}}
+    site.workspace.params_file.write_text(yaml.safe_dump({**params, "deployment": watched}))
+    try:
+        good = site.do(deploy, other(site))
+        ask(site, 200)
+        switched = site.do(deploy, bad)
+        ask(site, 100)
+        found = watch_switch(site.params, site.workspace, switched.switch, actor="tester")
+        write_report(site.workspace, switched.switch, found)
+        calm = {"strategy": "blue-green", "blue_green": {"watch_minutes": 0}}
+        site.workspace.params_file.write_text(yaml.safe_dump({**params, "deployment": calm}))
+        held = script(site, "deploy.py", "--env", ENV, "--digest", other(site), "--reason", "a test")
+    finally:
+        site.workspace.params_file.write_text(yaml.safe_dump(params))
+    assert found.verdict == "rollback"
+    assert found.sentence.startswith("errors rose from 0.00% to ")
+    back = next(entry for entry in site.entries() if bad in entry.quarantines)
+    assert (back.action, back.stable, back.reason) == ("rollback", good.entry.stable, found.sentence)
+    report = json.loads((site.workspace.reports / "blue_green.json").read_text())
+    assert (held.returncode, report["verdict"]) == (3, "hold"), held.stderr
+    assert "prove nothing" in held.stdout
+    assert "Switch in staging" in (site.workspace.reports / "blue_green.html").read_text()
+
+
 def test_what_a_deployment_came_from_stands_in_its_entry(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     settled(site)
     for name, value in (("SERVER_URL", "https://example.org"), ("REPOSITORY", "ann/apples"), ("RUN_ID", "42")):
@@ -259,7 +320,7 @@ def test_of_two_processes_that_decided_on_one_head_one_wins_and_the_other_is_tol
     before = len(site.entries())
     command = [sys.executable, str(ROOT / "scripts" / "quarantine.py"), "--project", str(site.workspace.root)]
     command += ["--env", ENV, "--digest", site.c, "--reason", "a race"]
-    racers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    racers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
     ends = [(racer.communicate(timeout=240)[1].decode(), racer.returncode) for racer in racers]
     added = site.entries()[before:]
     assert len(added) == sum(code == 0 for _, code in ends) >= 1

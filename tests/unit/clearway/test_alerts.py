@@ -1,6 +1,8 @@
 """Whom an alert is about, what it says, and that an address is never shown."""
 
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,32 @@ def test_a_receiver_that_is_away_is_named_by_its_kind_and_told_again_later(param
         tell(params, workspace, ENV, "json://127.0.0.1:9/secret", datetime.now(UTC), after=1)
     assert "secret" not in str(raised.value)
     assert not (folder / "alerted.json").exists()
+
+
+def test_one_dead_receiver_is_named_and_does_not_have_the_others_told_again(params: Params, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    folder = workspace.environment(ENV)
+    write(folder, {"action": "deploy"})
+    with HTTPServer(("127.0.0.1", 0), Accepts) as receiver:
+        thread = threading.Thread(target=receiver.handle_request)
+        thread.start()
+        urls = f"json://127.0.0.1:{receiver.server_port} json://127.0.0.1:9"
+        with pytest.raises(
+            ClearwayError, match=r"^receiver 2 \(JSON\) did not take the alert of entry 1 .* still hold$"
+        ):
+            tell(params, workspace, ENV, urls, datetime.now(UTC))
+        thread.join()
+    assert tell(params, workspace, ENV, "json://127.0.0.1:9", datetime.now(UTC)) == []
+
+
+class Accepts(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def test_a_damaged_record_is_named(params: Params, tmp_path: Path) -> None:

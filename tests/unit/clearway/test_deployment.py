@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -612,3 +614,10 @@ def test_where_a_rollback_leads(trying_b: list[Entry], tmp_path: Path) -> None:
     entries = write(tmp_path, change("promote", B))
     assert way_back(situation(entries)) == A
     assert way_back(situation(write(tmp_path, change("quarantine", B, quarantines=(A,))))) is None
+
+
+def test_a_command_that_has_to_be_fast_starts_without_heavy_libraries() -> None:
+    heavy = "('numpy', 'pandas', 'sklearn', 'onnxruntime', 'mlflow', 'feast', 'apprise', 'jinja2')"
+    code = f"import sys, clearway.cli, clearway.deployment; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
