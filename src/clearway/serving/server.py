@@ -51,6 +51,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         environment,
         Follower(params, workspace, environment),
         PredictionLog(folder / "predictions"),
+        params.model_name,
     )
 
     class Server(uvicorn.Server):
