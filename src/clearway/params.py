@@ -693,7 +693,13 @@ class ServingParams(Section):
     salt: str = "clearway"
     """Changes which entities see the canary."""
     max_rows: int = Field(1000, ge=1)
+    """Most rows of one request, whatever its protocol; more are refused (413)."""
     max_body_bytes: int = Field(1_048_576, ge=1024)
+    """Largest body of a request; a larger one is refused (413) and read no further."""
+    read_timeout_seconds: float = Field(10.0, gt=0, le=3600)
+    """How long a request may take to arrive, headers and body; then its connection is closed (408)."""
+    max_connections: int = Field(2000, ge=1)
+    """Connections that one process holds open; requests on further ones are refused (503)."""
     log_features: bool = True
     features: FeatureLookupParams = FeatureLookupParams()
 

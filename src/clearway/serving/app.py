@@ -25,6 +25,7 @@ from clearway.serving.bodies import (
     CSV,
     JSON,
     REQUEST_ID,
+    UNSAID,
     new_request_id,
     parse_json,
     read_body,
@@ -112,7 +113,7 @@ class Endpoint:
         self._named(path["name"])
         wanted = active.live_digest(path["version"]) if "version" in path else asked.wanted
         if open_inference.HEADER_LENGTH not in asked.headers:
-            read_kind(asked.headers)
+            read_kind(asked.headers, (JSON, UNSAID))  # some clients say nothing
         content = await read_body(asked.headers, asked.receive, self._settings.max_body_bytes)
         body = None if open_inference.HEADER_LENGTH in asked.headers else parse_json(content)
         request = open_inference.read_infer(asked.headers, body, self._name, self._settings.max_rows)
@@ -216,9 +217,11 @@ class Endpoint:
 
     async def docs(self, request: Request) -> Response:
         """``GET /docs``: the same for people."""
-        from clearway.serving.openapi import describe_api, render_page
+        from clearway.serving.docs_page import render_page
+        from clearway.serving.openapi import describe_api
 
-        page = render_page(describe_api(self._follower.active, self._name, self._settings))
+        document = describe_api(self._follower.active, self._name, self._settings)
+        page = render_page(document, f"{request.url.scheme}://{request.url.netloc}")
         return Response(page, headers={"content-type": "text/html; charset=utf-8"})
 
     async def live(self, request: Request) -> Response:

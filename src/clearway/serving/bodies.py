@@ -10,7 +10,7 @@ from starlette.types import Receive
 
 from clearway.serving.requests import RequestError
 
-JSON, CSV = "application/json", "text/csv"
+JSON, CSV, UNSAID = "application/json", "text/csv", ""
 REQUEST_ID = b"x-request-id"
 MAX_REQUEST_ID = 200
 """Characters; leaves room for a row's number in what a log calls a name."""
@@ -55,7 +55,8 @@ def read_kind(headers: Mapping[bytes, bytes], kinds: Collection[str] = _JSON_ONL
     if said not in kinds:
         kind, *parameters = (part.strip().lower() for part in said.split(";"))
         if kind not in kinds:
-            raise RequestError(415, f"content-type must be {' or '.join(kinds)}, not {said[:100]!r}")
+            known = " or ".join(filter(None, kinds))
+            raise RequestError(415, f"content-type must be {known}, not {said[:100]!r}")
         for parameter in parameters:
             name, _, value = parameter.partition("=")
             if name.strip() == "charset" and value.strip().strip('"') not in ("utf-8", "utf8", "us-ascii"):

@@ -37,6 +37,7 @@ _TYPES: Mapping[str, frozenset[type]] = {
     **dict.fromkeys(("FP16", "FP32", "FP64"), frozenset((int, float, _NULL))),
 }
 """Types of JSON values by datatype. Null is a value that is not known; the feature says whether it may be so."""
+DATATYPES = tuple(_TYPES)
 PER_ROW = ("id", "version")
 """Outputs of every model, told only when they are asked for by name."""
 

@@ -1,5 +1,6 @@
 """The server process of one environment: binds, listens, writes ``server.json``, drains when told to stop."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -41,6 +42,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     from clearway.prediction_log import PredictionLog
     from clearway.project import definitions_sha256
     from clearway.serving.app import build_app
+    from clearway.serving.slow_callers import cut_off_slow_callers
     from clearway.serving.state import Follower
 
     folder = workspace.environment(environment)
@@ -57,6 +59,10 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            connections = self.server_state.connections
+            self.watch = asyncio.create_task(
+                cut_off_slow_callers(connections, params.serving.read_timeout_seconds)
+            )  # ends with the loop
             if self.started:
                 host, port = listener.getsockname()[:2]
                 created = psutil.Process().create_time()
@@ -73,6 +79,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         server_header=False,
         proxy_headers=False,
         backlog=2048,
+        limit_concurrency=params.serving.max_connections + 1,  # uvicorn counts the one that asks
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )

@@ -115,6 +115,11 @@ class Active:
         return {digest: loaded.version for digest, loaded in self._loaded.items()}
 
     @property
+    def loaded(self) -> tuple[Loaded, ...]:
+        """All versions, stable first."""
+        return tuple(self._loaded.values())
+
+    @property
     def runtimes(self) -> dict[str, str]:
         """What answers for each version, by digest: ``onnx``, or ``scikit-learn``, which is slower."""
         return {digest: loaded.version.model.runtime for digest, loaded in self._loaded.items()}
