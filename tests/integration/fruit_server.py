@@ -42,7 +42,7 @@ def make_project(root: Path) -> tuple[Workspace, str, str]:
             "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
             "arguments": {"max_iter": 5, "min_samples_leaf": 5},
         },
-        "environments": {"staging": {"port": 0}},
+        "environments": {"staging": {"port": 0}, "single": {"port": 0}, "together": {"port": 0}},
         "serving": {"max_rows": MAX_ROWS, "max_body_bytes": MAX_BYTES, "read_timeout_seconds": 1.5},
     }
     root.mkdir(parents=True, exist_ok=True)

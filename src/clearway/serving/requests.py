@@ -561,7 +561,10 @@ def _outside(low: Any, high: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value as an error shows it, cut where it is long."""
-    shown = repr(value) if isinstance(value, (str, bool)) else f"{value:.12g}"
+    if isinstance(value, (str, bool)):
+        shown = repr(value)
+    else:  # a whole number may be too large to be shown so
+        shown = f"{value:.12g}" if not isinstance(value, int) or abs(value) < 10**308 else "a larger number"
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
