@@ -198,7 +198,7 @@ class Endpoint:
     async def ping(self, request: Request) -> Response:
         """``GET /ping`` and ``GET /health``: as ready, as MLflow's clients ask it."""
         ready = await self.ready(request)
-        return Response(b"\n", ready.status_code, {"content-type": JSON})
+        return Response(b"\n", ready.status_code, {"content-type": "text/plain; charset=utf-8"})
 
     async def mlflow_version(self, request: Request) -> Response:
         """``GET /version``: of MLflow, whose protocol this is; of Clearway where it is not installed."""

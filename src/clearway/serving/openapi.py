@@ -431,8 +431,10 @@ def _paths(name: str, digests: list[str]) -> dict[str, Schema]:
             f"infer{of}", f"Predict tensors{which}", body, _ref("InferResponse"), [*given, *asking[: 1 if of else 2]]
         )
     paths |= {
-        "/ping": _get("ping", "Whether predictions are answered, for MLflow's clients", None),
-        "/health": _get("health", "The same", None),
+        "/ping": _get(
+            "ping", "Whether predictions are answered, for MLflow's clients", None, kind="text/plain", unavailable=""
+        ),
+        "/health": _get("health", "The same", None, kind="text/plain", unavailable=""),
         "/version": _get("mlflow_version", "The version of MLflow whose protocol is spoken", None, kind="text/plain"),
         "/": _get("state", "What is served", "State"),
         "/metrics": _get("metrics", "Counts, in the text format of Prometheus", None, kind="text/plain"),
@@ -473,8 +475,8 @@ def _get(
     responses: Schema = {"200": {"description": "the answer", "content": content}}
     if parameters:
         responses["404"] = {"$ref": "#/components/responses/Unknown"}
-    if unavailable or (schema is None and kind == JSON):
-        failed = {JSON: {"schema": _ref(unavailable)}} if unavailable else {JSON: {"schema": {}}}
+    if unavailable is not None:
+        failed = {kind: {"schema": _ref(unavailable) if unavailable else {}}}
         responses["503"] = {"description": "not now", "content": failed}
     described: Schema = {"operationId": operation, "summary": summary, "responses": responses}
     return {"get": {**described, **({"parameters": parameters} if parameters else {})}}

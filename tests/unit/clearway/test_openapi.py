@@ -29,9 +29,7 @@ FEATURES = (
     CategoricalFeature(name="truth", declared=Column(kind="bool", nullable=True), categories=("True",)),
 )
 VALUES = (
-    st.sampled_from(
-        [None, True, False, "a", "b", "AB", "ABC", "x", "", "ab", "abcd", [], {}, 0.1, 0.7, 1, 2.5, 1e39]
-    )
+    st.sampled_from([None, True, False, "a", "b", "AB", "ABC", "x", "", "ab", "abcd", [], {}, 0.1, 0.7, 1, 2.5, 1e39])
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.integers(-10, 20)
     | st.text(max_size=4)
