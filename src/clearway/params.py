@@ -764,7 +764,13 @@ class ServingParams(Section):
     """What a row is routed by: a field of the row, such as a join key or a feature. Where a row has none, it is its
     ``entity``, else its ``id``, else chance. A rollout keeps the key that it began with."""
     max_rows: int = Field(1000, ge=1)
+    """Most rows of one request, whatever its protocol; more are refused (413)."""
     max_body_bytes: int = Field(1_048_576, ge=1024)
+    """Largest body of a request; a larger one is refused (413) and read no further."""
+    read_timeout_seconds: float = Field(10.0, gt=0, le=3600)
+    """How long a request may take to arrive, headers and body; then its connection is closed (408)."""
+    max_connections: int = Field(2000, ge=1)
+    """Connections that one process holds open; requests on further ones are refused (503)."""
     log: LogParams = LogParams()
     log_format: Literal["text", "json"] = "text"
     """Of the server's own log, on its standard error."""

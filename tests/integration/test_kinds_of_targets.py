@@ -205,7 +205,7 @@ async def serve(params: Params, workspace: Workspace, bodies: list[bytes]) -> li
     """The answers of a server of production, whose log is written when it stops."""
     log = PredictionLog(workspace.environment("production") / "predictions")
     follower = Follower(params, workspace, "production")
-    app = build_app(params.serving, "production", follower, log)
+    app = build_app(params.serving, "production", follower, log, params.model_name)
     async with app.router.lifespan_context(app):
         while follower.active is None:
             assert follower.error is None, follower.error

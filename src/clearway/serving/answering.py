@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +18,22 @@ from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.routing import Role
 from clearway.serving.metrics import Traffic
-from clearway.serving.requests import Envelope, RequestError, read_envelope, strip_envelope
+from clearway.serving.requests import (
+    NOBODY,
+    Columns,
+    Envelope,
+    RequestError,
+    as_columns,
+    read_envelope,
+    read_envelopes,
+    strip_envelope,
+)
 from clearway.serving.state import Active, Loaded
 
 SHADOWED = (200, 500)
 """Statuses of rows that a version answered or failed to: of those a shadow gets a copy."""
+FEWEST_BY_COLUMN = 8
+"""Rows from which on columns cost less than rows."""
 
 
 @dataclass(slots=True)
@@ -94,11 +104,12 @@ class Answerer:
         self._trial.shutdown(wait=False, cancel_futures=True)
 
     async def answer_one(
-        self, row: Any, wanted: str | None, active: Active, started: float
+        self, row: Any, wanted: str | None, active: Active, started: float, identity: str
     ) -> tuple[dict[str, Any], str]:
         """The answer to one row, and the digest of the version that gave it.
 
-        ``wanted`` is the digest that a tester asked for, ``started`` when the request began by ``perf_counter``.
+        ``wanted`` is the digest that a tester asked for, ``started`` when the request began by ``perf_counter``, and
+        ``identity`` what the row is called if it has no id of its own.
 
         Raises
         ------
@@ -109,7 +120,7 @@ class Answerer:
         ModelError
             The version failed to answer.
         """
-        question = self._assign(row, wanted, active)
+        question = self._assign(row, wanted, active, identity)
         loaded = question.loaded
         if question.inputs is not None:
             await self._look_up([question], active, started, tester=wanted is not None)
@@ -126,9 +137,12 @@ class Answerer:
         return answers[0], loaded.digest
 
     async def answer_many(
-        self, rows: Sequence[Any], wanted: str | None, active: Active, started: float
+        self, asked: Sequence[Any] | Columns, wanted: str | None, active: Active, started: float, identity: str
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """The answers to all rows in their order, and the digests of the versions that gave them.
+
+        Rows without an id of their own are called ``identity/0``, ``identity/1`` and so on. Rows of the same fields
+        that carry their features are encoded by columns, with the same result as one by one.
 
         Raises
         ------
@@ -136,30 +150,23 @@ class Answerer:
             As :meth:`answer_one`, of any row: the caller gets all answers or none.
         """
         tester = wanted is not None
-        questions = []
-        for place, row in enumerate(rows):
-            with _naming(place):
-                questions.append(self._assign(row, wanted, active))
-        if any(question.inputs is not None for question in questions):
-            await self._look_up(questions, active, started, tester=tester)
-        groups: dict[Role, Group] = {}
-        for place, question in enumerate(questions):
-            group = groups.get(question.role)
-            if group is None:
-                matrix = np.empty((len(rows), question.loaded.encoder.width), dtype=np.float32)
-                group = groups[question.role] = Group(question.loaded, [], [], matrix)
-            try:
+        rows, columns = (asked.rows(), asked) if isinstance(asked, Columns) else (asked, None)
+        if columns is None and len(rows) >= FEWEST_BY_COLUMN:
+            columns = as_columns(rows)
+        questions = None if columns is None else self._assign_columns(columns, rows, wanted, active, identity)
+        if questions is None:
+            columns, questions = None, []
+            for place, row in enumerate(rows):
                 with _naming(place):
-                    _encode_into(group.matrix[len(group.places)], question)
-            except RequestError:
-                self._write_refused([question], active, started, tester=tester)
-                raise
-            group.places.append(place)
-            group.questions.append(question)
+                    questions.append(self._assign(row, wanted, active, f"{identity}/{place}"))
+            if any(question.inputs is not None for question in questions):
+                await self._look_up(questions, active, started, tester=tester)
+        groups = _grouped(questions)
+        if columns is None or not _encode_columns(groups, columns):
+            self._encode_rows(questions, groups, active, started, tester=tester)
         predictions: list[Any] = [None] * len(rows)
         failures = []
-        for group in groups.values():
-            group.matrix = group.matrix[: len(group.places)]
+        for group in groups:
             answers, failure = await self._score(group, active, started, tester=tester)
             if failure is not None:
                 failures.append(failure)
@@ -169,17 +176,29 @@ class Answerer:
         # Each version's rows are logged as that version fared, but the caller gets all of its answers or none.
         if failures:
             raise failures[0]
-        return predictions, [group.loaded.digest for group in groups.values()]
+        return predictions, [group.loaded.digest for group in groups]
 
-    def _assign(self, row: Any, wanted: str | None, active: Active) -> Question:
-        """Route by the routing key, else by id, else at random; or to the version that a tester named."""
+    def _encode_rows(
+        self, questions: Sequence[Question], groups: Sequence[Group], active: Active, started: float, *, tester: bool
+    ) -> None:
+        """Encode each row into its group's matrix, in the order of the request: the first that is refused is named."""
+        vectors = {place: group.matrix[row] for group in groups for row, place in enumerate(group.places)}
+        for place, question in enumerate(questions):
+            try:
+                with _naming(place):
+                    _encode_into(vectors[place], question)
+            except RequestError:
+                self._write_refused([question], active, started, tester=tester)
+                raise
+
+    def _assign(self, row: Any, wanted: str | None, active: Active, identity: str) -> Question:
+        """Route by the routing key, else by id; or to the version that a tester named."""
         envelope = read_envelope(row)
-        # not of the system's randomness: for each call to the system the other threads get a turn first
-        identity = envelope.id or f"{random.getrandbits(128):032x}"  # it is no secret
+        name = envelope.id or identity
         unit = active.unit(row, envelope)
         if unit is None:
             self.without_key += 1
-        role, loaded = active.chosen(wanted) if wanted is not None else active.route(unit or identity)
+        role, loaded = active.chosen(wanted) if wanted is not None else active.route(unit or name)
         inputs = None
         if loaded.keyed is not None:
             inputs = loaded.keyed.read(row)
@@ -187,7 +206,32 @@ class Answerer:
             raise RequestError(
                 422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
             )
-        return Question(envelope, identity, role, loaded, row, envelope.asked_at, unit, inputs)
+        return Question(envelope, name, role, loaded, row, envelope.asked_at, unit, inputs)
+
+    def _assign_columns(
+        self, columns: Columns, rows: Sequence[dict[str, Any]], wanted: str | None, active: Active, identity: str
+    ) -> list[Question] | None:
+        """What :meth:`_assign` makes of each row; None where some is by key or is refused: rows must be walked then."""
+        try:
+            envelopes = read_envelopes(columns)
+            names = [one.id or f"{identity}/{place}" for place, one in enumerate(envelopes)]
+            units = [active.unit(row, one) for row, one in zip(rows, envelopes, strict=True)]
+            if wanted is not None:
+                sides = [active.chosen(wanted)] * columns.count
+            else:
+                sides = active.route_many([unit or name for unit, name in zip(units, names, strict=True)])
+            for loaded in {id(loaded): loaded for _, loaded in sides}.values():
+                # whether a row is by key depends on its fields alone
+                by_key = loaded.keyed is not None and loaded.keyed.read(rows[0]) is not None
+                if by_key or not loaded.encoder.fits(columns.values):
+                    return None
+        except RequestError:
+            return None
+        self.without_key += units.count(None)
+        return [
+            Question(envelope, name, role, loaded, row, envelope.asked_at, unit)
+            for envelope, name, unit, (role, loaded), row in zip(envelopes, names, units, sides, rows, strict=True)
+        ]
 
     async def _score(
         self, group: Group, active: Active, started: float, *, tester: bool
@@ -260,7 +304,8 @@ class Answerer:
             if by_key and self._logs_inputs:
                 record["inputs"] = question.inputs
             if self._logs_features and (not by_key or question.outcomes is not None):
-                record["features"] = strip_envelope(question.row)
+                row = question.row
+                record["features"] = row if question.envelope is NOBODY else strip_envelope(row)
             self._log.append(record)
             if copies is not None and question.role == "stable" and (not by_key or question.outcomes is not None):
                 copies.offer(record, question.row, question.inputs)
@@ -314,6 +359,36 @@ class Answerer:
         if self._row.shape[1] != width:
             self._row = np.empty((1, width), dtype=np.float32)
         return self._row
+
+
+def _grouped(questions: Sequence[Question]) -> list[Group]:
+    """The questions by version, with a matrix for each."""
+    by_role: dict[Role, Group] = {}
+    for place, question in enumerate(questions):
+        group = by_role.get(question.role)
+        if group is None:
+            group = by_role[question.role] = Group(question.loaded, [], [], np.empty((0, 0), dtype=np.float32))
+        group.places.append(place)
+        group.questions.append(question)
+    for group in by_role.values():
+        group.matrix = np.empty((len(group.places), group.loaded.encoder.width), dtype=np.float32)
+    return list(by_role.values())
+
+
+def _encode_columns(groups: Sequence[Group], columns: Columns) -> bool:
+    """Encode by columns; False if a value is refused, and then nothing was counted."""
+    counts = [(group.loaded.encoder, group.loaded.encoder.counted()) for group in groups]
+    try:
+        for group in groups:
+            values = columns.values
+            if len(groups) > 1:
+                values = {name: [column[place] for place in group.places] for name, column in values.items()}
+            group.loaded.encoder.encode_columns(values, group.matrix)
+    except RequestError:
+        for encoder, counted in counts:
+            encoder.count(counted)
+        return False
+    return True
 
 
 def _encode_into(vector: NDArray[np.float32], question: Question) -> None:

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from importlib import metadata
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.applications import Starlette
@@ -17,9 +18,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from clearway import __version__
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
+from clearway.serving import invocations, open_inference
 from clearway.serving.answering import Answerer, LookupFailed, ModelError
+from clearway.serving.bodies import (
+    CSV,
+    JSON,
+    REQUEST_ID,
+    UNSAID,
+    new_request_id,
+    parse_json,
+    read_body,
+    read_kind,
+    read_request_id,
+)
 from clearway.serving.logs import AccessLog, failed, without_words
 from clearway.serving.metrics import (
     CONTENT_TYPE,
@@ -30,12 +44,12 @@ from clearway.serving.metrics import (
     of_traffic,
     render,
 )
-from clearway.serving.requests import RequestError
-from clearway.serving.state import Active, Follower
+from clearway.serving.requests import MAX_NAME, Columns, RequestError
+from clearway.serving.state import Active, Follower, Loaded
 from clearway.serving.whole import Desk, describe_whole, families_of_whole
 
 VERSION_HEADER = "x-clearway-version"
-_VERSION_HEADER = VERSION_HEADER.encode()
+_VERSION = VERSION_HEADER.encode()
 NOTICE_SECONDS = 0.05
 """How soon the other workers hear that this one serves another table, or refused one."""
 COUNT_SECONDS = 0.2
@@ -59,8 +73,10 @@ class Endpoint:
         log: PredictionLog,
         answerer: Answerer,
         desk: Desk,
+        name: str,
     ) -> None:
         self._settings = settings
+        self._name = name
         self._environment = environment
         self._follower = follower
         self._log = log
@@ -114,34 +130,173 @@ class Endpoint:
 
     async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``POST /predict``: one row, or ``{"rows": [...]}``."""
-        started = perf_counter()
-        try:
-            response = await self._predict(dict(scope["headers"]), receive, started)
-        except Exception as error:  # no fault of the server may end a connection without an answer
-            logger.exception("POST /predict")
-            response = self._apology(error)
-        self._traffic.add(response.status_code, perf_counter() - started)
-        await response(scope, receive, send)
+        await self._exchange(scope, receive, send, self._predict, _plain)
 
-    async def _predict(self, headers: Mapping[bytes, bytes], receive: Receive, started: float) -> Response:
+    async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST /v2/models/NAME[/versions/DIGEST]/infer``: tensors, by the Open Inference Protocol."""
+        await self._exchange(scope, receive, send, self._infer, _plain)
+
+    async def invoke(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST /invocations``: tables, by the protocol of MLflow's scoring server."""
+        await self._exchange(scope, receive, send, self._invoke, invocations.refusal)
+
+    async def _exchange(
+        self, scope: Scope, receive: Receive, send: Send, answer: "Answer", refusal: Callable[[int, str], Any]
+    ) -> None:
+        """Answer one request for predictions by ``answer``; whatever goes wrong is told in the protocol's own words."""
+        started = perf_counter()
+        headers = dict(scope["headers"])
+        active = self._follower.active
+        version = None if active is None else active.table.stable
+        identity = ""
+        try:
+            identity = read_request_id(headers)
+            if active is None:
+                raise LookupFailed(503, self._follower.error or "no version is loaded yet")
+            content, version = await answer(Exchange(scope, headers, receive, active, started, identity))
+            status = 200
+        except RequestError as error:
+            status, content = error.status, refusal(error.status, str(error))
+        except LookupFailed as error:
+            status, content = error.status, refusal(error.status, str(error))
+            failed(headers, status, str(error) if status == 503 else without_words(str(error)), version)
+        except ModelError as error:
+            status, version = 500, error.digest
+            content = {**refusal(500, str(error)), "version": version}
+            failed(headers, 500, without_words(str(error)), version)
+        except ClientDisconnect:
+            status, content = 400, refusal(400, "the caller left before its request was complete")
+        except Exception as error:  # no fault of the server may end a connection without an answer
+            logger.exception("POST %s", scope["path"])
+            status, content = 500, refusal(500, f"the server failed: {type(error).__name__}")
+        self._traffic.add(status, perf_counter() - started)
+        await Reply(content, status, version, identity or new_request_id())(scope, receive, send)
+
+    async def _predict(self, asked: "Exchange") -> "tuple[Any, str]":
+        read_kind(asked.headers)
+        body = parse_json(await read_body(asked.headers, asked.receive, self._settings.max_body_bytes))
+        active, wanted = asked.active, asked.wanted
+        if type(body) is dict and "rows" in body and "rows" not in active.names:
+            rows = self._rows(body)
+            answers, digests = await self._answerer.answer_many(rows, wanted, active, asked.started, asked.identity)
+            return {"predictions": answers}, ",".join(digests)
+        return await self._answerer.answer_one(body, wanted, active, asked.started, asked.identity)
+
+    async def _infer(self, asked: "Exchange") -> "tuple[Any, str]":
+        active, path = asked.active, asked.scope["path_params"]
+        self._named(path["name"])
+        wanted = active.live_digest(path["version"]) if "version" in path else asked.wanted
+        if open_inference.HEADER_LENGTH not in asked.headers:
+            read_kind(asked.headers, (JSON, UNSAID))  # some clients say nothing
+        content = await read_body(asked.headers, asked.receive, self._settings.max_body_bytes)
+        body = None if open_inference.HEADER_LENGTH in asked.headers else parse_json(content)
+        request = open_inference.read_infer(asked.headers, body, self._name, self._settings.max_rows)
+        judged = active.stable if wanted is None else active.chosen(wanted)[1]
+        open_inference.check_outputs(request, judged.version.model.target)
+        identity = request.id or asked.identity
+        answers, version = await self._answer_columns(request.whole(identity), wanted, asked, identity)
+        return open_inference.infer_response(self._name, version, request, identity, answers), version
+
+    async def _invoke(self, asked: "Exchange") -> "tuple[Any, str]":
+        active = asked.active
+        kind = read_kind(asked.headers, (JSON, CSV))
+        content = await read_body(asked.headers, asked.receive, self._settings.max_body_bytes)
+        model = active.stable.version.model
+        fields = active.stable.keyed.fields if active.stable.keyed is not None else {}
+        rows = invocations.read_invocation(content, kind, model.schema, fields, self._settings.max_rows)
+        answers, version = await self._answer_columns(rows, asked.wanted, asked, asked.identity)
+        return invocations.predictions(answers, binary=model.target.binary), version
+
+    async def _answer_columns(
+        self, rows: Columns | list[Any], wanted: str | None, asked: "Exchange", identity: str
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The answers to the rows of a request, and the digests of the versions that gave them."""
+        active, started = asked.active, asked.started
+        if isinstance(rows, Columns) and rows.count == 1:
+            answer, digest = await self._answerer.answer_one(rows.rows()[0], wanted, active, started, identity)
+            return [answer], digest
+        answers, digests = await self._answerer.answer_many(rows, wanted, active, started, identity)
+        return answers, ",".join(digests)
+
+    def _named(self, name: str) -> None:
+        """Check the name of a model in a path.
+
+        Raises
+        ------
+        RequestError
+            There is no such model here; 404.
+        """
+        if name != self._name:
+            raise RequestError(404, f"model {name[:MAX_NAME]!r} is not served here (served: {self._name!r})")
+
+    async def server(self, request: Request) -> Response:
+        """``GET /v2``: what this server is."""
+        return _json(open_inference.server_metadata(__version__), version=self._stable())
+
+    async def model(self, request: Request) -> Response:
+        """``GET /v2/models/NAME[/versions/DIGEST]``: names, datatypes and shapes of inputs and outputs."""
+        try:
+            loaded = self._asked_for(request.path_params)
+        except (RequestError, LookupFailed) as error:
+            return _json({"error": str(error)}, error.status, self._stable())
+        assert self._follower.active is not None  # else there is nothing to ask for
+        digests = list(self._follower.active.versions)
+        return _json(open_inference.model_metadata(self._name, loaded.version.model, digests), version=loaded.digest)
+
+    async def model_ready(self, request: Request) -> Response:
+        """``GET /v2/models/NAME[/versions/DIGEST]/ready``: whether it answers."""
+        try:
+            loaded = self._asked_for(request.path_params)
+        except (RequestError, LookupFailed) as error:
+            return _json({"error": str(error)}, error.status, self._stable())
+        down = _without_store(loaded)
+        content = {"name": self._name, "ready": not down, **({"error": down} if down else {})}
+        return _json(content, 503 if down else 200, loaded.digest)
+
+    def _asked_for(self, path: Mapping[str, str]) -> Loaded:
+        """The version that a path names, or the stable one.
+
+        Raises
+        ------
+        RequestError
+            It is not served here; 404.
+        LookupFailed
+            Nothing is served yet.
+        """
+        self._named(path["name"])
         active = self._follower.active
         if active is None:
-            return _json({"error": self._follower.error or "no version is loaded yet"}, status=503)
+            raise LookupFailed(503, self._follower.error or "no version is loaded yet")
+        return active.chosen(active.live_digest(path["version"]))[1] if "version" in path else active.stable
+
+    async def ping(self, request: Request) -> Response:
+        """``GET /ping`` and ``GET /health``: as ready, as MLflow's clients ask it."""
+        ready = await self.ready(request)
+        return Response(b"\n", ready.status_code, {"content-type": "text/plain; charset=utf-8"})
+
+    async def mlflow_version(self, request: Request) -> Response:
+        """``GET /version``: of MLflow, whose protocol this is; of Clearway where it is not installed."""
         try:
-            body = await self._body(headers, receive)
-            wanted = headers.get(_VERSION_HEADER)
-            return await self._answer(body, None if wanted is None else wanted.decode("latin-1"), active, started)
-        except RequestError as error:
-            return _json({"error": str(error)}, error.status, active.table.stable)
-        except LookupFailed as error:
-            cause = str(error) if error.status == 503 else without_words(str(error))
-            failed(headers, error.status, cause, active.table.stable)
-            return _json({"error": str(error)}, error.status, active.table.stable)
-        except ModelError as error:
-            failed(headers, 500, without_words(str(error)), error.digest)
-            return _json({"error": str(error), "version": error.digest}, 500, error.digest)
-        except ClientDisconnect:
-            return _json({"error": "the caller left before its request was complete"}, 400, active.table.stable)
+            found = metadata.version("mlflow")
+        except metadata.PackageNotFoundError:
+            found = __version__
+        return Response(found, headers={"content-type": "text/plain; charset=utf-8"})
+
+    async def openapi(self, request: Request) -> Response:
+        """``GET /openapi.json``: this server, as the versions that are live describe it."""
+        from clearway.serving.openapi import describe_api
+
+        content = describe_api(self._follower.active, self._name, self._settings)
+        return _json(content, version=self._stable())
+
+    async def docs(self, request: Request) -> Response:
+        """``GET /docs``: the same for people."""
+        from clearway.serving.docs_page import render_page
+        from clearway.serving.openapi import describe_api
+
+        document = describe_api(self._follower.active, self._name, self._settings)
+        page = render_page(document, f"{request.url.scheme}://{request.url.netloc}")
+        return Response(page, headers={"content-type": "text/html; charset=utf-8"})
 
     async def live(self, request: Request) -> Response:
         """``GET /v2/health/live``: the process answers."""
@@ -161,9 +316,7 @@ class Endpoint:
         refusals = [self._follower.error, *(one.state["error"] for one in self._desk.hear()[0])]
         if refusal := next(filter(None, refusals), None):
             content["refused"] = refusal  # what is served goes on
-        stable = active.stable.reader
-        if stable is not None and not stable.store.health.up and stable.settings.on_failure == "fail":
-            reason = f"the feature store does not answer: {stable.store.health.error}"
+        if reason := _without_store(active.stable):
             return _json({"ready": False, "error": reason}, 503, self._stable())
         if not all(reader.store.health.up for reader in active.readers.values()):
             content["features"] = "degraded"
@@ -223,13 +376,6 @@ class Endpoint:
     def _stable(self) -> str | None:
         return self._follower.active.table.stable if self._follower.active else None
 
-    async def _answer(self, body: Any, wanted: str | None, active: Active, started: float) -> Response:
-        if type(body) is dict and "rows" in body and "rows" not in active.names:
-            answers, digests = await self._answerer.answer_many(self._rows(body), wanted, active, started)
-            return _json({"predictions": answers}, version=",".join(digests))
-        answer, digest = await self._answerer.answer_one(body, wanted, active, started)
-        return _json(answer, version=digest)
-
     def _rows(self, body: Mapping[str, Any]) -> list[Any]:
         """The rows of ``{"rows": [...]}``."""
         rows = body["rows"]
@@ -243,29 +389,46 @@ class Endpoint:
             )
         return rows
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> Any:
-        """The parsed body, read no further than the limit."""
-        kind = headers.get(b"content-type", b"").decode("latin-1")
-        if kind.partition(";")[0].strip().lower() != "application/json":
-            raise RequestError(415, f"content-type must be application/json, not {kind[:100]!r}")
-        limit = self._settings.max_body_bytes
-        announced = headers.get(b"content-length", b"0")
-        if len(announced) > 18 or int(announced) > limit:  # the HTTP parser has checked that it is a number
-            said = announced.decode("latin-1")
-            raise RequestError(413, f"the body has {said} bytes, more than serving.max_body_bytes = {limit}")
-        content, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            content += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(content) > limit:
-                raise RequestError(413, f"the body has more than serving.max_body_bytes = {limit} bytes")
-        try:
-            return orjson.loads(content)
-        except orjson.JSONDecodeError as error:
-            raise RequestError(400, f"the body is not valid JSON: {error}") from None
+
+class Exchange(NamedTuple):
+    """One request for predictions, with the table that answers it to its end."""
+
+    scope: Scope
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+    active: Active
+    started: float
+    identity: str
+    """Of the request: its header ``x-request-id``, or made for it."""
+
+    @property
+    def wanted(self) -> str | None:
+        """The digest that a tester asked for."""
+        wanted = self.headers.get(_VERSION)
+        return None if wanted is None else wanted.decode("latin-1")
+
+
+Answer = Callable[[Exchange], Awaitable[tuple[Any, str]]]
+"""From a request to the content of its answer, and the digests of the versions that gave it."""
+
+
+class Reply:
+    """A JSON answer that sends itself. Starlette's own response takes a tenth of the time of a prediction."""
+
+    def __init__(self, content: Any, status: int, version: str | None, identity: str) -> None:
+        self._body = orjson.dumps(content)
+        self._status = status
+        self._headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(self._body)),
+            (REQUEST_ID, identity.encode("latin-1")),
+        ]
+        if version is not None:
+            self._headers.append((_VERSION, version.encode("latin-1")))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        await send({"type": "http.response.body", "body": self._body})
 
 
 class _Application:
@@ -285,22 +448,28 @@ class App(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
-            scope["type"] == "http"
-            and scope["path"] == "/predict"
-            and scope["method"] == "POST"
-            and not self.user_middleware  # what every request is told of
-        ):
-            await self.endpoint.predict(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+            scope["type"] == "http" and scope["method"] == "POST" and not self.user_middleware
+        ):  # which sees every request
+            if scope["path"] == "/predict":
+                await self.endpoint.predict(scope, receive, send)
+                return
+            if scope["path"] == "/invocations":
+                await self.endpoint.invoke(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
 
 def build_app(
-    settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, desk: Desk | None = None
+    settings: ServingParams,
+    environment: str,
+    follower: Follower,
+    log: PredictionLog,
+    name: str,
+    desk: Desk | None = None,
 ) -> App:
     """The ASGI application; its lifespan follows the routing table and drains the log at the end.
 
-    ``desk`` is that of a worker among others.
+    ``name`` is what the model is called in paths, ``desk`` that of a worker among others.
     """
 
     @contextlib.asynccontextmanager
@@ -331,10 +500,21 @@ def build_app(
         tracing = Tracing(settings.traces, environment)
         answerer = TracedAnswerer(settings, log, tracing.tracer)
         middleware.append(Middleware(TraceRequests, tracing.tracer))
-    endpoint = Endpoint(settings, environment, follower, log, answerer, desk or Desk.alone())
+    endpoint = Endpoint(settings, environment, follower, log, answerer, desk or Desk.alone(), name)
+    model = "/v2/models/{name}"
+    version = model + "/versions/{version}"
     app = App(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
+            *(Route(f"{path}/infer", _Application(endpoint.infer), methods=["POST"]) for path in (model, version)),
+            Route("/invocations", _Application(endpoint.invoke), methods=["POST"]),
+            *(Route(path, endpoint.server, methods=["GET"]) for path in ("/v2", "/v2/")),
+            *(Route(path, endpoint.model, methods=["GET"]) for path in (model, version)),
+            *(Route(f"{path}/ready", endpoint.model_ready, methods=["GET"]) for path in (model, version)),
+            *(Route(path, endpoint.ping, methods=["GET"]) for path in ("/ping", "/health")),
+            Route("/version", endpoint.mlflow_version, methods=["GET"]),
+            Route("/openapi.json", endpoint.openapi, methods=["GET"]),
+            Route("/docs", endpoint.docs, methods=["GET"]),
             Route("/v2/health/live", endpoint.live, methods=["GET"]),
             Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
@@ -358,13 +538,25 @@ class _Json(Response):
         self.background = None
 
 
+def _plain(status: int, message: str) -> dict[str, Any]:
+    return {"error": message}
+
+
+def _without_store(loaded: Loaded) -> str:
+    """Why a version cannot answer requests by key: its feature store is down, and nothing may stand in; or nothing."""
+    reader = loaded.reader
+    if reader is None or reader.store.health.up or reader.settings.on_failure != "fail":
+        return ""
+    return f"the feature store does not answer: {reader.store.health.error}"
+
+
 def _json(
     content: Any, status: int = 200, version: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     body = orjson.dumps(content)
     sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if version is not None:
-        sent.append((_VERSION_HEADER, version.encode("latin-1")))
+        sent.append((_VERSION, version.encode("latin-1")))
     if headers:
         sent += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     return _Json(body, status, sent)

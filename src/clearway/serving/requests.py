@@ -3,9 +3,10 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,32 @@ class Envelope:
     asked_at: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rows that all have the same fields: their values by field, each a sequence of ``count``."""
+
+    values: Mapping[str, Sequence[Any]]
+    count: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The same, row by row."""
+        names = tuple(self.values)
+        if not names:
+            return [{} for _ in range(self.count)]
+        return [dict(zip(names, values)) for values in zip(*self.values.values())]  # noqa: B905  # strict costs more than both
+
+
+def as_columns(rows: Sequence[Any]) -> Columns | None:
+    """Rows as columns; None where they are not all objects of the same fields."""
+    first = rows[0]
+    if set(map(type, rows)) != {dict} or set(map(len, rows)) != {len(first)}:
+        return None
+    try:
+        return Columns({name: list(map(itemgetter(name), rows)) for name in first}, len(rows))
+    except KeyError:
+        return None
+
+
 class RowEncoder:
     """Checks a row against an :class:`~clearway.encoding.InputSchema` and writes its float32 vector.
 
@@ -73,6 +100,7 @@ class RowEncoder:
         self.unseen = 0
         self.warned: Counter[str] = Counter()
         """Values accepted although the schema warns of them, by feature."""
+        self._needed = frozenset(schema.names)
         self._known = {*schema.names, *also_known, *ENVELOPE}
         self._may_be_null = {feature.name for feature in schema.features if _nullable(feature)}
         self._numbers: list[_Number] = []
@@ -113,6 +141,44 @@ class RowEncoder:
             for name in row:
                 if name not in self._known:
                     raise RequestError(422, f"unknown field {name[:MAX_NAME]!r}: it is no feature of this model")
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether a row of these fields has all features, and none that nobody knows."""
+        return self._needed <= set(names) <= self._known
+
+    def encode_columns(self, columns: Mapping[str, Sequence[Any]], matrix: NDArray[np.float32]) -> None:
+        """Write the encoding of many rows, a column at a time: the bits and counts of :meth:`encode_into` row by row.
+
+        Parameters
+        ----------
+        columns
+            Values by field, of fields that :meth:`fits`; all of one length.
+        matrix
+            Shape (rows, features); all of it is overwritten.
+
+        Raises
+        ------
+        RequestError
+            A value is refused. It may not be the one that is refused first row by row, which is therefore what to do
+            next: nothing was counted.
+        """
+        counted = self.counted()
+        try:
+            for number in self._numbers:
+                matrix[:, number.position] = _encode_numbers(columns[number.name], number)
+            for category in self._categories:
+                matrix[:, category.position] = _encode_categories(columns[category.name], category)
+        except RequestError:
+            self.count(counted)
+            raise
+
+    def counted(self) -> tuple[int, Counter[str]]:
+        """What was counted so far: ``unseen``, and a copy of ``warned``."""
+        return self.unseen, self.warned.copy()
+
+    def count(self, counted: tuple[int, Counter[str]]) -> None:
+        """Go back to what was counted earlier."""
+        self.unseen, self.warned = counted
 
     def refused(self, row: Mapping[str, Any]) -> str | None:
         """The name of the first feature of ``row``, which has all, whose value is refused."""
@@ -196,6 +262,52 @@ class _Category(NamedTuple):
     admit: Callable[[Any], float]
 
 
+_EXACT = 2.0**53
+"""Whole numbers up to here are float64 numbers; a larger one is judged before it is rounded to one."""
+_FLOAT, _NUMBERS_OR_NULL = {float}, {float, int, type(None)}
+_TEXT_OR_NULL = {str, type(None)}
+
+
+def _encode_numbers(values: Sequence[Any], number: _Number) -> NDArray[Any]:
+    """A column of numbers as float64. What is not plainly good is judged as a single value would be."""
+    kinds = set(map(type, values))
+    if not kinds <= _NUMBERS_OR_NULL:
+        return np.array([_encode_number(value, number) for value in values], dtype=np.float64)
+    try:
+        found = np.array(values, dtype=np.float64)  # null is NaN
+    except OverflowError:  # of a whole number
+        return np.array([_encode_number(value, number) for value in values], dtype=np.float64)
+    low, high = number.low, number.high
+    if kinds != _FLOAT:
+        low, high = max(low, -_EXACT), min(high, _EXACT)
+    good = (found >= low) & (found <= high)
+    if number.whole:
+        good &= found == np.floor(found)
+    if not good.all():
+        for place in np.flatnonzero(~good).tolist():
+            found[place] = _encode_number(values[place], number)
+    return found
+
+
+def _encode_number(value: Any, number: _Number) -> float:
+    return MISSING if value is None and number.nullable else number.admit(value)
+
+
+def _encode_categories(values: Sequence[Any], category: _Category) -> NDArray[Any]:
+    """A column of categories as their codes, likewise."""
+    codes, nullable, admit = category.codes, category.nullable, category.admit
+    if set(map(type, values)) <= _TEXT_OR_NULL:
+        found = list(map(codes.get, values))
+    else:
+        found = [codes.get(value) if type(value) is str else None for value in values]
+    if None in found:
+        found = [
+            code if code is not None else MISSING if value is None and nullable else admit(value)
+            for code, value in zip(found, values, strict=True)
+        ]
+    return np.array(found, dtype=np.float64)
+
+
 class _Rule(NamedTuple):
     """One thing that a declaration says of a value."""
 
@@ -267,6 +379,8 @@ class KeyedRows:
         if clash := {*keys, *fields} & {*ENVELOPE, "rows"}:
             raise ClearwayError(f"an input cannot be called {min(clash)!r}: a request uses that name for itself")
         kinds = {**fields, **dict.fromkeys(keys, "key")}
+        self.fields = kinds
+        """What a row by key carries: name → ``key``, or the type of the field."""
         self._inputs = [(name, name in keys, _INPUTS[kind]) for name, kind in kinds.items()]
         self._looked_up = frozenset(looked_up)
         self._features = tuple(features)
@@ -447,7 +561,10 @@ def _outside(low: Any, high: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value as an error shows it, cut where it is long."""
-    shown = repr(value) if isinstance(value, (str, bool)) else f"{value:.12g}"
+    if isinstance(value, (str, bool)):
+        shown = repr(value)
+    else:  # a whole number may be too large to be shown so
+        shown = f"{value:.12g}" if not isinstance(value, int) or abs(value) < 10**308 else "a larger number"
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
@@ -468,6 +585,24 @@ def read_envelope(row: Any) -> Envelope:
     if type(row) is not dict:
         raise RequestError(422, f"a row must be an object of features, not {_json_kind(row)}")
     return Envelope(_name(row, "id"), _name(row, "entity"), _asked_at(row.get("asked_at")))
+
+
+NOBODY = Envelope(None, None, None)
+"""That of a row without any of its fields."""
+
+
+def read_envelopes(columns: Columns) -> list[Envelope]:
+    """The same of each of many rows.
+
+    Raises
+    ------
+    RequestError
+        As :func:`read_envelope`, of any row.
+    """
+    present = [name for name in ENVELOPE if name in columns.values]
+    if not present:
+        return [NOBODY] * columns.count
+    return [read_envelope(row) for row in Columns({n: columns.values[n] for n in present}, columns.count).rows()]
 
 
 def _asked_at(value: Any) -> str | None:

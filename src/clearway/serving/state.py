@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 RETRY_SECONDS = 3.0
+MIN_PREFIX = 12
+"""Characters of a digest that name a version."""
 GRACE_SECONDS = 60.0
 """How long requests that began before a swap may still read features as before it."""
 
@@ -153,6 +155,11 @@ class Active:
         return {digest: loaded.version for digest, loaded in self._loaded.items()}
 
     @property
+    def loaded(self) -> tuple[Loaded, ...]:
+        """All versions, stable first."""
+        return tuple(self._loaded.values())
+
+    @property
     def runtimes(self) -> dict[str, str]:
         """What answers for each version, by digest: ``onnx``, or ``scikit-learn``, which is slower."""
         return {digest: loaded.version.model.runtime for digest, loaded in self._loaded.items()}
@@ -202,6 +209,28 @@ class Active:
         digest = self.table.canary if role == "canary" else self.table.stable
         assert digest is not None  # a table has a weight only together with a canary
         return role, self._loaded[digest]
+
+    def route_many(self, keys: Sequence[str]) -> list[tuple[Role, Loaded]]:
+        """The same for each of many keys."""
+        if self.table.canary is None:
+            return [self.route("")] * len(keys)
+        return [self.route(key) for key in keys]
+
+    def live_digest(self, prefix: str) -> str:
+        """The digest of the one live version that begins so.
+
+        Raises
+        ------
+        RequestError
+            There is none, or ``prefix`` is shorter than ``MIN_PREFIX``; 404.
+        """
+        found = [digest for digest in self._loaded if digest.startswith(prefix)] if len(prefix) >= MIN_PREFIX else []
+        if len(found) != 1:
+            live = ", ".join(self._loaded)
+            raise RequestError(
+                404, f"version {prefix[:64]!r} is not live here (live: {live}; {MIN_PREFIX} characters do)"
+            )
+        return found[0]
 
     def chosen(self, digest: str) -> tuple[Role, Loaded]:
         """The version a tester asked for by its digest.

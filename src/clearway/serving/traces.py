@@ -99,9 +99,9 @@ class TracedAnswerer(Answerer):
         super().__init__(settings, log)
         self._tracer = tracer
 
-    def _assign(self, row: Any, wanted: str | None, active: Active) -> Question:
+    def _assign(self, row: Any, wanted: str | None, active: Active, identity: str) -> Question:
         with self._step("route") as span:
-            question = super()._assign(row, wanted, active)
+            question = super()._assign(row, wanted, active, identity)
             span.set_attribute("clearway.role", question.role)
             span.set_attribute("clearway.version", question.loaded.digest)
             return question

@@ -24,6 +24,7 @@ from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
 from clearway.serving.housekeeping import Housekeeper
 from clearway.serving.logs import set_up
+from clearway.serving.slow_callers import cut_off_slow_callers
 from clearway.serving.state import Follower
 from clearway.serving.supervisor import Place
 from clearway.serving.whole import Desk
@@ -95,8 +96,9 @@ class Acceptor:
 class _Server(uvicorn.Server):
     """uvicorn's, with a listener that it shares; it listens when it has a version, or nobody has."""
 
-    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, desk: Desk) -> None:
+    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, desk: Desk, read_timeout: float) -> None:
         super().__init__(config)
+        self._read_timeout = read_timeout
         self._endpoint = endpoint
         self._desk = desk
         self.orphaned = False
@@ -107,6 +109,8 @@ class _Server(uvicorn.Server):
             raise SystemExit(3)
         self.servers = []
         self.started = True
+        connections = self.server_state.connections
+        self._watch = asyncio.create_task(cut_off_slow_callers(connections, self._read_timeout))  # ends with the loop
         await self._until_of_use()
         if self.should_exit:
             return
@@ -148,7 +152,7 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     settings = params.serving.log
     log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
     follower = Follower(params, workspace, environment)
-    app = build_app(params.serving, environment, follower, log, desk)
+    app = build_app(params.serving, environment, follower, log, params.model_name, desk)
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -158,12 +162,13 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
         access_log=False,
         log_config=None,
         log_level="warning",
+        limit_concurrency=params.serving.max_connections + 1,  # uvicorn counts the one that asks
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config, app.endpoint, desk)
+    server = _Server(config, app.endpoint, desk, params.serving.read_timeout_seconds)
     # uvicorn raises the signal again after it has drained: to us that is the end of a good day, not a death
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)

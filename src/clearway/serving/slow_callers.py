@@ -1,0 +1,64 @@
+"""Callers that send a request too slowly are cut off: each would hold a connection for as long as it likes.
+
+uvicorn has no limit on how long a request may take to arrive. What follows looks at its connections from time to time,
+so that a request pays nothing for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Collection
+from typing import Any
+
+LOOKS = 4
+"""How often within the limit the connections are looked at: a caller is cut off up to a quarter of it too late."""
+_BODY = b'{"error":"the request took longer to arrive than serving.read_timeout_seconds"}'
+ANSWER = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
+
+
+async def cut_off_slow_callers(connections: Collection[Any], seconds: float) -> None:
+    """Close each connection whose request has not arrived whole after so many seconds, answering 408; until cancelled.
+
+    Parameters
+    ----------
+    connections
+        Live, of uvicorn's ``HttpToolsProtocol``.
+    seconds
+        From the first byte of a request, or from the connection if it sends none, to the last byte of its body.
+    """
+    arriving: dict[Any, tuple[Any, float]] = {}
+    while True:
+        await asyncio.sleep(seconds / LOOKS)
+        now, still = time.monotonic(), {}
+        for connection in list(connections):
+            request = unfinished(connection)
+            if request is None:
+                continue
+            before, since = arriving.get(connection, (None, now))
+            if before is not request:
+                since = now
+            if now - since >= seconds:
+                _close(connection)
+            else:
+                still[connection] = request, since
+        arriving = still
+
+
+def unfinished(connection: Any) -> Any:
+    """What stands for the request that is arriving: the same object while it is the same one; None if there is none."""
+    cycle, scope = connection.cycle, connection.scope
+    if scope is None:
+        return connection  # connected, and silent
+    if cycle is None or cycle.scope is not scope:
+        return scope  # its headers are not complete
+    return cycle if cycle.more_body and not cycle.response_complete else None
+
+
+def _close(connection: Any) -> None:
+    cycle, transport = connection.cycle, connection.transport
+    answering = cycle is not None and cycle.response_started and not cycle.response_complete
+    if connection.scope is not None and not answering:
+        transport.write(ANSWER)
+    transport.close()

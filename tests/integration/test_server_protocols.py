@@ -1,0 +1,302 @@
+"""One real server asked in every protocol it speaks, by their own clients where these are installed."""
+
+import asyncio
+import gzip
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import pytest
+from fruit_server import MAX_ROWS, NAME, NULLS, ROW, make_project, serving
+from live_server import REPOSITORY, Server, deploy, running
+
+from clearway.mlflow_model import Scorer
+from clearway.model import load_model
+from clearway.prediction_log import read_log
+
+MODEL = f"/v2/models/{quote(NAME)}"
+DATATYPES = {"weight": "FP64", "sugar": "INT64", "organic": "BOOL", "colour": "BYTES", "shape": "BYTES"}
+FRAME = pd.DataFrame([ROW, {**ROW, "sugar": 5, "weight": np.nan}, {**ROW, "shape": "long", "colour": "mauve"}])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serves the challenger, with the simple model as a canary of half the traffic."""
+    workspace, first, second = make_project(tmp_path_factory.mktemp("fruit"))
+    deploy(workspace.environment("staging"), first, second, 50)
+    with running(workspace) as made:
+        yield made
+
+
+def digests(server: Server) -> tuple[str, str]:
+    state = server.state()
+    return state["stable"], state["canary"]
+
+
+def tensors(*rows: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "shape": [len(rows)], "datatype": kind, "data": [row[name] for row in rows]}
+        for name, kind in DATATYPES.items()
+    ]
+
+
+def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return server.ask("POST", path, content, **{"content_type": "application/json", **headers})
+
+
+def test_every_protocol_answers_the_same_of_a_row(server: Server) -> None:
+    for digest in digests(server):
+        header = {"x_clearway_version": digest}
+        _, plain, _ = post(server, "/predict", ROW, **header)
+        _, many, _ = post(server, "/predict", {"rows": [ROW] * 20}, **header)
+        _, tensor, _ = post(server, f"{MODEL}/infer", {"inputs": tensors(ROW)}, **header)
+        _, table, _ = post(server, "/invocations", {"dataframe_records": [ROW]}, **header)
+        text = f"{','.join(ROW)}\n{','.join(map(str, ROW.values()))}\n".encode()
+        _, from_csv, _ = post(server, "/invocations", text, **header, content_type="text/csv")
+        # the runtime may round the sums of a batch otherwise
+        assert [one["score"] for one in many["predictions"]] == pytest.approx([plain["score"]] * 20, abs=1e-6)
+        assert [one["data"] for one in tensor["outputs"]] == [[plain["score"]], [plain["label"]]]
+        assert table == from_csv == {"predictions": [{"score": plain["score"], "answer": bool(plain["label"])}]}
+
+
+def test_open_inference_metadata_and_health(server: Server) -> None:
+    stable, canary = digests(server)
+    assert server.ask("GET", "/v2")[1] == {"name": "clearway", "version": "0.1.0", "extensions": []}
+    for path, digest in ((MODEL, stable), (f"{MODEL}/versions/{canary[:12]}", canary)):
+        status, metadata, headers = server.ask("GET", path)
+        assert (status, headers["x-clearway-version"], metadata["name"]) == (200, digest, NAME)
+        assert metadata["versions"] == [stable, canary]
+        assert {one["name"]: one["datatype"] for one in metadata["inputs"]} == DATATYPES
+        assert server.ask("GET", f"{path}/ready")[:2] == (200, {"name": NAME, "ready": True})
+    for path in ("/v2/models/none", f"{MODEL}/versions/{canary[:11]}", f"{MODEL}/versions/{'f' * 64}/ready"):
+        assert server.ask("GET", path)[0] == 404
+    assert post(server, "/v2/models/none/infer", {"inputs": tensors(ROW)})[0] == 404
+    assert post(server, f"{MODEL}/versions/{'f' * 64}/infer", {"inputs": tensors(ROW)})[0] == 404
+
+
+def test_tensors_are_answered_by_one_version_which_a_path_may_name(server: Server) -> None:
+    for digest in digests(server):
+        body = {"id": "42", "inputs": tensors(ROW, NULLS)}
+        status, answer, headers = post(server, f"{MODEL}/versions/{digest[:16]}/infer", body)
+        assert (status, answer["model_version"], headers["x-clearway-version"]) == (200, digest, digest)
+        assert (answer["id"], answer["model_name"]) == ("42", NAME)
+    for number in range(20):
+        asked = {"id": f"together-{number}", "inputs": tensors(*[ROW] * 20), "outputs": [{"name": "version"}]}
+        answer = post(server, f"{MODEL}/infer", asked)[1]
+        assert set(answer["outputs"][0]["data"]) == {answer["model_version"]}
+    entities = {"name": "entity", "shape": [40], "datatype": "BYTES", "data": [f"tree-{n}" for n in range(40)]}
+    answer = post(server, f"{MODEL}/infer", {"inputs": [*tensors(*[ROW] * 40), entities]})[1]
+    assert set(answer["model_version"].split(",")) == set(digests(server))
+
+
+def test_mlflows_client_gets_what_mlflow_would_answer(server: Server) -> None:
+    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+
+    stable, canary = digests(server)
+    client = ScoringServerClient("127.0.0.1", server.port)
+    client.wait_server_ready(timeout=10)
+    assert re.fullmatch(r"\d+\.\d+.*", client.get_version())
+    answers = client.invoke(FRAME).get_predictions()
+    expected = [Scorer(load_model(server.workspace.bundles / one, one)).predict(FRAME) for one in (stable, canary)]
+    assert list(answers.columns) == list(expected[0].columns)
+    for place, answer in answers.iterrows():
+        told = [one.loc[place] for one in expected]
+        assert any(answer["answer"] == one["answer"] and abs(answer["score"] - one["score"]) < 1e-6 for one in told)
+    with pytest.raises(Exception, match="feature sugar = 101"):
+        client.invoke(FRAME.assign(sugar=101))
+
+
+def test_request_ids_are_given_back_and_logged(server: Server) -> None:
+    _, answer, headers = post(server, "/predict", ROW, x_request_id="one-row")
+    assert (answer["id"], headers["x-request-id"]) == ("one-row", "one-row")
+    _, answer, headers = post(server, "/predict", {**ROW, "id": "own"}, x_request_id="asked")
+    assert (answer["id"], headers["x-request-id"]) == ("own", "asked")
+    _, answer, headers = post(server, "/predict", {"rows": [ROW, {**ROW, "id": "mine"}]}, x_request_id="many")
+    assert [one["id"] for one in answer["predictions"]] == ["many/0", "mine"]
+    made = {post(server, "/predict", body)[2]["x-request-id"] for body in (ROW, ROW, 3)}
+    assert len(made) == 3
+    status, _, headers = post(server, "/predict", ROW, x_request_id="a b")
+    assert (status, len(headers["x-request-id"])) == (400, 32)
+    post(server, f"{MODEL}/infer", {"id": "tensors", "inputs": tensors(ROW, ROW)})
+    deadline, wanted = time.monotonic() + 20, {"one-row", "own", "many/0", "mine", "tensors/0", "tensors/1"}
+    while not wanted <= set(read_log(server.folder / "predictions", columns=["id"])["id"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/predict", {"rows": [ROW] * (MAX_ROWS + 1)}, 413, f"serving.max_rows = {MAX_ROWS}"),
+        ("/predict", {"rows": [*[ROW] * 20, {**ROW, "sugar": 101}]}, 422, "rows[20]: feature sugar = 101"),
+        ("/predict", {"rows": [*[ROW] * 20, {**ROW, "sugar": "1"}]}, 422, "rows[20]: feature sugar must be a number"),
+        ("/predict", {"rows": [{**ROW, "age": 1}] * 20}, 422, "rows[0]: unknown field 'age'"),
+        ("/predict", b"[" * 50_000, 400, "not valid JSON"),
+        ("/predict", {**ROW, "sugar": 10**25}, 422, "feature sugar = 1e+25"),
+        (f"{MODEL}/infer", {"inputs": tensors(ROW)[1:]}, 422, "feature weight is missing"),
+        (f"{MODEL}/infer", {"inputs": tensors(*[ROW] * 9, {**ROW, "sugar": 101})}, 422, "rows[9]: feature sugar = 101"),
+        (f"{MODEL}/infer", {"inputs": tensors(ROW), "outputs": [{"name": "odds"}]}, 422, "output 'odds'"),
+        ("/invocations", {"inputs": [{**ROW, "shape": "flat"}]}, 422, "feature shape = 'flat' is not one of"),
+        ("/invocations", {"inputs": [{**ROW, "colour": "RED"}]}, 422, "feature colour = 'RED' does not match"),
+    ],
+)
+def test_refusals_name_the_field_in_every_protocol(
+    server: Server, path: str, body: Any, status: int, said: str
+) -> None:
+    found, answer, headers = post(server, path, body)
+    assert (found, said in answer.get("error", answer.get("message"))) == (status, True), answer
+    assert headers["x-clearway-version"] == digests(server)[0]
+    assert len(headers["x-request-id"]) == 32
+
+
+def test_compressed_and_binary_bodies_are_refused(server: Server) -> None:
+    status, answer, _ = post(server, "/predict", gzip.compress(json.dumps(ROW).encode()), content_encoding="gzip")
+    assert (status, "content-encoding 'gzip'" in answer["error"]) == (415, True)
+    length = {"inference_header_content_length": "10", "content_type": "application/octet-stream"}
+    status, answer, _ = post(server, f"{MODEL}/infer", b"{}", **length)
+    assert (status, "binary tensor data is not supported" in answer["error"]) == (400, True)
+
+
+def raw(server: Server, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What the server sends to a caller that sends these parts, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as caller:
+        try:
+            for part in parts:
+                caller.sendall(part)
+                time.sleep(pause)
+        except OSError:
+            pass  # it was cut off while it still sent
+        found = b""
+        try:
+            while more := caller.recv(65_536):
+                found += more
+        except ConnectionResetError:
+            pass
+        return found
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (HEAD,),
+        (HEAD + b"content-length: 50\r\n\r\n{",),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n",),
+        (HEAD + b"content-length: 5000\r\n\r\n", *[b" "] * 40),
+    ],
+    ids=["headers", "body", "chunks", "trickle"],
+)
+def test_callers_that_dawdle_are_cut_off(server: Server, parts: tuple[bytes, ...]) -> None:
+    answer = raw(server, *parts, pause=0.1)
+    assert b"408 Request Timeout" in answer or not answer
+    assert post(server, "/predict", ROW)[0] == 200
+
+
+def test_a_silent_connection_is_closed_but_not_one_between_requests(server: Server) -> None:
+    assert post(server, "/predict", ROW)[0] == 200
+    kept = server.local.connection.sock
+    assert raw(server) == b""
+    assert post(server, "/predict", ROW)[0] == 200
+    assert server.local.connection.sock is kept, "an idle connection was closed too"
+
+
+def test_wrong_lengths_and_chunked_bodies(server: Server) -> None:
+    body = json.dumps(ROW).encode()
+    close = HEAD + b"connection: close\r\n"
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:10], body[10:])) + b"0\r\n\r\n"
+    assert b" 200 OK" in raw(server, close + b"transfer-encoding: chunked\r\n\r\n" + chunks)
+    assert b" 400 " in raw(server, close + b"content-length: 10\r\n\r\n" + body)
+    for length in (b"-1", b"ten", b"1, 2"):
+        assert b" 400 " in raw(server, close + b"content-length: " + length + b"\r\n\r\n" + body)
+
+
+def test_the_page_and_its_examples_work(server: Server) -> None:
+    connection = f"http://127.0.0.1:{server.port}"
+    page = subprocess.run(["curl", "-s", f"{connection}/docs"], capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"<pre><code>(curl .*?)</code></pre>", page, re.DOTALL)
+    assert len(commands) == 4
+    for command in commands:
+        run_curl(command.replace("&#39;", "'").replace("&#34;", '"'))
+
+
+def test_the_examples_of_the_manual_work(server: Server) -> None:
+    manual = (REPOSITORY / "docs" / "protocols.md").read_text()
+    commands = re.findall(r"^```sh\n(curl .*?)^```", manual, re.DOTALL | re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        run_curl(
+            command.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}").replace("NAME", quote(NAME))
+        )
+
+
+def run_curl(command: str) -> None:
+    assert command.startswith("curl ")
+    strict = command.replace("curl", "curl -s -S --fail-with-body", 1)
+    done = subprocess.run(["sh", "-c", strict], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+
+def test_columns_are_answered_routed_and_logged_as_rows(server: Server) -> None:
+    """The same rows one by one and all at once, in two environments that differ in nothing else."""
+    random = np.random.default_rng(3)
+    colours = ["red", "green", "mauve", None]
+    rows = [
+        {
+            "weight": None if number % 7 == 0 else float(random.normal(170, 400)),
+            "sugar": int(random.integers(0, 100)),
+            "organic": (True, False, None)[number % 3],
+            "colour": colours[number % 4],
+            "shape": "long" if number % 2 else "round",
+            "id": f"row-{number}",
+            "entity": f"tree-{number}",
+        }
+        for number in range(40)
+    ]
+    answers, logged, counted, scores = {}, {}, {}, {}
+    for name, bodies in (("single", rows), ("together", [{"rows": rows}])):
+        folder = server.workspace.environment(name)
+        deploy(folder, *digests(server), 50)
+        found, follower_counts = asyncio.run(ask_in_process(server, name, bodies))
+        answers[name] = [one for answer in found for one in answer.get("predictions", [answer])]
+        log = read_log(folder / "predictions").set_index("id").sort_index()
+        logged[name] = log[["role", "version", "entity", "status", "features"]].to_dict(orient="index")
+        scores[name] = [one.pop("score") for one in answers[name]]
+        assert log.loc[[one["id"] for one in answers[name]], "score"].tolist() == scores[name]
+        counted[name] = follower_counts
+    assert answers["single"] == answers["together"]
+    assert scores["single"] == pytest.approx(scores["together"], abs=1e-6)  # batches may be summed otherwise
+    assert {one["role"] for one in answers["single"]} == {"stable", "canary"}
+    assert logged["single"] == logged["together"]
+    assert counted["single"] == counted["together"]
+    assert counted["single"][0] > 0, "no unseen category was asked"
+
+
+async def ask_in_process(server: Server, environment: str, bodies: list[Any]) -> tuple[list[Any], tuple[int, Any]]:
+    answers = []
+    async with serving(server.workspace, environment) as (app, follower):
+        for body in bodies:
+            sent: list[Any] = []
+            content = json.dumps(body).encode()
+
+            async def receive(content: bytes = content) -> Any:
+                return {"type": "http.request", "body": content, "more_body": False}
+
+            async def send(message: Any, sent: list[Any] = sent) -> None:
+                sent.append(message)
+
+            headers = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "query_string": b""}
+            await app(scope, receive, send)
+            assert sent[0]["status"] == 200, sent
+            answers.append(json.loads(sent[1]["body"]))
+        return answers, (follower.active.unseen, follower.active.warned)
