@@ -23,6 +23,7 @@ from clearway.serving.requests import RequestError
 from clearway.serving.state import Active, Follower
 
 VERSION_HEADER = "x-clearway-version"
+RETRY_LATER = {"retry-after": "1"}
 
 
 class Endpoint:
@@ -63,7 +64,8 @@ class Endpoint:
         except LookupFailed as error:
             return _json({"error": str(error)}, error.status, active.table.stable)
         except ModelError as error:
-            return _json({"error": str(error), "version": error.digest}, 500, error.digest)
+            later = RETRY_LATER if error.status == 503 else None
+            return _json({"error": str(error), "version": error.digest}, error.status, error.digest, later)
         except ClientDisconnect:
             return _json({"error": "the caller left before its request was complete"}, 400, active.table.stable)
 

@@ -16,6 +16,7 @@ from clearway.ledger import Entry, quarantined, read_ledger
 from clearway.online_record import read_record
 from clearway.params import Params
 from clearway.routing import Role, RoutingTable, read_routing
+from clearway.serving.batching import Batcher
 from clearway.serving.loading import (
     OwnFeatures,
     Version,
@@ -84,6 +85,8 @@ class Loaded:
     not trained from the feature store."""
     keyed: KeyedRows | None
     """Set with ``reader``."""
+    batcher: Batcher | None = None
+    """Scores what waits together in one batch; None for ONNX, whose single row costs less than to wait for others."""
 
     @property
     def digest(self) -> str:
@@ -106,7 +109,8 @@ class Active:
     def _load(self, version: Version, reader: "FeatureReader | None") -> Loaded:
         encoder = RowEncoder(version.model.schema, also_known=self.names)
         keyed = None if reader is None else _keyed_rows(reader, version, self.names)
-        return Loaded(version, encoder, reader, keyed)
+        batcher = None if version.model.runtime == "onnx" else Batcher(version.model.output)
+        return Loaded(version, encoder, reader, keyed, batcher)
 
     @property
     def versions(self) -> dict[str, Version]:
