@@ -19,6 +19,7 @@ from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.serving.answering import Answerer, LookupFailed, ModelError
 from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, render
+from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownModelError
 from clearway.serving.requests import RequestError
 from clearway.serving.state import Active, Follower
 
@@ -181,6 +182,33 @@ class Endpoint:
             raise RequestError(400, f"the body is not valid JSON: {error}") from None
 
 
+class ModelsEndpoint:
+    """Answers for all models of the server, by their names."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST /models/{name}/predict``: as ``POST /predict`` of that model's own server."""
+        try:
+            async with self._models.use(scope["path_params"]["name"]) as endpoint:
+                await endpoint.predict(scope, receive, send)
+        except (UnknownModelError, NotLoadedError) as error:
+            await _unavailable(error)(scope, receive, send)
+
+    async def describe(self, request: Request) -> Response:
+        """``GET /models/{name}``: as ``GET /`` of that model's own server; it loads the model."""
+        try:
+            async with self._models.use(request.path_params["name"]) as endpoint:
+                return await endpoint.describe(request)
+        except (UnknownModelError, NotLoadedError) as error:
+            return _unavailable(error)
+
+    async def index(self, request: Request) -> Response:
+        """``GET /models``: which there are, and which are loaded."""
+        return _json(self._models.describe())
+
+
 class _Application:
     """An ASGI application of a coroutine. Starlette would wrap the coroutine itself in a request, at twice the cost."""
 
@@ -191,8 +219,17 @@ class _Application:
         await self._answer(scope, receive, send)
 
 
-def build_app(settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> Starlette:
-    """The ASGI application; its lifespan follows the routing table and drains the log at the end."""
+def build_app(
+    settings: ServingParams,
+    environment: str,
+    follower: Follower,
+    log: PredictionLog,
+    hosting: Hosting | None = None,
+) -> Starlette:
+    """The ASGI application; its lifespan follows the routing table and drains the log at the end.
+
+    With ``hosting``, models are answered for by name too.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -203,12 +240,15 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await following
+            if models is not None:
+                await models.close()
             endpoint.close()
             for reader in follower.active.readers.values() if follower.active else ():
                 reader.close()
             await asyncio.to_thread(log.close)
 
     endpoint = Endpoint(settings, environment, follower, log)
+    models = None if hosting is None else Models(settings, environment, endpoint, hosting, Endpoint)
     return Starlette(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
@@ -216,10 +256,25 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
+            *([] if models is None else _model_routes(ModelsEndpoint(models))),
         ],
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
         lifespan=lifespan,
     )
+
+
+def _model_routes(endpoint: ModelsEndpoint) -> list[Route]:
+    return [
+        Route("/models/{name}/predict", _Application(endpoint.predict), methods=["POST"]),
+        Route("/models/{name}", endpoint.describe, methods=["GET"]),
+        Route("/models", endpoint.index, methods=["GET"]),
+    ]
+
+
+def _unavailable(error: UnknownModelError | NotLoadedError) -> Response:
+    """The answer for a model that is not there."""
+    later = {"retry-after": str(error.retry_after)} if isinstance(error, NotLoadedError) else None
+    return _json({"error": str(error)}, error.status, headers=later)
 
 
 def _json(

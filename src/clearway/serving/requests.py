@@ -70,7 +70,7 @@ class RowEncoder:
             raise ClearwayError(f"a feature cannot be called {clash.pop()!r}: a request uses that name for itself")
         self.names = schema.names
         self.width = len(schema.features)
-        self.unseen = 0
+        self._unseen: Counter[str] = Counter()
         self.warned: Counter[str] = Counter()
         """Values accepted although the schema warns of them, by feature."""
         self._known = {*schema.names, *also_known, *ENVELOPE}
@@ -83,6 +83,11 @@ class RowEncoder:
                 self._numbers.append(self._compile_number(position, feature))
             else:
                 self._categories.append(self._compile_category(position, feature))
+
+    @property
+    def unseen(self) -> int:
+        """Categories that training never saw, in all rows so far."""
+        return self._unseen.total()
 
     def encode_into(self, row: Mapping[str, Any], vector: NDArray[np.float32]) -> None:
         """Write the encoding of ``row`` into ``vector``, shape (features,), overwriting all of it.
@@ -146,9 +151,11 @@ class RowEncoder:
         return _Category(position, feature.name, _nullable(feature), good, admit)
 
     def _admit_number(self, name: str, check: Callable[[Any], bool]) -> Callable[[Any], float]:
+        warned = self.warned  # not self: in a circle, an encoder would outlive its version until the collector comes
+
         def admit(value: Any) -> float:
             if not check(value):
-                self.warned[name] += 1
+                warned[name] += 1
             return MISSING if value is None else float(value)
 
         return admit
@@ -156,14 +163,16 @@ class RowEncoder:
     def _admit_category(
         self, name: str, check: Callable[[Any], bool], trained: Mapping[str, float]
     ) -> Callable[[Any], float]:
+        warned, unseen = self.warned, self._unseen
+
         def admit(value: Any) -> float:
             if not check(value):
-                self.warned[name] += 1
+                warned[name] += 1
             if value is None:
                 return MISSING
             code = trained.get(str(value))  # a declared truth value: true is the category "True"
             if code is None:
-                self.unseen += 1
+                unseen[name] += 1
                 return MISSING
             return code
 

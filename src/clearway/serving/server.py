@@ -41,6 +41,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     from clearway.prediction_log import PredictionLog
     from clearway.project import definitions_sha256
     from clearway.serving.app import build_app
+    from clearway.serving.models import hosting
     from clearway.serving.state import Follower
 
     folder = workspace.environment(environment)
@@ -51,6 +52,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         environment,
         Follower(params, workspace, environment),
         PredictionLog(folder / "predictions"),
+        hosting(params, workspace, environment),
     )
 
     class Server(uvicorn.Server):

@@ -38,6 +38,9 @@ RETRY_SECONDS = 3.0
 GRACE_SECONDS = 60.0
 """How long requests that began before a swap may still read features as before it."""
 
+_NOTHING = object()
+"""Like no fingerprint, so that a table that is missing from the start is reported too."""
+
 logger = logging.getLogger("clearway.serving")
 
 
@@ -186,9 +189,12 @@ class Follower:
     and warmed up. Until then the old table goes on answering and :attr:`error` says why.
     """
 
-    def __init__(self, params: Params, workspace: Workspace, environment: str) -> None:
+    def __init__(self, params: Params, workspace: Workspace, environment: str, *, stored_features: bool = True) -> None:
+        """Without ``stored_features`` a version that was trained from a feature store is refused."""
         self.active: Active | None = None
         self.error: str | None = None
+        self._seen: object = _NOTHING
+        self._stored_features = stored_features
         self._params = params
         self._workspace = workspace
         self._own: OwnFeatures | None = None
@@ -210,17 +216,16 @@ class Follower:
 
     async def follow(self) -> None:
         """Poll until cancelled. Loading happens in a thread; the swap is one assignment on the event loop."""
-        seen: object = self  # like no fingerprint, so that a table that is missing from the start is reported too
-        retry_at = 0.0
+        retry_at = time.monotonic() + RETRY_SECONDS
         while True:
-            found = self._fingerprint()
-            if found != seen or (self.error is not None and time.monotonic() >= retry_at):
-                seen = found
-                await self._refresh()
+            if self._fingerprint() != self._seen or (self.error is not None and time.monotonic() >= retry_at):
+                await self.catch_up()
                 retry_at = time.monotonic() + RETRY_SECONDS
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _refresh(self) -> None:
+    async def catch_up(self) -> None:
+        """Take the table that is there now, or say in :attr:`error` why not."""
+        self._seen = self._fingerprint()
         try:
             replacement = await asyncio.to_thread(self._load)
         except ClearwayError as error:
@@ -274,6 +279,11 @@ class Follower:
         if version.model.runtime != "onnx":
             logger.warning("%s has no ONNX: it is served by scikit-learn, slower", digest[:12])
         if version.model.definitions is not None:
+            if not self._stored_features:
+                raise ClearwayError(
+                    f"bundle {digest[:12]} looks its features up in a feature store, by code of its own project: a "
+                    "server that hosts models of other projects cannot run that; give it a server of its own"
+                )
             check_definitions(version, self._own_features())
         return version
 
