@@ -5,6 +5,7 @@ import gc
 import json
 import shutil
 import threading
+import urllib.request
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from clearway.errors import UsageError
 from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog, read_log
 from clearway.serving import models as hosting_module
-from clearway.serving.app import Endpoint
+from clearway.serving.app import Endpoint, _hosted_endpoint
 from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownModelError, hosting
 from clearway.serving.state import Follower
 from clearway.workspace import Workspace
@@ -40,7 +41,7 @@ def make_models(root: Path, folders: dict[str, Path], **serving: Any) -> Models:
     log = PredictionLog(root / "predictions")
     own = Endpoint(params.serving, "staging", Follower(params, workspace, "staging"), log)
     log.close()
-    return Models(ServingParams(**serving), "staging", own, Hosting("own", folders), Endpoint)
+    return Models(ServingParams(**serving), "staging", own, Hosting("own", folders), _hosted_endpoint)
 
 
 async def stable_of(models: Models, name: str) -> str:
@@ -64,7 +65,7 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path, trio: dict[str
         for name, expected in (("a", "a"), ("b", "ab"), ("a", "ba"), ("c", "ac"), ("c", "ac"), ("b", "cb")):
             await stable_of(models, name)
             assert "".join(models.loaded) == expected
-        assert (models.loads, models.unloads) == (4, 2)
+        assert (models.loads.done, models.loads.undone) == (4, 2)
         await models.close()
         assert models.loaded == ()
 
@@ -110,7 +111,7 @@ def test_all_who_ask_for_a_model_wait_for_one_load(tmp_path: Path, trio: dict[st
         found = await asyncio.wait_for(asyncio.gather(*(stable_of(models, name) for name in asked)), 60)
         assert [len(set(found[at : at + 10])) for at in (0, 10, 20)] == [1, 1, 1]
         assert len(set(found)) == 3
-        assert models.loads == 3
+        assert models.loads.done == 3
         await models.close()
 
     asyncio.run(main())
@@ -176,7 +177,7 @@ def test_a_failed_model_is_left_alone_for_a_while_and_loads_when_it_is_mended(
         for _ in range(3):
             with pytest.raises(NotLoadedError, match="nothing was deployed") as caught:
                 await stable_of(models, "late")
-        assert models.failed_loads == 1
+        assert models.loads.failed == 1
         assert 590 < caught.value.retry_after <= 600
         digest = write_tiny_bundle(workspace, 0.5)
         deploy(workspace.environment("staging"), digest)
@@ -358,6 +359,23 @@ def test_a_hosted_model_follows_its_own_project_and_writes_its_log(server: Serve
     folder = workspace.environment("staging") / "predictions"
     until(lambda: newer in set(read_log(folder)["version"]), "the log")
     assert newer not in set(read_log(server.folder / "predictions")["version"])
+
+
+def test_what_models_are_asked_is_counted_also_after_they_were_unloaded(server: Server) -> None:
+    def counted() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+            lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
+    name = 'clearway_model_requests_total{model="m050",status="200"}'
+    before = counted().get(name, 0.0)
+    for number in (50, 51, 52, 53, 54, 55, 50):
+        ask(server, f"m{number:03}")
+    after = counted()
+    assert after[name] == before + 2
+    assert after['clearway_model_request_seconds_count{model="m050"}'] == before + 2
+    assert after["clearway_models_loaded"] == 5
+    assert after["clearway_model_loads_total"] - after["clearway_model_unloads_total"] == 5
 
 
 def test_unknown_and_absent_models_are_named(server: Server) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -33,13 +33,23 @@ class Endpoint:
     A request takes the active table once and keeps it to its end, so that a swap in between cannot mix two.
     """
 
-    def __init__(self, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> None:
+    def __init__(
+        self,
+        settings: ServingParams,
+        environment: str,
+        follower: Follower,
+        log: PredictionLog,
+        traffic: Traffic | None = None,
+    ) -> None:
+        """``traffic`` goes on counting where another endpoint of the same model ended."""
+        self.models: Models | None = None
+        """All models of the server, where this is its own model's endpoint and it hosts others."""
         self._settings = settings
         self._environment = environment
         self._follower = follower
         self._log = log
         self._answerer = Answerer(settings, log)
-        self._traffic = Traffic()
+        self._traffic = traffic or Traffic()
 
     def close(self) -> None:
         """Let go of what answers."""
@@ -99,7 +109,7 @@ class Endpoint:
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``: counts in the text format of Prometheus."""
         active = self._follower.active
-        content = render(self._traffic, list(active.readers.values()) if active else [])
+        content = render(self._traffic, list(active.readers.values()) if active else [], self.models)
         return Response(content, headers={"content-type": CONTENT_TYPE})
 
     async def describe(self, request: Request) -> Response:
@@ -188,21 +198,31 @@ class ModelsEndpoint:
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """``POST /models/{name}/predict``: as ``POST /predict`` of that model's own server."""
-        try:
-            async with self._models.use(scope["path_params"]["name"]) as endpoint:
-                await endpoint.predict(scope, receive, send)
-        except (UnknownModelError, NotLoadedError) as error:
-            await _unavailable(error)(scope, receive, send)
+    def asgi(self, answer: Callable[[Endpoint, Scope, Receive, Send], Awaitable[None]]) -> ASGIApp:
+        """``answer`` of the endpoint of the model that the path names."""
 
-    async def describe(self, request: Request) -> Response:
-        """``GET /models/{name}``: as ``GET /`` of that model's own server; it loads the model."""
-        try:
-            async with self._models.use(request.path_params["name"]) as endpoint:
-                return await endpoint.describe(request)
-        except (UnknownModelError, NotLoadedError) as error:
-            return _unavailable(error)
+        async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                async with self._models.use(scope["path_params"]["name"]) as endpoint:
+                    await answer(endpoint, scope, receive, send)
+            except (UnknownModelError, NotLoadedError) as error:
+                await _unavailable(error)(scope, receive, send)
+
+        return _Application(answered)
+
+    def response(
+        self, answer: Callable[[Endpoint, Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The same of an answer to a request."""
+
+        async def answered(request: Request) -> Response:
+            try:
+                async with self._models.use(request.path_params["name"]) as endpoint:
+                    return await answer(endpoint, request)
+            except (UnknownModelError, NotLoadedError) as error:
+                return _unavailable(error)
+
+        return answered
 
     async def index(self, request: Request) -> Response:
         """``GET /models``: which there are, and which are loaded."""
@@ -243,12 +263,12 @@ def build_app(
             if models is not None:
                 await models.close()
             endpoint.close()
-            for reader in follower.active.readers.values() if follower.active else ():
-                reader.close()
+            follower.close()
             await asyncio.to_thread(log.close)
 
     endpoint = Endpoint(settings, environment, follower, log)
-    models = None if hosting is None else Models(settings, environment, endpoint, hosting, Endpoint)
+    models = None if hosting is None else Models(settings, environment, endpoint, hosting, _hosted_endpoint)
+    endpoint.models = models
     return Starlette(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
@@ -263,10 +283,18 @@ def build_app(
     )
 
 
+def _hosted_endpoint(
+    name: str, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, traffic: Traffic
+) -> Endpoint:
+    return Endpoint(settings, environment, follower, log, traffic)
+
+
 def _model_routes(endpoint: ModelsEndpoint) -> list[Route]:
+    """Under ``/models/NAME`` each model answers as its own server would; whichever is not loaded is loaded."""
     return [
-        Route("/models/{name}/predict", _Application(endpoint.predict), methods=["POST"]),
-        Route("/models/{name}", endpoint.describe, methods=["GET"]),
+        Route("/models/{name}/predict", endpoint.asgi(Endpoint.predict), methods=["POST"]),
+        Route("/models/{name}/v2/health/ready", endpoint.response(Endpoint.ready), methods=["GET"]),
+        Route("/models/{name}", endpoint.response(Endpoint.describe), methods=["GET"]),
         Route("/models", endpoint.index, methods=["GET"]),
     ]
 

@@ -5,6 +5,7 @@ Requests only add to plain numbers; these are put into words when they are asked
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from clearway.histogram import Histogram
 
 if TYPE_CHECKING:
     from clearway.feature_store.online import FeatureReader, ViewCounts
+    from clearway.serving.models import Models
 
-__all__ = ["CONTENT_TYPE", "Traffic", "describe_readers", "render"]
+__all__ = ["CONTENT_TYPE", "Loads", "Traffic", "describe_readers", "render"]
 
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds."""
@@ -37,14 +39,24 @@ class Traffic:
         self.latency.add(seconds)
 
 
-def render(traffic: Traffic, readers: "Sequence[FeatureReader]") -> bytes:
-    """The text of all metrics; those of features only where they are read by key.
+@dataclass
+class Loads:
+    """How often hosted models were loaded, unloaded, and could not be loaded."""
+
+    done: int = 0
+    undone: int = 0
+    failed: int = 0
+
+
+def render(traffic: Traffic, readers: "Sequence[FeatureReader]", models: "Models | None" = None) -> bytes:
+    """The text of all metrics; those of features only where they are read by key, those of hosted models if there are.
 
     ``readers`` are those of the versions that are served, stable first; one that serves two stands there twice.
     """
     registry = CollectorRegistry(auto_describe=False)
+    hosted = () if models is None or not models.traffic else _of_models(models)
     distinct = list({id(reader): reader for reader in readers}.values())
-    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(distinct) if distinct else ())]))
+    registry.register(_Collected([*_of_traffic(traffic), *(_of_features(distinct) if distinct else ()), *hosted]))
     return generate_latest(registry)
 
 
@@ -100,6 +112,26 @@ def _of_traffic(traffic: Traffic) -> Iterator[Metric]:
     latency = HistogramMetricFamily("clearway_request_seconds", "Time to answer POST /predict, in seconds.")
     latency.add_metric([], traffic.latency.cumulative(), traffic.latency.total)
     yield latency
+
+
+def _of_models(models: "Models") -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "clearway_model_requests", "Answers to POST /models/NAME/predict by HTTP status.", labels=["model", "status"]
+    )
+    latency = HistogramMetricFamily(
+        "clearway_model_request_seconds", "Time to answer POST /models/NAME/predict, in seconds.", labels=["model"]
+    )
+    for name, traffic in models.traffic.items():
+        if not traffic.statuses:
+            continue
+        for status, count in sorted(traffic.statuses.items()):
+            requests.add_metric([name, str(status)], count)
+        latency.add_metric([name], traffic.latency.cumulative(), traffic.latency.total)
+    yield from (requests, latency)
+    yield GaugeMetricFamily("clearway_models_loaded", "Hosted models in memory.", len(models.loaded))
+    yield CounterMetricFamily("clearway_model_loads", "Times that a hosted model was loaded.", models.loads.done)
+    yield CounterMetricFamily("clearway_model_unloads", "Times that one was unloaded.", models.loads.undone)
+    yield CounterMetricFamily("clearway_model_load_failures", "Times that one could not be.", models.loads.failed)
 
 
 def _of_features(readers: "Sequence[FeatureReader]") -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from clearway.errors import ClearwayError
 from clearway.memory import give_back
 from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog
+from clearway.serving.metrics import Loads, Traffic
 from clearway.serving.state import Follower
 from clearway.workspace import Workspace
 
@@ -38,6 +39,9 @@ TRIM_SECONDS = 1.0
 MAX_LISTED = 12
 
 logger = logging.getLogger("clearway.serving")
+
+Make = Callable[[str, ServingParams, str, Follower, PredictionLog, Traffic], "Endpoint"]
+"""From name, settings, environment, follower, log and counts to what answers for a hosted model."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class _Hosted:
 
     name: str
     folder: Path
+    traffic: Traffic = field(default_factory=Traffic)
+    """Counted over all the times that it was loaded."""
     loaded: _Loaded | None = None
     users: int = 0
     """Requests that use it or wait for it: it is not unloaded under them."""
@@ -122,7 +128,7 @@ class Models:
     own
         What answers for the server's own model.
     make
-        From settings, environment, follower and log to what answers for a hosted model.
+        Makes what answers for a hosted model.
     """
 
     def __init__(
@@ -131,11 +137,9 @@ class Models:
         environment: str,
         own: "Endpoint",
         hosting: Hosting,
-        make: "Callable[[ServingParams, str, Follower, PredictionLog], Endpoint]",
+        make: Make,
     ) -> None:
-        self.loads = 0
-        self.unloads = 0
-        self.failed_loads = 0
+        self.loads = Loads()
         self._settings = settings
         self._environment = environment
         self._own = own
@@ -159,6 +163,11 @@ class Models:
     def loaded(self) -> tuple[str, ...]:
         """The hosted models that are loaded, the one that was asked longest ago first."""
         return tuple(self._recent)
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """What each hosted model was asked, by name."""
+        return {name: hosted.traffic for name, hosted in self._hosted.items()}
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> "AsyncIterator[Endpoint]":
@@ -197,15 +206,15 @@ class Models:
             "models": {
                 name: {
                     "loaded": hosted.loaded is not None,
-                    "requests": hosted.users,
+                    "in_flight": hosted.users,
                     "error": hosted.failure if hosted.loaded is None else hosted.loaded.follower.error,
                 }
                 for name, hosted in self._hosted.items()
             },
             "max_loaded_models": self._settings.max_loaded_models,
-            "loads": self.loads,
-            "unloads": self.unloads,
-            "failed_loads": self.failed_loads,
+            "loads": self.loads.done,
+            "unloads": self.loads.undone,
+            "failed_loads": self.loads.failed,
         }
 
     async def close(self) -> None:
@@ -262,7 +271,7 @@ class Models:
             self._leave_alone(hosted, f"{type(error).__name__}: {error}")
         else:
             hosted.failures = 0
-            self.loads += 1
+            self.loads.done += 1
             self._recent[hosted.name] = None
         finally:
             hosted.loading = None
@@ -279,7 +288,7 @@ class Models:
         if follower.active is None:
             raise ClearwayError(follower.error or "it has no routing table")
         log = PredictionLog(workspace.environment(self._environment) / "predictions")
-        endpoint = self._make(params.serving, self._environment, follower, log)
+        endpoint = self._make(hosted.name, params.serving, self._environment, follower, log, hosted.traffic)
         return _Loaded(endpoint, follower, log, asyncio.create_task(follower.follow()))
 
     def _leave_alone(self, hosted: _Hosted, cause: str) -> None:
@@ -287,7 +296,7 @@ class Models:
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(hosted.failures, 10))
         hosted.retry_at = time.monotonic() + pause
         hosted.failures += 1
-        self.failed_loads += 1
+        self.loads.failed += 1
 
     async def _make_room(self, hosted: _Hosted) -> None:
         """Unload until one more fits; wait, as long as somebody waits for it, for one that nobody uses."""
@@ -309,7 +318,7 @@ class Models:
         loaded, hosted.loaded = hosted.loaded, None
         del self._recent[hosted.name]
         self._taken -= 1
-        self.unloads += 1
+        self.loads.undone += 1
         hosted.unloading = asyncio.create_task(self._close(hosted, loaded))
 
     async def _close(self, hosted: _Hosted, loaded: _Loaded) -> None:
@@ -317,6 +326,7 @@ class Models:
             loaded.following.cancel()
             await asyncio.wait({loaded.following})
             loaded.endpoint.close()
+            loaded.follower.close()
             await asyncio.to_thread(loaded.log.close)
         finally:
             hosted.unloading = None

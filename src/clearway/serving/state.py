@@ -205,6 +205,11 @@ class Follower:
         self._environment = environment
         self._tolerance = params.gates.onnx_tolerance
 
+    def close(self) -> None:
+        """Let go of what is served, when no request uses it any more and nothing follows."""
+        for reader in self.active.readers.values() if self.active else ():
+            reader.close()
+
     def online_state(self, active: Active) -> str | None:
         """What the last fill of the online store left: ``filled``, ``filling``, ``feeding``; None if nobody can say."""
         if not active.readers:

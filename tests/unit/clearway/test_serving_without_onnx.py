@@ -1,7 +1,9 @@
 """Versions without ONNX: each caller gets its own row's answer, a slow one leaves the loop free, a full one says so."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -169,3 +171,31 @@ def test_many_rows_of_one_request_are_answered_in_their_order(tmp_path: Path, ro
     served.close()
     log.close()
     assert (status, [one["score"] for one in answer["predictions"]]) == (200, [n / 100 for n in range(rows)])
+
+
+def test_a_version_that_was_replaced_is_freed_without_the_collector(tmp_path: Path) -> None:
+    """What a server holds is frozen out of the collector's sight: nothing it drops may hang in a circle."""
+    log = PredictionLog(tmp_path / "predictions")
+    answerer = Answerer(ServingParams(log_features=False), log)
+
+    async def main() -> None:
+        model = Gated()
+        model.go.set()
+        versions = {digest: version(digest, model) for digest in (STABLE, CANARY)}
+        active = Active(table(canary=CANARY, canary_weight=10), versions)
+        del versions
+        asked = [answerer.answer_one({"x": n}, (STABLE, CANARY)[n % 2], active, perf_counter()) for n in range(12)]
+        await asyncio.wait_for(asyncio.gather(*asked), 20)
+        left = [weakref.ref(each) for each in (model, active, active.stable.batcher)]
+        gc.collect()
+        gc.disable()
+        del model, active, asked
+        await asyncio.sleep(0.05)  # the thread lets go of its last batch
+        assert [ref() is None for ref in left] == [True] * 3
+
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+        answerer.close()
+        log.close()
