@@ -1,6 +1,7 @@
 """Many models in one server: loaded when asked, unloaded when forgotten, and none in another's way."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import shutil
@@ -17,7 +18,9 @@ import pytest
 from live_server import Server, deploy, running, until
 from tiny_projects import deployed_tiny, write_tiny, write_tiny_bundle
 
-from clearway.errors import UsageError
+from clearway import local_target
+from clearway.errors import ClearwayError, UsageError
+from clearway.local_target import ServerRefusedError, describe_server, ensure_serving, find_server, stop
 from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog, read_log
 from clearway.serving import models as hosting_module
@@ -181,9 +184,30 @@ def test_a_failed_model_is_left_alone_for_a_while_and_loads_when_it_is_mended(
         assert 590 < caught.value.retry_after <= 600
         digest = write_tiny_bundle(workspace, 0.5)
         deploy(workspace.environment("staging"), digest)
-        models._hosted["late"].retry_at = 0.0  # the time has passed
-        assert await stable_of(models, "late") == digest
+        assert await stable_of(models, "late") == digest, "what has changed is tried at once"
         assert models.describe()["models"]["late"]["error"] is None
+        await models.close()
+
+    asyncio.run(main())
+
+
+def test_a_failed_model_is_tried_again_when_its_time_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting_module, "FIRST_RETRY_SECONDS", 0.2)
+    workspace = deployed_tiny(tmp_path / "hidden", 0.5)
+    network = next(workspace.bundles.glob("*/payload/model.onnx"))
+    network.rename(tmp_path / "aside.onnx")
+
+    async def main() -> None:
+        models = make_models(tmp_path / "own", {"hidden": workspace.root})
+        with pytest.raises(NotLoadedError, match=r"model\.onnx"):
+            await stable_of(models, "hidden")
+        (tmp_path / "aside.onnx").rename(network)  # which no table tells of
+        async with asyncio.timeout(20):
+            while not models.loaded:
+                with contextlib.suppress(NotLoadedError):
+                    await stable_of(models, "hidden")
+                await asyncio.sleep(0.02)
+        assert models.loads.failed == 1
         await models.close()
 
     asyncio.run(main())
@@ -359,6 +383,48 @@ def test_a_hosted_model_follows_its_own_project_and_writes_its_log(server: Serve
     folder = workspace.environment("staging") / "predictions"
     until(lambda: newer in set(read_log(folder)["version"]), "the log")
     assert newer not in set(read_log(server.folder / "predictions")["version"])
+
+
+def test_commands_of_a_hosted_project_find_its_host_and_start_nothing(server: Server) -> None:
+    workspace = Workspace(server.workspace.root.parent / "m003")
+    params = load_params(workspace.params_file)
+    newer = write_tiny_bundle(workspace, 0.7)
+    table = deploy(workspace.environment("staging"), newer)
+    found = ensure_serving(params, workspace, "staging", table.revision)
+    assert (found.pid, found.url) == (server.process.pid, f"http://127.0.0.1:{server.port}/models/m003")
+    state = describe_server(found)
+    assert state is not None
+    assert (state["stable"], state["revision"]) == (newer, table.revision)
+    with pytest.raises(
+        ClearwayError, match=r"staging is hosted at http://127\.0\.0\.1:\d+/models/m003 by the server of"
+    ):
+        stop(workspace, "staging")
+    assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_a_deployment_that_its_host_refuses_is_told_why(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_target, "REFUSAL_SECONDS", 0.5)
+    workspace = Workspace(server.workspace.root.parent / "m004")
+    table = deploy(workspace.environment("staging"), "f" * 64)
+    with pytest.raises(ServerRefusedError, match=r"bundle ffffffffffff is not in .*m004"):
+        ensure_serving(load_params(workspace.params_file), workspace, "staging", table.revision)
+    assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_a_host_that_stops_withdraws_and_leaves_a_projects_own_server_alone(tmp_path: Path) -> None:
+    theirs = {name: deployed_tiny(tmp_path / name, 0.5) for name in ("a", "b")}
+    own = write_tiny(
+        tmp_path / "own", "own", environments={"staging": {"port": 0, "models": {"a": "../a", "b": "../b"}}}
+    )
+    with running(theirs["b"]) as alone:
+        with running(own) as host:
+            found = {name: find_server(workspace, "staging") for name, workspace in theirs.items()}
+            assert found["a"] is not None
+            assert found["b"] is not None
+            assert (found["a"].pid, found["b"].pid) == (host.process.pid, alone.process.pid)
+            host.stop()
+        assert not (theirs["a"].environment("staging") / "server.json").exists()
+        assert (theirs["b"].environment("staging") / "server.json").exists()
 
 
 def test_what_models_are_asked_is_counted_also_after_they_were_unloaded(server: Server) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearway.errors import ClearwayError
+from clearway.local_target import Server, announce_hosted, withdraw_hosted
 from clearway.memory import give_back
 from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog
@@ -63,6 +64,23 @@ def hosting(params: Params, workspace: Workspace, environment: str) -> Hosting:
     return Hosting(params.model_name, folders)
 
 
+def announce(hosting: Hosting, environment: str, server: Server) -> None:
+    """Tell the projects that are hosted where their models answer; a project that cannot be told is only warned of."""
+    for name, folder in hosting.folders.items():
+        if (folder / "params.yaml").is_file():
+            try:
+                announce_hosted(Workspace(folder), environment, server.model_copy(update={"path": f"/models/{name}"}))
+            except (ClearwayError, OSError) as error:
+                logger.error("environments.%s.models.%s cannot be told who hosts it: %s", environment, name, error)
+
+
+def withdraw(hosting: Hosting, environment: str, pid: int) -> None:
+    """Take back what :func:`announce` said for the server ``pid``."""
+    for folder in hosting.folders.values():
+        with contextlib.suppress(ClearwayError, OSError):
+            withdraw_hosted(Workspace(folder), environment, pid)
+
+
 class UnknownModelError(Exception):
     """No model is called so; names those that are."""
 
@@ -96,6 +114,7 @@ class _Hosted:
 
     name: str
     folder: Path
+    environment: str
     traffic: Traffic = field(default_factory=Traffic)
     """Counted over all the times that it was loaded."""
     loaded: _Loaded | None = None
@@ -111,6 +130,20 @@ class _Hosted:
     """In a row."""
     retry_at: float = 0.0
     """By the monotonic clock."""
+    failed_with: object = None
+    """What was on the disk then: when that changes, there is no reason to wait."""
+
+    @property
+    def parked(self) -> bool:
+        """Whether it failed a moment ago, and nothing has changed since."""
+        return time.monotonic() < self.retry_at and self.failed_with == self.on_disk
+
+    @property
+    def on_disk(self) -> tuple[object, ...]:
+        """Changes with the project's params and routing table."""
+        workspace = Workspace(self.folder)
+        paths = (workspace.params_file, workspace.environment(self.environment) / "routing.json")
+        return tuple(_fingerprint(path) for path in paths)
 
 
 class Models:
@@ -145,7 +178,7 @@ class Models:
         self._own = own
         self._own_name = hosting.own
         self._make = make
-        self._hosted = {name: _Hosted(name, folder) for name, folder in hosting.folders.items()}
+        self._hosted = {name: _Hosted(name, folder, environment) for name, folder in hosting.folders.items()}
         self._recent: OrderedDict[str, None] = OrderedDict()
         """Those that are loaded, the one that was asked longest ago first."""
         self._taken = 0
@@ -236,7 +269,7 @@ class Models:
         deadline = time.monotonic() + self._settings.load_seconds
         while hosted.loaded is None:
             if hosted.loading is None:
-                if time.monotonic() < hosted.retry_at:
+                if hosted.parked:
                     assert hosted.failure is not None  # set with it
                     raise NotLoadedError(hosted.name, hosted.failure, hosted.retry_at - time.monotonic())
                 hosted.loading = asyncio.create_task(self._load(hosted))
@@ -254,7 +287,7 @@ class Models:
 
     async def _load(self, hosted: _Hosted) -> None:
         """Load a model into its place, or leave there why not."""
-        hosted.failure = None
+        hosted.failure, found = None, hosted.on_disk
         taken = False
         try:
             if hosted.unloading is not None:  # two would write into one log
@@ -265,10 +298,10 @@ class Models:
             async with self._lanes:
                 hosted.loaded = await self._open(hosted)
         except ClearwayError as error:
-            self._leave_alone(hosted, str(error))
+            self._leave_alone(hosted, str(error), found)
         except Exception as error:  # whatever a broken file makes a library raise fails this model alone
             logger.exception("model %s cannot be loaded", hosted.name)
-            self._leave_alone(hosted, f"{type(error).__name__}: {error}")
+            self._leave_alone(hosted, f"{type(error).__name__}: {error}", found)
         else:
             hosted.failures = 0
             self.loads.done += 1
@@ -291,8 +324,8 @@ class Models:
         endpoint = self._make(hosted.name, params.serving, self._environment, follower, log, hosted.traffic)
         return _Loaded(endpoint, follower, log, asyncio.create_task(follower.follow()))
 
-    def _leave_alone(self, hosted: _Hosted, cause: str) -> None:
-        hosted.failure = cause
+    def _leave_alone(self, hosted: _Hosted, cause: str, found: object) -> None:
+        hosted.failure, hosted.failed_with = cause, found
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(hosted.failures, 10))
         hosted.retry_at = time.monotonic() + pause
         hosted.failures += 1
@@ -337,6 +370,13 @@ class Models:
 async def _trim() -> None:
     await asyncio.sleep(TRIM_SECONDS)
     await asyncio.to_thread(give_back)
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None
 
 
 def _listed(names: tuple[str, ...]) -> str:

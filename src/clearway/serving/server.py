@@ -38,30 +38,33 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     import psutil
     import uvicorn
 
+    from clearway.local_target import Server
     from clearway.prediction_log import PredictionLog
     from clearway.project import definitions_sha256
     from clearway.serving.app import build_app
-    from clearway.serving.models import hosting
+    from clearway.serving.models import announce, hosting, withdraw
     from clearway.serving.state import Follower
 
     folder = workspace.environment(environment)
     record = folder / "server.json"
     code = definitions_sha256(params)
+    hosted = hosting(params, workspace, environment)
     app = build_app(
         params.serving,
         environment,
         Follower(params, workspace, environment),
         PredictionLog(folder / "predictions"),
-        hosting(params, workspace, environment),
+        hosted,
     )
 
-    class Server(uvicorn.Server):
+    class Uvicorn(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
                 host, port = listener.getsockname()[:2]
                 created = psutil.Process().create_time()
                 write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
+                announce(hosted, environment, Server(pid=os.getpid(), created=created, host=host, port=port))
 
     config = uvicorn.Config(
         app,
@@ -81,10 +84,11 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
-        Server(config).run(sockets=[listener])
+        Uvicorn(config).run(sockets=[listener])
     finally:
         listener.close()
         _remove_own(record)
+        withdraw(hosted, environment, os.getpid())
 
 
 def _bind(settings: EnvironmentParams, environment: str) -> socket.socket:
