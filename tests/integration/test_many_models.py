@@ -399,7 +399,8 @@ def test_commands_of_a_hosted_project_find_its_host_and_start_nothing(server: Se
         ClearwayError, match=r"staging is hosted at http://127\.0\.0\.1:\d+/models/m003 by the server of"
     ):
         stop(workspace, "staging")
-    assert server.ask("GET", "/v2/health/ready")[0] == 200
+    for path, status in (("/", 200), ("/v2/health/ready", 200), ("/v2/health/nothing", 404)):
+        assert server.ask("GET", "/models/m003" + path)[0] == status
 
 
 def test_a_deployment_that_its_host_refuses_is_told_why(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,7 +294,10 @@ def _model_routes(endpoint: ModelsEndpoint) -> list[Route]:
     return [
         Route("/models/{name}/predict", endpoint.asgi(Endpoint.predict), methods=["POST"]),
         Route("/models/{name}/v2/health/ready", endpoint.response(Endpoint.ready), methods=["GET"]),
-        Route("/models/{name}", endpoint.response(Endpoint.describe), methods=["GET"]),
+        *(
+            Route(path, endpoint.response(Endpoint.describe), methods=["GET"])
+            for path in ("/models/{name}", "/models/{name}/")
+        ),
         Route("/models", endpoint.index, methods=["GET"]),
     ]
 

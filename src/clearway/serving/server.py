@@ -63,8 +63,8 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
             if self.started:
                 host, port = listener.getsockname()[:2]
                 created = psutil.Process().create_time()
-                write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
                 announce(hosted, environment, Server(pid=os.getpid(), created=created, host=host, port=port))
+                write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
 
     config = uvicorn.Config(
         app,
