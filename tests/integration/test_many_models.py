@@ -8,7 +8,7 @@ import shutil
 import threading
 import urllib.request
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from live_server import Server, deploy, running, until
 from tiny_projects import deployed_tiny, write_tiny, write_tiny_bundle
 
 from clearway import local_target
+from clearway.deployment import Outcome, rollback
+from clearway.deployment import deploy as deploy_model
 from clearway.errors import ClearwayError, UsageError
+from clearway.ledger import read_ledger
 from clearway.local_target import ServerRefusedError, describe_server, ensure_serving, find_server, stop
 from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog, read_log
@@ -385,16 +388,27 @@ def test_a_hosted_model_follows_its_own_project_and_writes_its_log(server: Serve
     assert newer not in set(read_log(server.folder / "predictions")["version"])
 
 
-def test_commands_of_a_hosted_project_find_its_host_and_start_nothing(server: Server) -> None:
+def test_a_hosted_project_deploys_tries_and_rolls_back_on_its_host(server: Server) -> None:
     workspace = Workspace(server.workspace.root.parent / "m003")
     params = load_params(workspace.params_file)
+    first = read_ledger(workspace.environment("staging"), "staging")[-1].stable
     newer = write_tiny_bundle(workspace, 0.7)
-    table = deploy(workspace.environment("staging"), newer)
-    found = ensure_serving(params, workspace, "staging", table.revision)
-    assert (found.pid, found.url) == (server.process.pid, f"http://127.0.0.1:{server.port}/models/m003")
-    state = describe_server(found)
-    assert state is not None
-    assert (state["stable"], state["revision"]) == (newer, table.revision)
+
+    def act(action: Callable[..., Outcome], *arguments: Any) -> tuple[str | None, str | None]:
+        outcome = action(params, workspace, "staging", *arguments, actor="test", reason="test")
+        assert outcome.server is not None
+        assert (outcome.server.pid, outcome.server.path) == (server.process.pid, "/models/m003")
+        state = describe_server(outcome.server)
+        assert state is not None
+        return state["stable"], state["canary"]
+
+    assert act(deploy_model, newer, 50) == (first, newer)
+    assert {round(ask(server, "m003"), 6) for _ in range(40)} == {round(weight_of(3), 6), 0.7}
+    assert act(rollback) == (first, None)
+    assert ask(server, "m003") == pytest.approx(weight_of(3))
+    another = write_tiny_bundle(workspace, 0.8)
+    assert act(deploy_model, another) == (another, None)
+    assert ask(server, "m003") == pytest.approx(0.8)
     with pytest.raises(
         ClearwayError, match=r"staging is hosted at http://127\.0\.0\.1:\d+/models/m003 by the server of"
     ):
