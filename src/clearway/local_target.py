@@ -48,11 +48,13 @@ class Server(BaseModel):
     port: int
     code: str | None = None
     """Hash of the project's code that it runs."""
+    path: str = ""
+    """Where this project's model is found on it, if it is the server of another project that hosts this one's model."""
 
     @property
     def url(self) -> str:
         host = _reachable(self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.path}"
 
 
 def find_server(workspace: Workspace, environment: str) -> Server | None:
@@ -71,7 +73,7 @@ def describe_server(server: Server) -> dict[str, Any] | None:
     """What the server says it serves (``GET /``); None if it does not answer."""
     connection = http.client.HTTPConnection(_reachable(server.host), server.port, timeout=5)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", server.path or "/")
         content = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
         return None
@@ -115,6 +117,8 @@ def ensure_serving(
     try:
         settings = params.environment(environment)
         server = find_server(workspace, environment)
+        if server is not None and server.path:  # it is not ours to start or stop
+            return _await_revision(workspace, environment, revision, None, timeout)
         if server is not None and (server.host, server.port) != (settings.host, settings.port or server.port):
             stop(workspace, environment)  # params.yaml gave it another address
             server = None
@@ -137,11 +141,16 @@ def stop(workspace: Workspace, environment: str) -> Server | None:
     Raises
     ------
     ClearwayError
-        It cannot be stopped, or ``server.json`` is damaged.
+        It cannot be stopped, is the server of another project, or ``server.json`` is damaged.
     """
     path = workspace.environment(environment) / "server.json"
     record = _read_record(path)
     process = _process(record) if record is not None else None
+    if process is not None and record is not None and record.path:
+        raise ClearwayError(
+            f"{environment} is hosted at {record.url} by the server of another project (pid {record.pid}): stop that "
+            "one from its own project's folder"
+        )
     if process is not None:
         try:
             process.terminate()
@@ -157,6 +166,30 @@ def stop(workspace: Workspace, environment: str) -> Server | None:
     if record is not None and _read_record(path) == record:
         path.unlink(missing_ok=True)
     return record if process is not None else None
+
+
+def announce_hosted(workspace: Workspace, environment: str, server: Server) -> None:
+    """Leave a record in the folder of a hosted project, so that its own commands find the server that hosts it.
+
+    A server of its own that lives is left in its place.
+    """
+    present = find_server(workspace, environment)
+    if present is not None and present.pid != server.pid:
+        return
+    path = workspace.environment(environment) / "server.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # not forced to the disk, whose hundred waits would keep the server from starting: a record of a dead server is none
+    written = path.with_name(f"server.json.{server.pid}")
+    written.write_text(server.model_dump_json(), encoding="utf-8")
+    written.replace(path)
+
+
+def withdraw_hosted(workspace: Workspace, environment: str, pid: int) -> None:
+    """Remove the record that :func:`announce_hosted` left for the server ``pid``."""
+    path = workspace.environment(environment) / "server.json"
+    record = _read_record(path)
+    if record is not None and record.pid == pid and record.path:
+        path.unlink(missing_ok=True)
 
 
 class _Started:

@@ -1,6 +1,7 @@
 """``params.yaml``: every setting of the line, typed. Unknown keys, wrong types and impossible values are refused."""
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -679,6 +680,20 @@ class EnvironmentParams(Section):
     requires: str | None = None
     """The environment in which a digest must be live before it may come here."""
     signature: SignaturePolicy = SignaturePolicy()
+    models: dict[Slug, str] = Field(default_factory=dict)
+    """Models of other project folders that this server hosts too, by the name in their address: the folder, from this
+    project's own; see docs/serving-many-models.md."""
+
+    @model_validator(mode="after")
+    def _hosts_each_once(self) -> Self:
+        seen: dict[str, str] = {}
+        for name, folder in self.models.items():
+            first = seen.setdefault(posixpath.normpath(folder), name)
+            if first != name:
+                raise ValueError(f"models.{name} is the folder of models.{first} too: {folder}")
+        if "." in seen:
+            raise ValueError(f"models.{seen['.']} is this project itself, which its server serves anyway: remove it")
+        return self
 
     @property
     def worker_count(self) -> int:
@@ -757,6 +772,15 @@ class TraceParams(Section):
     """Share of requests that are traced; one that comes with a traceparent follows its caller's choice."""
 
 
+class BatchingParams(Section):
+    """Rows for a model without ONNX that arrive while others are scored are scored together, with no timer."""
+
+    max_rows: int = Field(256, ge=1)
+    """Rows that are scored together, at most; a request of more is scored by itself."""
+    max_waiting: int = Field(2048, ge=1)
+    """Rows that may wait to be scored; a request beyond them is answered 503 with Retry-After."""
+
+
 class ServingParams(Section):
     salt: str = "clearway"
     """Changes which entities see the canary, from the next rollout on."""
@@ -777,6 +801,12 @@ class ServingParams(Section):
     access_log: bool = False
     """Whether every request is a line of that log."""
     features: FeatureLookupParams = FeatureLookupParams()
+    batching: BatchingParams = BatchingParams()
+    max_loaded_models: int = Field(10, ge=1)
+    """Models of other projects (``environments.<name>.models``) kept in memory; the least recently used one makes room
+    for the next. The project's own is not counted."""
+    load_seconds: float = Field(30.0, gt=0)
+    """Longest time that a request waits for its model to be loaded; then 503 with Retry-After."""
     shadow: ShadowParams = ShadowParams()
     traces: TraceParams = TraceParams()
 
@@ -944,6 +974,8 @@ class Params(Section):
         for name, environment in self.environments.items():
             if environment.requires is not None and environment.requires not in self.environments:
                 raise ValueError(f"environments.{name}.requires {environment.requires!r} is no environment")
+            if self.model_name in environment.models:
+                raise ValueError(f"environments.{name}.models.{self.model_name}: this project's own model is called so")
         self._check_chains()
         taken: dict[tuple[str, int], str] = {}
         for name, environment in self.environments.items():

@@ -17,6 +17,7 @@ from clearway.errors import ClearwayError
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.routing import Role
+from clearway.serving.batching import TooManyWaitingError
 from clearway.serving.metrics import Traffic
 from clearway.serving.requests import (
     NOBODY,
@@ -68,9 +69,17 @@ class Group:
 class ModelError(Exception):
     """A version failed to answer."""
 
+    status = 500
+
     def __init__(self, digest: str, cause: str) -> None:
         super().__init__(f"version {digest} failed: {cause}")
         self.digest = digest
+
+
+class Overloaded(ModelError):  # noqa: N818  # the name says what happened
+    """A version has more to score than it can."""
+
+    status = 503
 
 
 class LookupFailed(Exception):  # noqa: N818  # the name says what happened
@@ -85,7 +94,8 @@ class Answerer:
     """Answers rows by an active table: each is routed, looked up where it comes by key, encoded, scored and logged.
 
     The stable version scores on the event loop, where it costs least; a canary scores in a thread of its own, so that
-    one that is slow, or never ends, keeps only its own callers waiting.
+    one that is slow, or never ends, keeps only its own callers waiting. A version without ONNX scores in a thread
+    anyway, rows that wait together in one batch.
     """
 
     def __init__(self, settings: ServingParams, log: PredictionLog, traffic: Traffic | None = None) -> None:
@@ -98,10 +108,12 @@ class Answerer:
         """Rows that were routed by their id, because they had no routing key."""
         self._row = np.empty((0, 0), dtype=np.float32)
         self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+        self._batches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")  # no thread before its first
 
     def close(self) -> None:
-        """Let go of the canary's thread."""
-        self._trial.shutdown(wait=False, cancel_futures=True)
+        """Let go of the threads."""
+        for lane in (self._trial, self._batches):
+            lane.shutdown(wait=False, cancel_futures=True)
 
     async def answer_one(
         self, row: Any, wanted: str | None, active: Active, started: float, identity: str
@@ -124,7 +136,7 @@ class Answerer:
         loaded = question.loaded
         if question.inputs is not None:
             await self._look_up([question], active, started, tester=wanted is not None)
-        vector = self._scratch(loaded.encoder.width, question.role)
+        vector = self._scratch(loaded, question.role)
         try:
             _encode_into(vector[0], question)
         except RequestError:
@@ -238,19 +250,25 @@ class Answerer:
     ) -> tuple[list[dict[str, Any]], ModelError | None]:
         """Score one version's rows and log each; the answers, or why there are none."""
         digest, model = group.loaded.digest, group.loaded.version.model
-        failure = None
+        batcher, stable = group.loaded.batcher, group.questions[0].role == "stable"
+        failure: ModelError | None = None
         try:
-            if group.questions[0].role == "stable":
+            if batcher is not None:
+                lane = self._batches if stable else self._trial
+                outputs = await batcher.output(group.matrix, lane, self._settings.batching)
+            elif stable:
                 outputs = model.output(group.matrix)
             else:
                 outputs = await asyncio.get_running_loop().run_in_executor(self._trial, model.output, group.matrix)
             told: list[dict[str, Any] | None] = [*model.target.told(outputs, model.threshold)]
             if not all(math.isfinite(one["score"]) for one in told if one is not None):
                 raise ArithmeticError("it answered a score that is not finite")
+        except TooManyWaitingError as error:
+            failure, told = Overloaded(digest, str(error)), [None] * len(group.questions)
         except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
             failure = ModelError(digest, f"{type(error).__name__}: {error}")
             told = [None] * len(group.questions)
-        status = 200 if failure is None else 500
+        status = 200 if failure is None else failure.status
         self._write(group.questions, told, status, active, started, tester=tester)
         answers = []
         for question, one in zip(group.questions, told, strict=True):
@@ -352,9 +370,10 @@ class Answerer:
         by_key = [question for question in questions if question.outcomes is not None]
         self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
 
-    def _scratch(self, width: int, role: Role) -> NDArray[np.float32]:
+    def _scratch(self, loaded: Loaded, role: Role) -> NDArray[np.float32]:
         """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
-        if role != "stable":
+        width = loaded.encoder.width
+        if role != "stable" or loaded.batcher is not None:
             return np.empty((1, width), dtype=np.float32)
         if self._row.shape[1] != width:
             self._row = np.empty((1, width), dtype=np.float32)

@@ -37,19 +37,23 @@ from clearway.serving.bodies import (
 from clearway.serving.logs import AccessLog, failed, without_words
 from clearway.serving.metrics import (
     CONTENT_TYPE,
+    Traffic,
     describe_readers,
     of_features,
     of_log,
+    of_models,
     of_routing,
     of_traffic,
     render,
 )
+from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownModelError
 from clearway.serving.requests import MAX_NAME, Columns, RequestError
 from clearway.serving.state import Active, Follower, Loaded
 from clearway.serving.whole import Desk, describe_whole, families_of_whole
 
 VERSION_HEADER = "x-clearway-version"
 _VERSION = VERSION_HEADER.encode()
+RETRY_LATER = (b"retry-after", b"1")
 NOTICE_SECONDS = 0.05
 """How soon the other workers hear that this one serves another table, or refused one."""
 COUNT_SECONDS = 0.2
@@ -75,6 +79,8 @@ class Endpoint:
         desk: Desk,
         name: str,
     ) -> None:
+        self.models: Models | None = None
+        """All models of the server, where this is its own model's endpoint."""
         self._settings = settings
         self._name = name
         self._environment = environment
@@ -103,6 +109,7 @@ class Endpoint:
             *of_log(self._log.written, self._log.dropped),
             *of_routing(self._answerer.without_key, active.copies.describe() if active and active.copies else None),
             *of_features(readers),
+            *(of_models(self.models) if self.models is not None and self.models.traffic else ()),
         )
         try:
             self._desk.say(self._state(), families)
@@ -161,9 +168,9 @@ class Endpoint:
             status, content = error.status, refusal(error.status, str(error))
             failed(headers, status, str(error) if status == 503 else without_words(str(error)), version)
         except ModelError as error:
-            status, version = 500, error.digest
-            content = {**refusal(500, str(error)), "version": version}
-            failed(headers, 500, without_words(str(error)), version)
+            status, version = error.status, error.digest
+            content = {**refusal(status, str(error)), "version": version}
+            failed(headers, status, without_words(str(error)), version)
         except ClientDisconnect:
             status, content = 400, refusal(400, "the caller left before its request was complete")
         except Exception as error:  # no fault of the server may end a connection without an answer
@@ -425,10 +432,49 @@ class Reply:
         ]
         if version is not None:
             self._headers.append((_VERSION, version.encode("latin-1")))
+        if status == 503:
+            self._headers.append(RETRY_LATER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._body})
+
+
+class ModelsEndpoint:
+    """Answers for all models of the server, by their names."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def asgi(self, answer: Callable[[Endpoint, Scope, Receive, Send], Awaitable[None]]) -> ASGIApp:
+        """``answer`` of the endpoint of the model that the path names."""
+
+        async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                async with self._models.use(scope["path_params"]["name"]) as endpoint:
+                    await answer(endpoint, scope, receive, send)
+            except (UnknownModelError, NotLoadedError) as error:
+                await _unavailable(error)(scope, receive, send)
+
+        return _Application(answered)
+
+    def response(
+        self, answer: Callable[[Endpoint, Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The same of an answer to a request."""
+
+        async def answered(request: Request) -> Response:
+            try:
+                async with self._models.use(request.path_params["name"]) as endpoint:
+                    return await answer(endpoint, request)
+            except (UnknownModelError, NotLoadedError) as error:
+                return _unavailable(error)
+
+        return answered
+
+    async def index(self, request: Request) -> Response:
+        """``GET /models``: which there are, and which are loaded."""
+        return _json(self._models.describe())
 
 
 class _Application:
@@ -447,9 +493,8 @@ class App(Starlette):
     endpoint: Endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "http" and scope["method"] == "POST" and not self.user_middleware
-        ):  # which sees every request
+        # what wraps every request, such as the access log, is wrapped around the rest
+        if scope["type"] == "http" and scope["method"] == "POST" and not self.user_middleware:
             if scope["path"] == "/predict":
                 await self.endpoint.predict(scope, receive, send)
                 return
@@ -466,10 +511,12 @@ def build_app(
     log: PredictionLog,
     name: str,
     desk: Desk | None = None,
+    hosting: Hosting | None = None,
 ) -> App:
     """The ASGI application; its lifespan follows the routing table and drains the log at the end.
 
-    ``name`` is what the model is called in paths, ``desk`` that of a worker among others.
+    ``name`` is what the model is called in paths, ``desk`` that of a worker among others. With ``hosting``, models of
+    other projects are answered for by their names too.
     """
 
     @contextlib.asynccontextmanager
@@ -482,11 +529,9 @@ def build_app(
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+            await models.close()
             endpoint.close()
-            for reader in follower.active.readers.values() if follower.active else ():
-                reader.close()
-            if follower.active and follower.active.copies:
-                await asyncio.to_thread(follower.active.copies.close, wait=True)
+            await asyncio.to_thread(follower.close)
             await asyncio.to_thread(log.close)
             endpoint.publish()
             if tracing is not None:
@@ -503,14 +548,19 @@ def build_app(
     endpoint = Endpoint(settings, environment, follower, log, answerer, desk or Desk.alone(), name)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
+    endpoint.models = models = Models(settings, environment, endpoint, hosting or Hosting(name), _hosted_endpoint)
+    named = ModelsEndpoint(models)
     app = App(
         routes=[
             Route("/predict", _Application(endpoint.predict), methods=["POST"]),
-            *(Route(f"{path}/infer", _Application(endpoint.infer), methods=["POST"]) for path in (model, version)),
+            *(Route(f"{path}/infer", named.asgi(Endpoint.infer), methods=["POST"]) for path in (model, version)),
             Route("/invocations", _Application(endpoint.invoke), methods=["POST"]),
             *(Route(path, endpoint.server, methods=["GET"]) for path in ("/v2", "/v2/")),
-            *(Route(path, endpoint.model, methods=["GET"]) for path in (model, version)),
-            *(Route(f"{path}/ready", endpoint.model_ready, methods=["GET"]) for path in (model, version)),
+            *(Route(path, named.response(Endpoint.model), methods=["GET"]) for path in (model, version)),
+            *(
+                Route(f"{path}/ready", named.response(Endpoint.model_ready), methods=["GET"])
+                for path in (model, version)
+            ),
             *(Route(path, endpoint.ping, methods=["GET"]) for path in ("/ping", "/health")),
             Route("/version", endpoint.mlflow_version, methods=["GET"]),
             Route("/openapi.json", endpoint.openapi, methods=["GET"]),
@@ -519,6 +569,7 @@ def build_app(
             Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
+            *_model_routes(named),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
@@ -548,6 +599,32 @@ def _without_store(loaded: Loaded) -> str:
     if reader is None or reader.store.health.up or reader.settings.on_failure != "fail":
         return ""
     return f"the feature store does not answer: {reader.store.health.error}"
+
+
+def _hosted_endpoint(
+    name: str, settings: ServingParams, environment: str, follower: Follower, log: PredictionLog, traffic: Traffic
+) -> Endpoint:
+    answerer = Answerer(settings, log, traffic)
+    return Endpoint(settings, environment, follower, log, answerer, Desk.alone(), name)
+
+
+def _model_routes(endpoint: ModelsEndpoint) -> list[Route]:
+    """Under ``/models/NAME`` each model answers as its own server would; whichever is not loaded is loaded."""
+    return [
+        Route("/models/{name}/predict", endpoint.asgi(Endpoint.predict), methods=["POST"]),
+        Route("/models/{name}/v2/health/ready", endpoint.response(Endpoint.ready), methods=["GET"]),
+        *(
+            Route(path, endpoint.response(Endpoint.describe), methods=["GET"])
+            for path in ("/models/{name}", "/models/{name}/")
+        ),
+        Route("/models", endpoint.index, methods=["GET"]),
+    ]
+
+
+def _unavailable(error: UnknownModelError | NotLoadedError) -> Response:
+    """The answer for a model that is not there."""
+    later = {"retry-after": str(error.retry_after)} if isinstance(error, NotLoadedError) else None
+    return _json({"error": str(error)}, error.status, headers=later)
 
 
 def _json(

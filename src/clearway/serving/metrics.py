@@ -17,8 +17,20 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from clearway.feature_store.online import FeatureReader, ViewCounts
+    from clearway.serving.models import Models
 
-__all__ = ["CONTENT_TYPE", "Answered", "Family", "Traffic", "add_up", "describe_readers", "of_routing", "render"]
+__all__ = [
+    "CONTENT_TYPE",
+    "Answered",
+    "Family",
+    "Loads",
+    "Traffic",
+    "add_up",
+    "describe_readers",
+    "of_models",
+    "of_routing",
+    "render",
+]
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -82,6 +94,15 @@ class Traffic:
         past = list(dict.fromkeys(digest for digest, _ in self.answered if digest not in live))
         for digest in past[:-KEPT_VERSIONS]:
             self.answered = {key: one for key, one in self.answered.items() if key[0] != digest}
+
+
+@dataclass
+class Loads:
+    """How often hosted models were loaded, unloaded, and could not be loaded."""
+
+    done: int = 0
+    undone: int = 0
+    failed: int = 0
 
 
 class Sample(NamedTuple):
@@ -290,6 +311,34 @@ def of_routing(without_key: int, shadow: Mapping[str, Any] | None) -> Iterator[F
     yield copies
     up = Family("clearway_shadow_up", "least", "1 while every worker's shadow process answers, else 0.", ("version",))
     yield up.add([shadow["digest"]], float(shadow["state"] == "up"))
+
+
+def of_models(models: "Models") -> Iterator[Family]:
+    """What hosted models were asked, and how often they were loaded."""
+    requests = Family(
+        "clearway_model_requests",
+        "counter",
+        "Answers to POST /models/NAME/predict by HTTP status.",
+        ("model", "status"),
+    )
+    latency = Family(
+        "clearway_model_request_seconds",
+        "histogram",
+        "Time to answer POST /models/NAME/predict, in seconds.",
+        ("model",),
+    )
+    for name, traffic in models.traffic.items():
+        if not traffic.statuses:
+            continue
+        for status, count in sorted(traffic.statuses.items()):
+            requests.add([name, str(status)], count)
+        latency.add_histogram([name], traffic.latency)
+    yield from (requests, latency)
+    loads = models.loads
+    yield Family("clearway_models_loaded", "gauge", "Hosted models in memory.").add([], len(models.loaded))
+    yield Family("clearway_model_loads", "counter", "Times that a hosted model was loaded.").add([], loads.done)
+    yield Family("clearway_model_unloads", "counter", "Times that one was unloaded.").add([], loads.undone)
+    yield Family("clearway_model_load_failures", "counter", "Times that one could not be.").add([], loads.failed)
 
 
 def describe_readers(readers: "Sequence[FeatureReader]", online_state: str | None) -> dict[str, Any]:

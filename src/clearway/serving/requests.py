@@ -97,7 +97,7 @@ class RowEncoder:
             raise ClearwayError(f"a feature cannot be called {clash.pop()!r}: a request uses that name for itself")
         self.names = schema.names
         self.width = len(schema.features)
-        self.unseen = 0
+        self._unseen: Counter[str] = Counter()
         self.warned: Counter[str] = Counter()
         """Values accepted although the schema warns of them, by feature."""
         self._needed = frozenset(schema.names)
@@ -111,6 +111,11 @@ class RowEncoder:
                 self._numbers.append(self._compile_number(position, feature))
             else:
                 self._categories.append(self._compile_category(position, feature))
+
+    @property
+    def unseen(self) -> int:
+        """Categories that training never saw, in all rows so far."""
+        return self._unseen.total()
 
     def encode_into(self, row: Mapping[str, Any], vector: NDArray[np.float32]) -> None:
         """Write the encoding of ``row`` into ``vector``, shape (features,), overwriting all of it.
@@ -172,13 +177,15 @@ class RowEncoder:
             self.count(counted)
             raise
 
-    def counted(self) -> tuple[int, Counter[str]]:
-        """What was counted so far: ``unseen``, and a copy of ``warned``."""
-        return self.unseen, self.warned.copy()
+    def counted(self) -> tuple[Counter[str], Counter[str]]:
+        """What was counted so far, to go back to it."""
+        return self._unseen.copy(), self.warned.copy()
 
-    def count(self, counted: tuple[int, Counter[str]]) -> None:
+    def count(self, counted: tuple[Counter[str], Counter[str]]) -> None:
         """Go back to what was counted earlier."""
-        self.unseen, self.warned = counted
+        for counter, before in zip((self._unseen, self.warned), counted, strict=True):
+            counter.clear()  # in place: what encodes holds the counters, not the encoder
+            counter.update(before)
 
     def refused(self, row: Mapping[str, Any]) -> str | None:
         """The name of the first feature of ``row``, which has all, whose value is refused."""
@@ -212,9 +219,11 @@ class RowEncoder:
         return _Category(position, feature.name, _nullable(feature), good, admit)
 
     def _admit_number(self, name: str, check: Callable[[Any], bool]) -> Callable[[Any], float]:
+        warned = self.warned  # not self: in a circle, an encoder would outlive its version until the collector comes
+
         def admit(value: Any) -> float:
             if not check(value):
-                self.warned[name] += 1
+                warned[name] += 1
             return MISSING if value is None else float(value)
 
         return admit
@@ -222,14 +231,16 @@ class RowEncoder:
     def _admit_category(
         self, name: str, check: Callable[[Any], bool], trained: Mapping[str, float]
     ) -> Callable[[Any], float]:
+        warned, unseen = self.warned, self._unseen
+
         def admit(value: Any) -> float:
             if not check(value):
-                self.warned[name] += 1
+                warned[name] += 1
             if value is None:
                 return MISSING
             code = trained.get(str(value))  # a declared truth value: true is the category "True"
             if code is None:
-                self.unseen += 1
+                unseen[name] += 1
                 return MISSING
             return code
 

@@ -52,11 +52,13 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     from clearway.files import write_json
     from clearway.project import definitions_sha256
     from clearway.serving.logs import set_up
+    from clearway.serving.models import announce, hosting, withdraw
     from clearway.serving.supervisor import Supervisor, fork, way_to_start
     from clearway.serving.worker import run_worker
 
     set_up(params.serving.log_format)
     code = definitions_sha256(params)
+    hosted = hosting(params, workspace, environment)
     _import_what_workers_need(params, workspace, environment)
     record = workspace.environment(environment) / "server.json"
 
@@ -66,18 +68,20 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         command = [sys.executable, "-m", "clearway.serving.worker", environment, str(workspace.root.resolve())]
         return os.posix_spawn(sys.executable, [*command, json.dumps(asdict(place))], os.environ)
 
-    def announce() -> None:
+    def tell() -> None:
         host, port = listener.getsockname()[:2]
         created = psutil.Process().create_time()
+        announce(hosted, environment, Server(pid=os.getpid(), created=created, host=host, port=port))
         write_json(record, {"pid": os.getpid(), "created": created, "host": host, "port": port, "code": code})
 
     gc.collect()
     gc.freeze()  # what copies of this process share stays shared as long as no collector writes to it
     try:
-        Supervisor(settings.worker_count, listener, launch, announce).run()
+        Supervisor(settings.worker_count, listener, launch, tell).run()
     finally:
         listener.close()
         _remove_own(record)
+        withdraw(hosted, environment, os.getpid())
 
 
 def _import_what_workers_need(params: Params, workspace: Workspace, environment: str) -> None:

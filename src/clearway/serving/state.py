@@ -18,6 +18,7 @@ from clearway.model import recorded_features
 from clearway.online_record import read_record
 from clearway.params import ENTITY_KEY, Params
 from clearway.routing import Role, RoutingTable, key_text, project_routing, read_routing, salt_of, split_of
+from clearway.serving.batching import Batcher
 from clearway.serving.loading import (
     OwnFeatures,
     Version,
@@ -41,6 +42,9 @@ MIN_PREFIX = 12
 """Characters of a digest that name a version."""
 GRACE_SECONDS = 60.0
 """How long requests that began before a swap may still read features as before it."""
+
+_NOTHING = object()
+"""Like no fingerprint, so that a table that is missing from the start is reported too."""
 
 logger = logging.getLogger("clearway.serving")
 
@@ -98,6 +102,8 @@ class Loaded:
     not trained from the feature store."""
     keyed: KeyedRows | None
     """Set with ``reader``."""
+    batcher: Batcher | None = None
+    """Scores what waits together in one batch; None for ONNX, whose single row costs less than to wait for others."""
 
     @property
     def digest(self) -> str:
@@ -148,7 +154,8 @@ class Active:
     def _load(self, version: Version, reader: "FeatureReader | None") -> Loaded:
         encoder = RowEncoder(version.model.schema, also_known=self.names)
         keyed = None if reader is None else _keyed_rows(reader, version, self.names)
-        return Loaded(version, encoder, reader, keyed)
+        batcher = None if version.model.runtime == "onnx" else Batcher(version.model.output)
+        return Loaded(version, encoder, reader, keyed, batcher)
 
     @property
     def versions(self) -> dict[str, Version]:
@@ -266,9 +273,12 @@ class Follower:
     and warmed up. Until then the old table goes on answering and :attr:`error` says why.
     """
 
-    def __init__(self, params: Params, workspace: Workspace, environment: str) -> None:
+    def __init__(self, params: Params, workspace: Workspace, environment: str, *, stored_features: bool = True) -> None:
+        """Without ``stored_features`` a version that was trained from a feature store is refused."""
         self.active: Active | None = None
         self.error: str | None = None
+        self._seen: object = _NOTHING
+        self._stored_features = stored_features
         self._params = params
         self._workspace = workspace
         self._own: OwnFeatures | None = None
@@ -286,6 +296,15 @@ class Follower:
         """The digest that is loaded and answers nobody, if there is one."""
         return None if self._warm is None else self._warm.digest
 
+    def close(self) -> None:
+        """Let go of what is served, when no request uses it any more and nothing follows."""
+        if self.active is None:
+            return
+        for reader in self.active.readers.values():
+            reader.close()
+        if self.active.copies is not None:
+            self.active.copies.close(wait=True)
+
     def online_state(self, active: Active) -> str | None:
         """What the last fill of the online store left: ``filled``, ``filling``, ``feeding``; None if nobody can say."""
         if not active.readers:
@@ -297,19 +316,18 @@ class Follower:
 
     async def follow(self) -> None:
         """Poll until cancelled. Loading happens in a thread; the swap is one assignment on the event loop."""
-        seen: object = self  # like no fingerprint, so that a table that is missing from the start is reported too
-        retry_at = 0.0
+        retry_at = time.monotonic() + RETRY_SECONDS
         while True:
             if self._warm is not None and datetime.now(UTC) >= self._warm_until:
                 self._warm = None
-            found = self._fingerprint()
-            if found != seen or (self.error is not None and time.monotonic() >= retry_at):
-                seen = found
-                await self._refresh()
+            if self._fingerprint() != self._seen or (self.error is not None and time.monotonic() >= retry_at):
+                await self.catch_up()
                 retry_at = time.monotonic() + RETRY_SECONDS
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _refresh(self) -> None:
+    async def catch_up(self) -> None:
+        """Take the table that is there now, or say in :attr:`error` why not."""
+        self._seen = self._fingerprint()
         try:
             replacement = await asyncio.to_thread(self._load)
         except ClearwayError as error:
@@ -348,7 +366,7 @@ class Follower:
             table = read_routing(self._path)
             check_vouched(table, self._environment, entries)
         except ClearwayError as error:
-            projected = project_routing(entries, self._params.serving.salt)
+            projected = project_routing(entries, self._params.serving.salt, self._params.serving.routing_key)
             if self.active is not None or projected is None:
                 raise
             logger.warning("%s: serving what the ledger says instead", error)
@@ -412,6 +430,11 @@ class Follower:
         if version.model.runtime != "onnx":
             logger.warning("%s has no ONNX: it is served by scikit-learn, slower", digest[:12])
         if version.model.definitions is not None:
+            if not self._stored_features:
+                raise ClearwayError(
+                    f"bundle {digest[:12]} looks its features up in a feature store, by code of its own project: a "
+                    "server that hosts models of other projects cannot run that; give it a server of its own"
+                )
             check_definitions(version, self._own_features())
         return version
 

@@ -89,7 +89,9 @@ class Desk:
     @classmethod
     def alone(cls) -> "Desk":
         """Of the only worker of a server, which nobody supervises."""
-        desk = cls(Board.made(2))
+        board = Board.made(2)
+        os.close(board.descriptor)  # nobody else reads it
+        desk = cls(board)
         desk.accepting = True
         return desk
 

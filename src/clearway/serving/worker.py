@@ -24,6 +24,7 @@ from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
 from clearway.serving.housekeeping import Housekeeper
 from clearway.serving.logs import set_up
+from clearway.serving.models import hosting
 from clearway.serving.slow_callers import cut_off_slow_callers
 from clearway.serving.state import Follower
 from clearway.serving.supervisor import Place
@@ -152,7 +153,9 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     settings = params.serving.log
     log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
     follower = Follower(params, workspace, environment)
-    app = build_app(params.serving, environment, follower, log, params.model_name, desk)
+    app = build_app(
+        params.serving, environment, follower, log, params.model_name, desk, hosting(params, workspace, environment)
+    )
     config = uvicorn.Config(
         app,
         loop="uvloop",

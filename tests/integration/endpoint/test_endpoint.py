@@ -62,7 +62,7 @@ class Endpoint:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         before = time.perf_counter()
         try:
-            self.connection.request(method, path, body, sent)
+            self.connection.request(method, self.server.path + path, body, sent)
             answer = self.connection.getresponse()
             content = answer.read()
         except (OSError, http.client.HTTPException) as error:
