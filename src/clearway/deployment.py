@@ -21,7 +21,6 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import (
     Change,
     Entry,
-    append,
     canary_digest,
     head_hash,
     locked,
@@ -30,11 +29,11 @@ from clearway.ledger import (
     stable_digest,
     stable_history,
 )
-from clearway.local_target import Server, check_startable, ensure_serving
 from clearway.params import Params
 from clearway.routing import RoutingTable, read_routing, write_routing
 from clearway.signing import check_for
 from clearway.skew_state import SkewState, read_skew_state
+from clearway.targets import Endpoint, target_of
 from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
@@ -82,7 +81,7 @@ class Outcome:
     sentence: str
     entry: Entry | None
     """The ledger's head now."""
-    server: Server | None
+    server: Endpoint | None
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -329,8 +328,10 @@ def deploy(
     if canary_weight is not None:
         check_weight(canary_weight)
     situation = _situation(params, workspace, environment, entries)
+    target = target_of(params, workspace, environment)
+    target.fetch(digest)
     warning = _check_servable(params, workspace, environment, digest)
-    check_startable(params, workspace, environment)
+    target.check_ready()
     if canary_weight not in (None, 0, 100) and not entries:
         check_admissible(situation, digest)
         entries = _bootstrap(params, workspace, environment, digest, actor)
@@ -342,6 +343,7 @@ def deploy(
     else:
         change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
     if change is not None and change.canary is not None and situation.canary is None:
+        target.fetch(change.stable)
         check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, change.canary))
     outcome = _carry_out(params, workspace, environment, entries, change)
     return replace(outcome, warnings=(*warning, *outcome.warnings))
@@ -436,7 +438,8 @@ def rollback(
     situation = Situation(environment, entries)  # nothing that other environments or old verdicts could spoil
     warning: tuple[str, ...] = ()
     change = plan_rollback(situation, to, actor=actor, reason=reason, evidence=evidence or {})
-    if change is not None and change.stable != situation.stable:
+    here = target_of(params, workspace, environment).here  # else the bundle is there, and so is the check
+    if change is not None and change.stable != situation.stable and here:
         # closing a canary asks nothing of the version that serves already
         warning = _check_servable(params, workspace, environment, change.stable)
     outcome = _carry_out(params, workspace, environment, entries, change)
@@ -528,7 +531,7 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
     ClearwayError
         The ledger is damaged, or was lost while its routing table remains.
     """
-    params.environment(environment)
+    target_of(params, workspace, environment).pull()
     folder = workspace.environment(environment)
     routing = folder / "routing.json"
     with locked(folder):
@@ -592,6 +595,8 @@ def _is_bundle_of(folder: Path, digest: str) -> bool:
 
 def _situation(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> Situation:
     required = params.environment(environment).requires
+    if required:
+        target_of(params, workspace, required).pull()
     state = read_state(workspace.environment(environment), entries)
     return Situation(
         environment=environment,
@@ -638,7 +643,11 @@ def _bootstrap(params: Params, workspace: Workspace, environment: str, digest: s
 
 def _record(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change) -> Entry:
     """Ledger first, then its projection."""
-    entry = append(workspace.environment(environment), environment, change, expected_head=head_hash(entries))
+    target = target_of(params, workspace, environment)
+    for digest in (change.stable, change.canary):
+        if digest is not None and target.lacks(digest):
+            target.bring(find_bundle(workspace, digest))
+    entry = target.record(change, head_hash(entries))
     reconcile(params, workspace, environment)
     return entry
 
@@ -647,8 +656,9 @@ def _carry_out(
     params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change | None
 ) -> Outcome:
     entry = entries[-1] if change is None else _record(params, workspace, environment, entries, change)
+    target = target_of(params, workspace, environment)
     try:
-        server = ensure_serving(params, workspace, environment, entry.sequence)
+        server = target.serve(entry.sequence)
     except ClearwayError as error:
         if change is None:
             raise
@@ -658,7 +668,8 @@ def _carry_out(
             f"scripts/deploy.py --env {environment} --ensure-serving, not this command again"
         ) from None
     moved = change is not None and entry.stable != entry.previous_stable
-    warnings = _project_alias(params, workspace, entry.stable) if moved and environment == params.production else ()
+    projected = moved and environment == params.production and target.projects_alias
+    warnings = _project_alias(params, workspace, entry.stable) if projected else ()
     return Outcome(change is not None, _tell(entry, change), entry, server, warnings)
 
 

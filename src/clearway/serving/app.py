@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.applications import Starlette
@@ -21,6 +21,9 @@ from clearway.serving.answering import Answerer, LookupFailed, ModelError
 from clearway.serving.metrics import CONTENT_TYPE, Traffic, describe_readers, render
 from clearway.serving.requests import RequestError
 from clearway.serving.state import Active, Follower
+
+if TYPE_CHECKING:
+    from clearway.serving.admin import Admin
 
 VERSION_HEADER = "x-clearway-version"
 
@@ -102,15 +105,10 @@ class Endpoint:
     async def describe(self, request: Request) -> Response:
         """``GET /``: what is served, and why a newer routing table is not."""
         active = self._follower.active
-        table = active.table if active else None
         content = {
             "environment": self._environment,
-            "revision": table.revision if table else None,
-            "stable": table.stable if table else None,
-            "canary": table.canary if table else None,
-            "canary_weight": table.canary_weight if table else 0,
+            **self._follower.served(),
             "runtimes": active.runtimes if active else {},
-            "error": self._follower.error,
             "pid": os.getpid(),
             "unseen_categories": active.unseen if active else 0,
             "schema_warnings": active.warned if active else {},
@@ -189,7 +187,13 @@ class _Application:
         await self._answer(scope, receive, send)
 
 
-def build_app(settings: ServingParams, environment: str, follower: Follower, log: PredictionLog) -> Starlette:
+def build_app(
+    settings: ServingParams,
+    environment: str,
+    follower: Follower,
+    log: PredictionLog,
+    admin: "Admin | None" = None,
+) -> Starlette:
     """The ASGI application; its lifespan follows the routing table and drains the log at the end."""
 
     @contextlib.asynccontextmanager
@@ -202,6 +206,8 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             with contextlib.suppress(asyncio.CancelledError):
                 await following
             endpoint.close()
+            if admin is not None:
+                admin.close()
             for reader in follower.active.readers.values() if follower.active else ():
                 reader.close()
             await asyncio.to_thread(log.close)
@@ -214,6 +220,7 @@ def build_app(settings: ServingParams, environment: str, follower: Follower, log
             Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
+            *(admin.routes() if admin is not None else ()),
         ],
         exception_handlers={HTTPException: endpoint.refuse, Exception: endpoint.apologise},
         lifespan=lifespan,

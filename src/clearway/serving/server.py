@@ -40,18 +40,16 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
 
     from clearway.prediction_log import PredictionLog
     from clearway.project import definitions_sha256
+    from clearway.serving.admin import Admin
     from clearway.serving.app import build_app
     from clearway.serving.state import Follower
 
     folder = workspace.environment(environment)
     record = folder / "server.json"
     code = definitions_sha256(params)
-    app = build_app(
-        params.serving,
-        environment,
-        Follower(params, workspace, environment),
-        PredictionLog(folder / "predictions"),
-    )
+    follower = Follower(params, workspace, environment)
+    admin = Admin(params, workspace, environment, follower.served)
+    app = build_app(params.serving, environment, follower, PredictionLog(folder / "predictions"), admin)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
