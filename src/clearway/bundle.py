@@ -68,7 +68,7 @@ class BundleError(ClearwayError):
 def plain_path(path: str) -> str:
     """A path that stays below its folder, has one spelling, and can be shown on one line."""
     pure = PurePosixPath(path)
-    if not path or "\\" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+    if not pure.parts or "\\" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
         raise ValueError("is not a plain path inside the bundle")
     if not path.isprintable():
         raise ValueError("is no plain name: it holds what cannot be printed")

@@ -32,6 +32,7 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.files import held, remove_path
 from clearway.ledger import GENESIS, Entry, ledger_file, locked, quarantined, read_ledger
 from clearway.params import LocalTargetParams, Params, ServedHereParams, describe
+from clearway.routing import read_routing
 from clearway.serving.admin_access import AccessError, Caller, Guard
 from clearway.workspace import Workspace
 
@@ -157,6 +158,7 @@ class Admin:
             "ledger": entries[-1].model_dump(mode="json") if entries else None,
             "quarantined": sorted(quarantined(entries)),
             "bundles": sorted(path.name for path in bundles.glob("*") if _DIGEST.fullmatch(path.name)),
+            "routing": _routing(self._folder / "routing.json"),
             "served": {**self._served(), "pid": os.getpid()},
             "rollout": rollout.model_dump(mode="json") if rollout else None,
             "skew": skew.model_dump(mode="json") if skew else None,
@@ -414,6 +416,13 @@ def _made(kind: type[_Made], content: Any, where: str) -> _Made:
 
 def _recorded(entry: Entry | None) -> dict[str, Any]:
     return {"changed": entry is not None, "entry": entry.model_dump(mode="json") if entry else None}
+
+
+def _routing(path: Path) -> dict[str, Any] | None:
+    """The table as it stands; None if it is missing or damaged, which the next change repairs."""
+    with contextlib.suppress(ClearwayError):
+        return read_routing(path).model_dump(mode="json")
+    return None
 
 
 def _whole_number(request: Request, name: str, default: int) -> int:

@@ -7,6 +7,7 @@ What decides is pure: :func:`check_unproven` and :func:`check_claims` see one re
 import hmac
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ KEYS_SECONDS, ASK_AGAIN_SECONDS, FETCH_SECONDS = 3600.0, 10.0, 5.0
 MOST_KEY_BYTES = 2**20
 ALGORITHMS = ("RS256",)
 """What GitHub signs with. No other: of one that takes a public key for a shared secret, anybody could make tokens."""
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:\d+)?")
 
 logger = logging.getLogger("clearway.serving.admin")
 
@@ -80,7 +83,8 @@ def check_unproven(host: str | None, headers: Mapping[str, str]) -> None:
     if not is_loopback(host or ""):
         raise AccessError(403, f"/admin is open to this machine only, not to {host}: set {TOKEN_VARIABLE}")
     name = headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{name}").hostname or ""):
+    parts = _HOST.fullmatch(name)
+    if parts is None or not is_loopback(parts[1].strip("[]")):
         raise AccessError(403, f"/admin without a token answers to localhost, 127.0.0.1 and ::1, not to {name[:100]!r}")
     for header in ("origin", "referer", "sec-fetch-site", "forwarded", "x-forwarded-for", "x-real-ip", "via"):
         if header in headers:
@@ -188,7 +192,7 @@ class Guard:
         proof = proof.strip()
         if scheme.lower() != "bearer" or not proof:
             raise AccessError(401, "/admin needs the header Authorization: Bearer TOKEN")
-        if token is not None and hmac.compare_digest(proof.encode("utf-8", "surrogateescape"), token):
+        if token is not None and hmac.compare_digest(proof.encode("utf-8", "surrogatepass"), token):
             return Caller("admin token", None)
         if self._keys is None or proof.count(".") != 2:
             raise AccessError(401, "the token is not the one of this server")

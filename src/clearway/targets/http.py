@@ -105,7 +105,12 @@ class HttpTarget:
         with locked(self._folder):
             if not _is_at(self._folder, head):
                 self._copy_ledger(self._ask("GET", "/admin/ledger").content)
-            for key, path in (("rollout", canary_file(self._folder)), ("skew", skew_file(self._folder))):
+            table = self._folder / "routing.json"
+            for key, path in (
+                ("rollout", canary_file(self._folder)),
+                ("skew", skew_file(self._folder)),
+                ("routing", table),
+            ):
                 if state.get(key) is not None:
                     write_json(path, state[key])
                 else:
