@@ -251,9 +251,10 @@ def live(far: Far, near: Near) -> None:
 # --- who is let in, and what is asked for ---
 
 PATHS = [
-    ("GET", "state"), ("GET", "ledger"), ("GET", "predictions"), ("GET", "predictions/x"),
-    ("GET", "bundles/" + "0" * 64), ("PUT", "bundles/" + "0" * 64), ("POST", "bundles/" + "0" * 64), ("PUT", "judgement"), ("POST", "deploy"),
-    ("POST", "canary"), ("POST", "rollback"), ("POST", "hold"), ("POST", "quarantine"), ("POST", "release"),
+    ("GET", "state"), ("GET", "ledger"), ("GET", "predictions"), ("GET", "predictions/x"), ("PUT", "judgement"),
+    ("GET", "bundles/" + "0" * 64), ("PUT", "bundles/" + "0" * 64), ("POST", "bundles/" + "0" * 64),
+    ("POST", "deploy"), ("POST", "canary"), ("POST", "rollback"), ("POST", "hold"), ("POST", "quarantine"),
+    ("POST", "release"),
 ]  # fmt: skip
 
 
@@ -353,7 +354,8 @@ def test_a_bundle_is_sent_verified_kept_and_fetched(far: Far) -> None:
     [
         (tar("../../escaped"), 422, "plain path"), (tar("/tmp/escaped"), 422, "plain path"),
         (tar("payload", tarfile.SYMTYPE), 422, "no plain file"), (b"", 422, "cut short"),
-        (tar("payload", tarfile.CHRTYPE), 422, "no plain file"), (b"nonsense" * 200, 422, "damaged"), (tar("payload/model.onnx"), 422, "is missing"),
+        (tar("payload", tarfile.CHRTYPE), 422, "no plain file"), (b"nonsense" * 200, 422, "damaged"),
+        (tar("payload/model.onnx"), 422, "is missing"),
         (bytes(2**17 + 1), 413, "serving.admin.max_bundle_bytes"),
     ],
 )  # fmt: skip

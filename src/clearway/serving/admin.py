@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from clearway.ledger import GENESIS, Entry, ledger_file, locked, quarantined, re
 from clearway.params import LocalTargetParams, Params, ServedHereParams, describe
 from clearway.routing import read_routing
 from clearway.serving.admin_access import AccessError, Caller, Guard
+from clearway.serving.loading import SWITCH_SECONDS
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ class Admin:
         return guarded
 
     async def _do(self, work: "Callable[..., Any]", *arguments: Any) -> Any:
+        sys.setswitchinterval(min(SWITCH_SECONDS, sys.getswitchinterval()))
         return await asyncio.get_running_loop().run_in_executor(self._working, work, *arguments)
 
     # --- reading ---

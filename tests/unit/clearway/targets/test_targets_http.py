@@ -83,10 +83,10 @@ def test_a_certificate_is_checked(tmp_path: Path) -> None:
     context = made(tmp_path, url="https://a").tls
     assert context is not None
     assert context.check_hostname
-    with pytest.raises(UsageError, match="ca_file = nothing.pem"):
+    with pytest.raises(UsageError, match=r"ca_file = nothing\.pem"):
         made(tmp_path, url="https://a", ca_file="nothing.pem")
     (tmp_path / "ca.pem").write_text("no certificate")
-    with pytest.raises(UsageError, match="ca_file = ca.pem"):
+    with pytest.raises(UsageError, match=r"ca_file = ca\.pem"):
         made(tmp_path, url="https://a", ca_file="ca.pem")
 
 
