@@ -12,6 +12,7 @@ from clearway.ledger import Digest, Entry, head_hash
 API = 1
 """Raised with every change that an older client or server would misunderstand."""
 TOKEN_VARIABLE = "CLEARWAY_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE_VARIABLE = "CLEARWAY_ADMIN_TOKEN_FILE"  # noqa: S105 - likewise
 SHORTEST_TOKEN = 32
 
 

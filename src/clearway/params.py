@@ -747,11 +747,12 @@ class OidcParams(Section):
 class AdminParams(Section):
     """Who may change an environment through its server's ``/admin`` (docs/remote.md). Nobody, unless a token is set.
 
-    The token comes from ``CLEARWAY_ADMIN_TOKEN`` or ``token_file`` and has at least 32 characters.
+    The token comes from ``CLEARWAY_ADMIN_TOKEN``, or from a file that ``CLEARWAY_ADMIN_TOKEN_FILE`` or ``token_file``
+    names, and has at least 32 characters.
     """
 
     token_file: str | None = None
-    """File that holds the token, read again at each use; ``$NAME`` in its path is taken from the environment."""
+    """File that holds the token, read again at each use, so that it can be replaced while the server runs."""
     open_on_loopback: bool = False
     """Without token and oidc, let programs of this machine in. A proxy on this machine would let everyone in."""
     oidc: OidcParams | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from clearway.admin_api import SHORTEST_TOKEN, TOKEN_VARIABLE, is_loopback
+from clearway.admin_api import SHORTEST_TOKEN, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, is_loopback
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import AdminParams, OidcParams
 
@@ -124,15 +124,16 @@ def read_token(settings: AdminParams, environ: Mapping[str, str] = os.environ) -
         It is set twice, too short, or its file cannot be read.
     """
     given = environ.get(TOKEN_VARIABLE)
-    if settings.token_file is None:
+    elsewhere = environ.get(TOKEN_FILE_VARIABLE) or settings.token_file
+    if elsewhere is None:
         if given is None or given == "":
             return None
         token, source = given, TOKEN_VARIABLE
     else:
+        source = TOKEN_FILE_VARIABLE if environ.get(TOKEN_FILE_VARIABLE) else "serving.admin.token_file"
         if given:
-            raise UsageError(f"{TOKEN_VARIABLE} is set, and so is serving.admin.token_file: keep one")
-        source = f"serving.admin.token_file = {settings.token_file}"
-        path = Path(os.path.expandvars(settings.token_file))
+            raise UsageError(f"{TOKEN_VARIABLE} is set, and so is {source}: keep one")
+        path = Path(elsewhere)
         try:
             token = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

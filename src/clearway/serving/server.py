@@ -17,7 +17,7 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than callers and proxies keep an idle connection, so that it is they who close it, never mid-request."""
 
 
-def serve(params: Params, workspace: Workspace, environment: str) -> None:
+def serve(params: Params, workspace: Workspace, environment: str, host: str | None = None) -> None:
     """Serve ``environment`` until SIGTERM or SIGINT; then finish what was accepted, write out the log, and return.
 
     Nothing needs to be deployed yet: the server then answers 503 until a routing table appears.
@@ -30,6 +30,8 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         Its port is in use or needs privileges.
     """
     settings = params.environment(environment)
+    if host is not None:
+        settings = settings.model_copy(update={"host": host})
     listener = _bind(settings, environment)
     # A request is one small row: threads of the numeric libraries would only fight each other for the cores. They
     # read this when first imported, hence the imports below it.

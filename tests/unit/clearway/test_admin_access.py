@@ -29,7 +29,8 @@ ISSUER = "https://token.actions.githubusercontent.com"
 
 @pytest.fixture(autouse=True)
 def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLEARWAY_ADMIN_TOKEN", raising=False)
+    for name in ("CLEARWAY_ADMIN_TOKEN", "CLEARWAY_ADMIN_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -90,9 +91,8 @@ def test_a_token_that_could_be_guessed_stops_the_server(monkeypatch: pytest.Monk
 def test_a_token_file_is_read_again_so_that_a_token_can_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    settings = AdminParams(token_file="$CREDENTIALS_DIRECTORY/token")
+    settings = AdminParams(token_file=str(tmp_path / "token"))
     guard = Guard(settings, "production")
     assert guard.admit(None, bearer(TOKEN)).proven is None
     (tmp_path / "token").write_text("another-" * 5)
@@ -102,6 +102,9 @@ def test_a_token_file_is_read_again_so_that_a_token_can_be_replaced(
     assert refused(guard, bearer("another-" * 5)).status == 503
     with pytest.raises(UsageError, match="cannot be read"):
         Guard(settings, "production")
+    (tmp_path / "credential").write_text(TOKEN)
+    monkeypatch.setenv("CLEARWAY_ADMIN_TOKEN_FILE", str(tmp_path / "credential"))
+    assert guard.admit(None, bearer(TOKEN)).proven is None, "the machine's own file comes before the project's"
     monkeypatch.setenv("CLEARWAY_ADMIN_TOKEN", TOKEN)
     with pytest.raises(UsageError, match="keep one"):
         read_token(settings)
