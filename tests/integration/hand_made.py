@@ -32,8 +32,8 @@ def write_params(root: Path, environments: dict[str, object], **more: object) ->
     return Workspace(root)
 
 
-def make_bundle(folder: Path, score: float) -> Bundle:
-    """A bundle in ``folder/<digest>`` whose model answers ``score``."""
+def make_bundle(folder: Path, score: float, golden: float | None = None) -> Bundle:
+    """A bundle in ``folder/<digest>`` whose model answers ``score``, where ``golden`` is expected."""
     payload = folder / f"payload-{score}"
     payload.mkdir(parents=True)
     train = {"estimator": "none", "arguments": {}, "threads": 1}
@@ -59,7 +59,8 @@ def make_bundle(folder: Path, score: float) -> Bundle:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(payload / "model.onnx"))
-    golden = json.dumps({"rows": [ROW], "scores": [float(np.float32(score))]}).encode()
-    made = pack(payload, {"golden.json": golden}, folder / "made")
+    expected = score if golden is None else golden
+    evidence = json.dumps({"rows": [ROW], "scores": [float(np.float32(expected))]}).encode()
+    made = pack(payload, {"golden.json": evidence}, folder / "made")
     (folder / "made").rename(folder / made.digest)
     return Bundle(folder / made.digest, made.digest, made.manifest, made.evidence_manifest)

@@ -24,10 +24,11 @@ from live_server import REPOSITORY, Server, running, until
 
 from clearway.bundle import Bundle, verify
 from clearway.bundle_tar import packed
-from clearway.deployment import deploy, quarantine, reconcile, release, rollback
+from clearway.canary_state import read_state
+from clearway.deployment import deploy, quarantine, reconcile, release, rollback, serve_again
 from clearway.errors import ClearwayError
 from clearway.files import write_json
-from clearway.ledger import Change, append, head_hash, quarantined, read_ledger
+from clearway.ledger import GENESIS, Change, append, head_hash, quarantined, read_ledger
 from clearway.params import Params, load_params
 from clearway.prediction_log import read_log
 from clearway.rollout import watch
@@ -111,7 +112,8 @@ class Near:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     made = tmp_path_factory.mktemp("made")
-    return {name: make_bundle(made, score) for name, score in {"a": 0.25, "b": 0.26, "c": 0.27}.items()}
+    found = {name: make_bundle(made, score) for name, score in {"a": 0.25, "b": 0.26, "c": 0.27}.items()}
+    return {**found, "broken": make_bundle(made, 0.28, golden=0.9)}
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +249,83 @@ def live(far: Far, near: Near) -> None:
     assert quarantined(far.entries()) == {b}
     release(near.params, near.workspace, ENV, b, **WHO)
 
+    folder = far.server.workspace.environment("staging")
+    append(folder, "staging", Change(action="deploy", stable=a, actor="x", reason="y"), expected_head=GENESIS)
+    with pytest.raises(ClearwayError, match="must be stable in staging"):
+        deploy(near.params, near.workspace, ENV, b, 25, **WHO)  # what it vouches for is better known there
+
+
+def test_a_rollout_without_traffic_is_held_and_carried_on_from_another_machine(
+    far: Far, near: Near, tmp_path: Path
+) -> None:
+    b = far.bundles["b"].digest
+    stage(near, b)
+    deploy(near.params, near.workspace, ENV, b, 25, **WHO)
+    found = watch(near.params, near.workspace, ENV, actor="ann", send_traffic=lambda _: 0, timeout=60)
+    assert found.verdict.verdict == "hold"
+    last = far.entries()[-1]
+    assert (last.action, last.canary, last.reason) == ("hold", b, found.verdict.sentence)
+    assert last.evidence["canary_verdict"] == "hold"
+
+    other = neighbour(tmp_path / "other", far.url, far.bundles)
+    state = read_state(other.folder, reconcile(other.params, other.workspace, ENV))
+    assert state is not None
+    assert state.current == found.verdict
+    stage(other, b)
+    with pytest.raises(ClearwayError, match="may not rise from 25% to 50%: its verdict at 25% is 'hold'"):
+        deploy(other.params, other.workspace, ENV, b, 50, **WHO)
+    status, answer = far.order("canary", digest=b, weight=50)
+    assert status == 422, "nor does the server let it rise, whoever asks"
+    assert "may not rise" in answer["error"]
+    withdrawn = deploy(other.params, other.workspace, ENV, b, 0, **WHO).entry
+    assert withdrawn is not None
+    assert (withdrawn.action, withdrawn.canary) == ("canary", None)
+
+
+def test_a_verdict_on_another_canary_is_not_kept(far: Far, near: Near) -> None:
+    state = {"digest": far.bundles["b"].digest, "weight": 25, "since_revision": 1, "verdicts": []}
+    status, answer = far.ask("PUT", "/admin/judgement", {"expected": far.head(), "rollout": state})
+    assert (status, "does not speak of the open canary" in answer["error"]) == (422, True)
+    skew = {"environment": "staging", "digest": "0" * 64, "rollout": 1, "verdict": "no_skew", "sentence": "fine"}
+    assert far.ask("PUT", "/admin/judgement", {"expected": far.head(), "skew": skew})[0] == 422
+    assert far.ask("PUT", "/admin/judgement", {"expected": far.head(), "skew": {"verdict": "fine"}})[0] == 400
+    assert not (far.server.folder / "skew.json").exists()
+
+
+def test_a_version_that_the_server_cannot_load_is_told_and_the_old_one_serves(
+    far: Far, near: Near, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clearway.targets.http.REFUSAL_SECONDS", 0.5)
+    broken, a = far.bundles["broken"].digest, far.bundles["a"].digest
+    stage(near, broken)
+    with pytest.raises(
+        ClearwayError, match=r"deploy is recorded .* and not served yet: .* fails its warm-up"
+    ) as caught:
+        deploy(near.params, near.workspace, ENV, broken, **WHO)
+    assert f"--env {ENV} --ensure-serving, not this command again" in str(caught.value)
+    assert far.server.predict(ROW)[1]["version"] == a
+    back = rollback(near.params, near.workspace, ENV, **WHO).entry
+    assert back is not None
+    assert (back.stable, back.quarantines) == (a, (broken,))
+    until(lambda: far.server.state()["error"] is None, "the way back")
+
+
+def test_a_supervised_server_is_waited_for_and_neither_started_nor_stopped(
+    far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervised = {**SERVED, "production": {"port": 1, "target": {"kind": "local", "supervised": True}}}
+    params = load_params(write_params(tmp_path / "supervised", supervised).params_file)
+    served = serve_again(params, far.server.workspace, ENV).server
+    assert served is not None
+    assert served.url == far.url, "another port in params.yaml is the supervisor's affair"
+    assert far.server.process.poll() is None
+    monkeypatch.setattr("clearway.targets.local.FOLLOW_SECONDS", 0.2)
+    alone = Workspace(tmp_path / "supervised")
+    append(alone.environment(ENV), ENV, Change(action="deploy", stable="0" * 64, actor="x", reason="y"),
+           expected_head=GENESIS)  # fmt: skip
+    with pytest.raises(ClearwayError, match="no server answers; it is run by something else"):
+        serve_again(params, alone, ENV)
+
 
 # --- who is let in, and what is asked for ---
 
@@ -366,6 +445,14 @@ def test_no_other_archive_is_let_in(far: Far, content: bytes, status: int, said:
     assert not (far.server.workspace.bundles / digest).exists()
     left = [path.name for path in (far.server.workspace.var / "uploads").iterdir()]
     assert left in ([], ["lock"])
+
+
+def test_what_a_killed_server_left_of_an_upload_is_removed(far: Far) -> None:
+    left = far.server.workspace.var / "uploads" / "bundle-killed"
+    left.mkdir(parents=True)
+    (left / "half").write_text("x")
+    far.upload("a")
+    assert not left.exists()
 
 
 def test_a_bundle_under_another_digest_is_refused(far: Far) -> None:

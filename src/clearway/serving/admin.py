@@ -267,7 +267,7 @@ class Admin:
     def _carry_out(self, order: Order, act: "Callable[[Params, Any, str], Any]", caller: Caller) -> dict[str, Any]:
         self._check_head(order.expected)
         actor = caller.actor(order.actor)
-        logger.warning("%s by %s: %s", type(order).__name__.lower(), actor, order.reason)
+        logger.warning("%s by %r: %r", type(order).__name__.lower(), actor, order.reason)
         try:
             outcome: Outcome | Entry = act(self._served_here(order), order, actor)
         except ClearwayError as error:
