@@ -84,6 +84,7 @@ docs: setup ## write the reference pages that are made from code
 lock: setup ## compile the hash-pinned locks from pyproject.toml
 	@uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
 	@uv pip compile -q --generate-hashes --extra dev -c requirements.txt --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements-dev.txt
+	@uv pip compile -q --generate-hashes --group serve -c requirements.txt --no-emit-index-url --no-emit-find-links -o requirements-serve.txt
 
 clean: ## remove all that the line made, but not .venv (stop first)
 	@rm -rf data build reports var drift_result.txt .dvc/tmp .dvc/cache

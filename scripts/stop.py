@@ -15,7 +15,9 @@ def main() -> int:
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
     for name in params.environments if arguments.env == "all" else [arguments.env]:
-        params.environment(name)
+        if params.environment(name).target.kind != "local":
+            print(f"stop: {name} is served elsewhere and left alone")
+            continue
         stopped = stop(workspace, name)
         print(
             f"stop: {name} " + (f"stopped (pid {stopped.pid}, port {stopped.port})" if stopped else "was not running")

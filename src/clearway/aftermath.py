@@ -24,13 +24,16 @@ ALIAS_SECONDS = 120.0
 """Longest time for MLflow, which may have to make its database and register the version first."""
 
 
-def follow_up(params: Params, workspace: Workspace, entry: Entry) -> tuple[str, ...]:
-    """Tell people of ``entry`` and point the alias ``champion`` at it, where either is asked for. Returns warnings."""
+def follow_up(params: Params, workspace: Workspace, entry: Entry, *, projects_alias: bool = True) -> tuple[str, ...]:
+    """Tell people of ``entry`` and point the alias ``champion`` at it, where either is asked for. Returns warnings.
+
+    Without ``projects_alias`` the alias is somebody else's to move.
+    """
     started = []
     if os.environ.get(URLS_VARIABLE, "").strip() and entry.action in params.alerts.events:
         command = _command("alert.py", workspace, "--env", entry.environment, "--after", str(entry.sequence - 1))
         started.append((f"nobody was told of entry {entry.sequence}", command, params.alerts.timeout_seconds))
-    if entry.stable != entry.previous_stable and entry.environment == params.production:
+    if projects_alias and entry.stable != entry.previous_stable and entry.environment == params.production:
         what = f"the registry's alias champion was not moved to {entry.stable[:12]}"
         started.append((what, _command("reconcile.py", workspace, "--only", "alias", "--repair"), ALIAS_SECONDS))
     running = [(what, _start(command), seconds) for what, command, seconds in started]

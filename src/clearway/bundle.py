@@ -65,10 +65,10 @@ class BundleError(ClearwayError):
     """A bundle is not what its digest says; the message names each file, what was expected and what was found."""
 
 
-def _relative(path: str) -> str:
+def plain_path(path: str) -> str:
     """A path that stays below its folder, has one spelling, and can be shown on one line."""
     pure = PurePosixPath(path)
-    if not path or "\\" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+    if not pure.parts or "\\" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
         raise ValueError("is not a plain path inside the bundle")
     if not path.isprintable():
         raise ValueError("is no plain name: it holds what cannot be printed")
@@ -86,7 +86,7 @@ def _one_of_a_name(files: dict[str, str]) -> dict[str, str]:
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-InsidePath = Annotated[str, AfterValidator(_relative)]
+InsidePath = Annotated[str, AfterValidator(plain_path)]
 Files = Annotated[dict[InsidePath, Sha256], AfterValidator(_one_of_a_name)]
 
 
@@ -223,7 +223,7 @@ def pack(payload: Path, evidence: Mapping[str, Path | bytes], target: Path) -> B
         (folder / EVIDENCE).mkdir()
         for name, content in evidence.items():
             try:
-                path = folder / EVIDENCE / _relative(name)
+                path = folder / EVIDENCE / plain_path(name)
             except ValueError as error:
                 raise BundleError(f"evidence {name!r} {error}") from None
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from clearway.files import atomic_directory, read_json, write_json
 from clearway.ledger import read_ledger, stable_digest
 from clearway.lineage import Lineage
 from clearway.params import Params, describe
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 CHAMPION_FILE, CHAMPION_BUNDLE = "champion.json", "bundle"
@@ -53,7 +54,11 @@ def fetch_champion(params: Params, workspace: Workspace) -> Champion:
         environment that was never deployed to counts as a bootstrap.
     """
     environment = params.production
+    target = target_of(params, workspace, environment)
+    target.pull()
     digest = _stable(workspace.environment(environment), environment)
+    if digest is not None:
+        target.fetch(digest)
     with atomic_directory(workspace.champion) as folder:
         if digest is None:
             reason = f"nothing was ever deployed to {environment}: this is the first model"

@@ -28,7 +28,6 @@ from clearway.ledger import (
     CLOCK,
     Change,
     Entry,
-    append,
     canary_digest,
     head_hash,
     locked,
@@ -38,10 +37,10 @@ from clearway.ledger import (
     stable_digest,
     stable_history,
 )
-from clearway.local_target import Server, check_startable, describe_server, ensure_serving
 from clearway.params import ENTITY_KEY, Params
 from clearway.routing import Split, project_routing, read_routing, split_of, write_routing
 from clearway.signing import check_for
+from clearway.targets import Endpoint, Target, target_of
 from clearway.trust import trust_of
 from clearway.workspace import MODEL_REPORT, Workspace
 
@@ -102,7 +101,7 @@ class Outcome:
     sentence: str
     entry: Entry | None
     """The ledger's head now."""
-    server: Server | None
+    server: Endpoint | None
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
     @property
@@ -409,8 +408,10 @@ def deploy(
     settings = params.deployment
     warm = settings.blue_green.keep_warm_minutes if (strategy or settings.strategy) == "blue-green" else None
     situation = _situation(params, workspace, environment, entries)
+    target = target_of(params, workspace, environment)
+    target.fetch(digest)
     warning = _check_servable(params, workspace, environment, digest)
-    check_startable(params, workspace, environment)
+    target.check_ready()
     if canary_weight not in (None, 0, 100) and not entries:
         check_admissible(situation, digest)
         entries = _bootstrap(params, workspace, environment, digest, actor)
@@ -422,6 +423,7 @@ def deploy(
     else:
         change = plan_canary(situation, digest, canary_weight, actor=actor, reason=reason)
     if change is not None and change.canary is not None and situation.canary is None:
+        target.fetch(change.stable)
         bundles = find_bundle(workspace, change.stable), find_bundle(workspace, change.canary)
         check_same_features(*bundles)
         split = Split(params.serving.routing_key, params.serving.salt)
@@ -551,7 +553,7 @@ def open_shadow(
     if change is not None:
         check_same_features(find_bundle(workspace, change.stable), find_bundle(workspace, digest))
     outcome = _carry_out(params, workspace, environment, entries, change)
-    _await_shadow(environment, outcome, digest)
+    _await_shadow(target_of(params, workspace, environment), environment, digest)
     return replace(outcome, warnings=(*warning, *outcome.warnings))
 
 
@@ -568,12 +570,12 @@ def end_shadow(params: Params, workspace: Workspace, environment: str, *, actor:
     return _carry_out(params, workspace, environment, entries, change)
 
 
-def _await_shadow(environment: str, outcome: Outcome, digest: str) -> None:
+def _await_shadow(target: Target, environment: str, digest: str) -> None:
     """Wait until the server's shadow answers copies."""
     deadline = time.monotonic() + SHADOW_SECONDS
     said = "the server says nothing of it"
-    while outcome.server is not None and time.monotonic() < deadline:
-        shadow = (describe_server(outcome.server) or {}).get("shadow") or {}
+    while time.monotonic() < deadline:
+        shadow = (target.describe() or {}).get("shadow") or {}
         if shadow.get("digest") == digest and shadow.get("state") == "up":
             return
         said = shadow.get("error") or said
@@ -642,7 +644,8 @@ def rollback(
     situation = Situation(environment, entries)  # nothing that other environments or old verdicts could spoil
     warning: tuple[str, ...] = ()
     change = plan_rollback(situation, to, actor=actor, reason=reason, evidence=evidence or {})
-    if change is not None and change.stable != situation.stable:
+    here = target_of(params, workspace, environment).here  # else the bundle is there, and so is the check
+    if change is not None and change.stable != situation.stable and here:
         # closing a canary asks nothing of the version that serves already
         warning = _check_servable(params, workspace, environment, change.stable)
     outcome = _carry_out(params, workspace, environment, entries, change, progress)
@@ -740,7 +743,7 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
     ClearwayError
         The ledger is damaged, or was lost while its routing table remains.
     """
-    params.environment(environment)
+    target_of(params, workspace, environment).pull()
     folder = workspace.environment(environment)
     routing = folder / "routing.json"
     with locked(folder):
@@ -808,6 +811,8 @@ def _situation(params: Params, workspace: Workspace, environment: str, entries: 
     from clearway.canary_state import read_state
 
     required = params.environment(environment).requires
+    if required:
+        target_of(params, workspace, required).pull()
     state = read_state(workspace.environment(environment), entries)
     return Situation(
         environment=environment,
@@ -878,7 +883,11 @@ def _record(params: Params, workspace: Workspace, environment: str, entries: Seq
     run = _run_url()
     change = _with_evidence(Change.model_validate(change.model_dump()), {"run": run} if run else {})
     change = with_shadow(entries, change)
-    entry = append(workspace.environment(environment), environment, change, expected_head=head_hash(entries))
+    target = target_of(params, workspace, environment)
+    for digest in (change.stable, change.canary, change.shadow):
+        if digest is not None and target.lacks(digest):
+            target.bring(find_bundle(workspace, digest))
+    entry = target.record(change, head_hash(entries))
     with _recorded(entry):
         reconcile(params, workspace, environment)
     return entry
@@ -889,7 +898,8 @@ def _record_only(
 ) -> Entry:
     """An entry that moves no traffic."""
     entry = _record(params, workspace, environment, entries, change)
-    for warning in (*_of_clock(entry), *follow_up(params, workspace, entry)):
+    projects_alias = target_of(params, workspace, environment).projects_alias
+    for warning in (*_of_clock(entry), *follow_up(params, workspace, entry, projects_alias=projects_alias)):
         logger.warning(warning)
     return entry
 
@@ -902,15 +912,16 @@ def _carry_out(
     change: Change | None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
+    target = target_of(params, workspace, environment)
     if change is None:
         with _disk(f"the server of {environment} cannot be started"):
-            server = ensure_serving(params, workspace, environment, entries[-1].sequence)
+            server = target.serve(entries[-1].sequence)
         return Outcome(False, _tell(entries[-1], None), entries[-1], server)
     entry = _record(params, workspace, environment, entries, change)
     with _recorded(entry), _disk(f"the server of {environment} cannot be started"):
-        server = ensure_serving(params, workspace, environment, entry.sequence)
+        server = target.serve(entry.sequence)
     progress(_tell(entry, change))
-    warnings = (*_of_clock(entry), *follow_up(params, workspace, entry))
+    warnings = (*_of_clock(entry), *follow_up(params, workspace, entry, projects_alias=target.projects_alias))
     return Outcome(True, _tell(entry, change), entry, server, warnings)
 
 

@@ -20,9 +20,9 @@ from rich.markup import escape
 from clearway.cli import HELD, ROLLED_BACK
 from clearway.errors import ClearwayError
 from clearway.files import read_json
-from clearway.local_target import check_startable
 from clearway.params import Params
 from clearway.project_folder import HOME
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 Outcome = Literal["promoted", "nothing to do", "unchanged", "rejected", "held", "rolled back"]
@@ -255,7 +255,7 @@ def run_line(
         A step failed, or a check stopped the line.
     """
     for environment in params.environments:
-        check_startable(params, workspace, environment)
+        target_of(params, workspace, environment).check_ready()
     forced = "true" if force_retrain else "false"
     runner = Runner(workspace, console, {"CLEARWAY_TRIGGER": trigger, "CLEARWAY_FORCE_RETRAIN": forced})
 

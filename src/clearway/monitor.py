@@ -14,7 +14,6 @@ from clearway.errors import ClearwayError
 from clearway.files import write_json
 from clearway.labels import join_labels, stored_labels
 from clearway.ledger import head, read_ledger
-from clearway.local_target import describe_server, find_server
 from clearway.metrics import metric
 from clearway.model import load_model
 from clearway.monitoring import (
@@ -39,6 +38,7 @@ from clearway.routing import RoutingTable, read_routing
 from clearway.schema import flat_columns
 from clearway.snapshot import read_tables_at
 from clearway.target import class_names
+from clearway.targets import target_of
 from clearway.trust import trust_of
 from clearway.workspace import Workspace
 
@@ -64,22 +64,24 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
     UsageError
         There is no such environment.
     """
-    params.environment(environment)
+    target = target_of(params, workspace, environment)
+    target.pull()
     folder = workspace.environment(environment)
     entry = head(read_ledger(folder, environment))
     if entry is None:
         raise ClearwayError(
             f"nothing was ever deployed to {environment}: there is nothing to monitor (scripts/deploy.py)"
         )
+    target.fetch(entry.stable)
     bundle = verify(workspace.bundles / entry.stable, entry.stable)
+    target.pull_log()
     log = traffic(read_log(folder / "predictions", columns=LOGGED))
     window = recent(log, params.split.current_days)
     past = reference_of(bundle)
     schema = load_model(bundle.path, bundle.digest, trust_of(params, workspace)).schema
     served, hidden = served_features(window, schema), hidden_features(window, schema)
     features, drift = judge_features(past, served, schema, params.drift, params.seed, hidden)
-    server = find_server(workspace, environment)
-    answer = describe_server(server) if server else None
+    server, answer = target.find(), target.describe()
     last = None if log.empty else log["served_at"].max().to_pydatetime()
     report = MonitoringReport(
         environment=environment,

@@ -670,6 +670,41 @@ class RegistryParams(Section):
     """MLflow server; ``$MLFLOW_TRACKING_URI`` wins over it; SQLite under ``var/`` by default."""
 
 
+class LocalTargetParams(Section):
+    """A server process of this machine."""
+
+    kind: Literal["local"] = "local"
+    supervised: bool = False
+    """Something else starts, restarts and stops the server, such as systemd: commands only wait for it to follow."""
+
+
+class ServedHereParams(LocalTargetParams):
+    """What a server makes of its own environment's target, for one change that was sent to it; never in a file."""
+
+    supervised: bool = True
+    expected_sequence: int
+    expected_head: str
+    """Hash of the ledger entry that the sender decided on."""
+    evidence: dict[str, str] = Field(default_factory=dict)
+    """What the sender adds to the entry's own."""
+
+
+class HttpTargetParams(Section):
+    """A Clearway server elsewhere, changed through its ``/admin``; its ledger is the truth, here is a verified copy."""
+
+    kind: Literal["http"]
+    url: str | None = None
+    """Where it answers, such as ``https://models.example.org``; ``CLEARWAY_<ENV>_URL`` comes before it."""
+    ca_file: str | None = None
+    """Certificate authorities in PEM to check its certificate with, in place of those that the system trusts."""
+    plain_http: bool = False
+    """Let a token travel unencrypted to another machine; on this machine it always may."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Longest wait for one answer."""
+    retries: int = Field(4, ge=0, le=10)
+    """How often a request is sent again that the network lost, each time after twice the wait."""
+
+
 class EnvironmentParams(Section):
     """Where one environment serves."""
 
@@ -677,6 +712,8 @@ class EnvironmentParams(Section):
     port: int = Field(ge=0, le=65535)
     workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     """Processes that answer on this port; ``auto`` is one for each core that this process may use."""
+    target: LocalTargetParams | HttpTargetParams = Field(LocalTargetParams(), discriminator="kind")
+    """How its server is reached: a process of this machine, or ``/admin`` of a server elsewhere (docs/remote.md)."""
     requires: str | None = None
     """The environment in which a digest must be live before it may come here."""
     signature: SignaturePolicy = SignaturePolicy()
@@ -781,6 +818,40 @@ class BatchingParams(Section):
     """Rows that may wait to be scored; a request beyond them is answered 503 with Retry-After."""
 
 
+class OidcParams(Section):
+    """Workflows of one GitHub repository that may change an environment, by the tokens that GitHub signs for them."""
+
+    repository: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+$")
+    """``owner/name``."""
+    environment: str | None = Field(None, min_length=1)
+    """GitHub environment that the job must run in; null is the served environment's own name."""
+    audience: str = Field("clearway", min_length=1)
+    """Whom the token must be meant for; the ``http`` target asks GitHub for it."""
+    events: tuple[str, ...] = Field(("push", "schedule", "workflow_dispatch"), min_length=1)
+    """What may have started the workflow; ``pull_request`` is refused unless it stands here."""
+    issuer: str = "https://token.actions.githubusercontent.com"
+    jwks_url: str | None = None
+    """Where the issuer's public keys are; null is ``<issuer>/.well-known/jwks``."""
+
+
+class AdminParams(Section):
+    """Who may change an environment through its server's ``/admin`` (docs/remote.md). Nobody, unless a token is set.
+
+    The token comes from ``CLEARWAY_ADMIN_TOKEN``, or from a file that ``CLEARWAY_ADMIN_TOKEN_FILE`` or ``token_file``
+    names, and has at least 32 characters.
+    """
+
+    token_file: str | None = None
+    """File that holds the token, read again at each use, so that it can be replaced while the server runs."""
+    open_on_loopback: bool = False
+    """Without token and oidc, let programs of this machine in. A proxy on this machine would let everyone in."""
+    oidc: OidcParams | None = None
+    max_bundle_bytes: int = Field(2**30, ge=2**16)
+    """Largest bundle that may be sent."""
+    max_failures: int = Field(30, ge=1)
+    """Refused attempts a minute that are logged one by one; further ones are counted and answered 429."""
+
+
 class ServingParams(Section):
     salt: str = "clearway"
     """Changes which entities see the canary, from the next rollout on."""
@@ -801,6 +872,7 @@ class ServingParams(Section):
     access_log: bool = False
     """Whether every request is a line of that log."""
     features: FeatureLookupParams = FeatureLookupParams()
+    admin: AdminParams = AdminParams()
     batching: BatchingParams = BatchingParams()
     max_loaded_models: int = Field(10, ge=1)
     """Models of other projects (``environments.<name>.models``) kept in memory; the least recently used one makes room
@@ -979,6 +1051,8 @@ class Params(Section):
         self._check_chains()
         taken: dict[tuple[str, int], str] = {}
         for name, environment in self.environments.items():
+            if environment.target.kind == "http":
+                continue
             first = taken.setdefault((environment.host, environment.port), name)
             if first != name and environment.port != 0:
                 raise ValueError(f"environments.{name}.port {environment.port} is that of environments.{first} too")

@@ -5,6 +5,7 @@ questions: each is answered when the store holds exactly what was known then.
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,9 +29,9 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.features import replay_events, replay_questions
 from clearway.files import read_json, write_json
 from clearway.ledger import Entry, read_ledger
-from clearway.local_target import find_server
 from clearway.params import Params, describe
 from clearway.project import Project, StoredProject
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -135,7 +136,9 @@ class Replay:
         """
         if count < 1:
             raise UsageError(f"requests = {count}: must be at least 1")
-        server = find_server(self._workspace, self._environment)
+        target = target_of(self._params, self._workspace, self._environment)
+        target.pull()
+        server = target.find()
         if server is None:
             raise ClearwayError(
                 f"no server runs for {self._environment}: start it with scripts/deploy.py --env {self._environment}"
@@ -152,14 +155,14 @@ class Replay:
             run = _Run(self._traffic.bodies(first, end), ticks, self._connections, store)
             started = time.perf_counter()
             try:
-                uvloop.run(run.send(f"{server.url}/predict", progress))
+                uvloop.run(run.send(f"{server.url}/predict", progress, target.tls))
             finally:
                 self._claim(rollout, first + run.started)
             seconds = time.perf_counter() - started
         if run.failure is not None:
             raise ClearwayError(
                 f"the server of {self._environment} at {server.url} went away after {run.answered} of {end - first} "
-                f"requests ({run.failure}): see {self._folder / 'server.log'}"
+                f"requests ({run.failure}): see its log"
             )
         p50, p95 = np.percentile(run.latencies, [50, 95]) if run.latencies else (np.nan, np.nan)
         return ReplayResult(
@@ -321,8 +324,8 @@ class _Run:
     def answered(self) -> int:
         return len(self.latencies)
 
-    async def send(self, url: str, progress: Callable[[int], None] | None) -> None:
-        connector = aiohttp.TCPConnector(limit=self._connections, force_close=False)
+    async def send(self, url: str, progress: Callable[[int], None] | None, tls: ssl.SSLContext | None = None) -> None:
+        connector = aiohttp.TCPConnector(limit=self._connections, force_close=False, ssl=tls or True)
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         headers = {"content-type": "application/json"}
         async with aiohttp.ClientSession(

@@ -17,12 +17,12 @@ from clearway.canary_state import CanaryState, as_evidence, read_state, write_st
 from clearway.deployment import deploy, hold, reconcile, rollback, say
 from clearway.errors import ClearwayError
 from clearway.files import atomic_path, write_json
-from clearway.local_target import ensure_serving
 from clearway.model import recorded_target
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.prediction_log import read_log
 from clearway.reporting import Page, Picture, Table, draw, write_page
 from clearway.target import BINARY, Target
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 CHUNK = 500
@@ -66,10 +66,12 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str) 
         )
     last = entries[-1]
     target = _target(params, workspace, last.stable)
+    target_of(params, workspace, environment).pull_log(state.since_revision)
     observations = _observe(workspace, environment, state, last.stable, last.sequence, target)
     verdict = judge(observations, step_at(params.canary, state.weight), params.canary, target)
     state = state.judged(verdict, last.sequence)
     write_state(folder, state)
+    target_of(params, workspace, environment).publish()
     if verdict.verdict == "rollback":
         evidence = as_evidence(verdict)
         say(rollback(params, workspace, environment, actor=actor, reason=verdict.sentence, evidence=evidence))
@@ -98,7 +100,7 @@ def judge_step(
     deadline = time.monotonic() + timeout
     entries = reconcile(params, workspace, environment)
     if entries:
-        ensure_serving(params, workspace, environment, entries[-1].sequence)
+        target_of(params, workspace, environment).serve(entries[-1].sequence)
     now = tick(params, workspace, environment, actor=actor)
     while now.verdict.verdict == "hold" and time.monotonic() < deadline:
         progress(now.verdict.sentence)

@@ -40,6 +40,7 @@ from clearway.skew import (
 from clearway.skew_state import SkewState, write_skew_state
 from clearway.snapshot import read_tables_at
 from clearway.stored_features import event_tables, historical_features, typed_inputs
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def check_skew(
     ClearwayError
         A source cannot be read, or features cannot be recomputed.
     """
-    params.environment(environment)
+    target = target_of(params, workspace, environment)
     if last is not None and last < 1:
         raise UsageError(f"last = {last}: must be at least 1")
     project = load_project(params, flat_columns(params, workspace.root))
@@ -126,9 +127,11 @@ def check_skew(
 
     definitions = project.definitions()
     described = describe_features(definitions, project.numeric, project.categorical)
+    target.pull()
     entries = read_ledger(workspace.environment(environment), environment)
     digest = digest or canary_digest(entries) or stable_digest(entries)
     began = rollout_revision(entries) if rollout else None
+    target.pull_log(began)
     log = read_log(workspace.environment(environment) / "predictions", since_revision=began, columns=READ)
     damage = (log.attrs["damaged_lines"], log.attrs["damaged"])
     if since is not None:
@@ -167,6 +170,7 @@ def check_skew(
         state = SkewState(environment=environment, digest=digest, rollout=began, verdict=report.verdict,
                           sentence=report.sentence)  # fmt: skip
         write_skew_state(workspace.environment(environment), state)
+        target.publish()
     return report
 
 

@@ -316,6 +316,7 @@ KILLED_BEFORE_ROUTING = """
 import os, signal, sys
 from pathlib import Path
 import clearway.deployment as deployment
+import clearway.targets.local as local
 from clearway.params import load_params
 from clearway.workspace import Workspace
 
@@ -323,7 +324,7 @@ def append_and_die(*arguments, **named):
     written(*arguments, **named)
     os.kill(os.getpid(), signal.SIGKILL)
 
-written, deployment.append = deployment.append, append_and_die
+written, local.append = local.append, append_and_die
 workspace = Workspace(Path(sys.argv[1]))
 deployment.deploy(load_params(workspace.params_file), workspace, "production", sys.argv[2], actor="x", reason="y")
 """

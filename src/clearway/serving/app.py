@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib import metadata
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from starlette.applications import Starlette
@@ -50,6 +50,9 @@ from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownMode
 from clearway.serving.requests import MAX_NAME, Columns, RequestError
 from clearway.serving.state import Active, Follower, Loaded
 from clearway.serving.whole import Desk, describe_whole, families_of_whole
+
+if TYPE_CHECKING:
+    from clearway.serving.admin import Admin
 
 VERSION_HEADER = "x-clearway-version"
 _VERSION = VERSION_HEADER.encode()
@@ -346,18 +349,16 @@ class Endpoint:
     def _state(self) -> dict[str, Any]:
         """What this worker serves, and why it serves no newer table."""
         active = self._follower.active
-        table = active.table if active else None
         return {
             "environment": self._environment,
-            "revision": table.revision if table else None,
-            "stable": table.stable if table else None,
-            "canary": table.canary if table else None,
-            "canary_weight": table.canary_weight if table else 0,
+            **self._follower.served(),
             "warm": self._follower.warm,
             "runtimes": active.runtimes if active else {},
-            "routing": {"key": table.key if table else None, "without_key": self._answerer.without_key},
+            "routing": {
+                "key": active.table.key if active else None,
+                "without_key": self._answerer.without_key,
+            },
             "shadow": active.copies.describe() if active and active.copies else None,
-            "error": self._follower.error,
             "unseen_categories": active.unseen if active else 0,
             "schema_warnings": active.warned if active else {},
             "log": {"written": self._log.written, "dropped": self._log.dropped},
@@ -512,6 +513,7 @@ def build_app(
     name: str,
     desk: Desk | None = None,
     hosting: Hosting | None = None,
+    admin: "Admin | None" = None,
 ) -> App:
     """The ASGI application; its lifespan follows the routing table and drains the log at the end.
 
@@ -531,6 +533,8 @@ def build_app(
                     await task
             await models.close()
             endpoint.close()
+            if admin is not None:
+                admin.close()
             await asyncio.to_thread(follower.close)
             await asyncio.to_thread(log.close)
             endpoint.publish()
@@ -569,6 +573,7 @@ def build_app(
             Route("/v2/health/ready", endpoint.ready, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/", endpoint.describe, methods=["GET"]),
+            *(admin.routes() if admin is not None else ()),
             *_model_routes(named),
         ],
         middleware=middleware,

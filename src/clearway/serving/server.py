@@ -26,7 +26,7 @@ ALSO_NEEDED = ("uvicorn.protocols.http.httptools_impl", "uvicorn.lifespan.on", "
 """What workers import late. ONNX Runtime is not here: to import it starts a thread, and what has two is not copied."""
 
 
-def serve(params: Params, workspace: Workspace, environment: str) -> None:
+def serve(params: Params, workspace: Workspace, environment: str, host: str | None = None) -> None:
     """Serve ``environment`` until SIGTERM or SIGINT; then finish what was accepted, write out the log, and return.
 
     Nothing needs to be deployed yet: the server then answers 503 until a routing table appears.
@@ -39,6 +39,8 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
         Its port is in use or needs privileges, or its workers end at their start.
     """
     settings = params.environment(environment)
+    if host is not None:
+        settings = settings.model_copy(update={"host": host})
     hiding_of(params.serving.log)  # a key that is missing is found out now
     listener = _bind(settings, environment)
     # A request is one small row: threads of the numeric libraries would only fight each other for the cores. They
@@ -50,6 +52,7 @@ def serve(params: Params, workspace: Workspace, environment: str) -> None:
     import psutil
 
     from clearway.files import write_json
+    from clearway.local_target import Server
     from clearway.project import definitions_sha256
     from clearway.serving.logs import set_up
     from clearway.serving.models import announce, hosting, withdraw

@@ -314,6 +314,17 @@ class Follower:
             return None if record is None else record.state
         return None
 
+    def served(self) -> dict[str, Any]:
+        """What is served, and why a newer routing table is not."""
+        table = self.active.table if self.active else None
+        return {
+            "revision": table.revision if table else None,
+            "stable": table.stable if table else None,
+            "canary": table.canary if table else None,
+            "canary_weight": table.canary_weight if table else 0,
+            "error": self.error,
+        }
+
     async def follow(self) -> None:
         """Poll until cancelled. Loading happens in a thread; the swap is one assignment on the event loop."""
         retry_at = time.monotonic() + RETRY_SECONDS

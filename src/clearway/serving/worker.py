@@ -20,6 +20,7 @@ from clearway.cli import make_importable
 from clearway.log_hiding import hiding_of
 from clearway.params import Params, load_params
 from clearway.prediction_log import PredictionLog
+from clearway.serving.admin import Admin
 from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
 from clearway.serving.housekeeping import Housekeeper
@@ -153,9 +154,9 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     settings = params.serving.log
     log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
     follower = Follower(params, workspace, environment)
-    app = build_app(
-        params.serving, environment, follower, log, params.model_name, desk, hosting(params, workspace, environment)
-    )
+    hosted = hosting(params, workspace, environment)
+    admin = Admin(params, workspace, environment, follower.served)
+    app = build_app(params.serving, environment, follower, log, params.model_name, desk, hosted, admin)
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -7,6 +7,7 @@ here knows a data set: rows and their scores come from the golden evidence of th
 import http.client
 import json
 import os
+import ssl
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from clearway.bundle import Bundle, verify
 from clearway.encoding import InputSchema
 from clearway.errors import ClearwayError
 from clearway.ledger import read_ledger, stable_digest
-from clearway.local_target import Server, find_server
 from clearway.model import recorded_target
 from clearway.params import Params, load_params
 from clearway.routing import RoutingTable, read_routing
 from clearway.target import Target
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 pytestmark = pytest.mark.endpoint
@@ -55,19 +56,19 @@ class Endpoint:
     scores: list[Any]
     """Of each row a number, or the probability of each class."""
     target: Target
-    server: Server
+    url: str
     connection: http.client.HTTPConnection
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         before = time.perf_counter()
         try:
-            self.connection.request(method, self.server.path + path, body, sent)
+            self.connection.request(method, f"{urlsplit(self.url).path}{path}", body, sent)
             answer = self.connection.getresponse()
             content = answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.connection.close()
-            pytest.fail(f"{self.server.url} stopped answering: {type(error).__name__}: {error}", pytrace=False)
+            pytest.fail(f"{self.url} stopped answering: {type(error).__name__}: {error}", pytrace=False)
         took = (time.perf_counter() - before) * 1000.0
         return Answer(
             answer.status, json.loads(content), {name.lower(): value for name, value in answer.getheaders()}, took
@@ -103,12 +104,15 @@ def endpoint(pytestconfig: pytest.Config) -> Endpoint:
         params = load_params(workspace.params_file)
         params.environment(environment)
         folder = workspace.environment(environment)
+        deployed = target_of(params, workspace, environment)
+        deployed.pull()
         table = read_routing(folder / "routing.json")
-        server = find_server(workspace, environment)
+        server = deployed.find()
         if server is None:
             raise ClearwayError(
                 f"no server runs for {environment}: start it with scripts/deploy.py --env {environment}"
             )
+        deployed.fetch(table.stable)
         bundle = verify(workspace.bundles / table.stable, table.stable)
         golden = json.loads(bundle.evidence("golden.json").read_bytes())
         return Endpoint(
@@ -120,11 +124,18 @@ def endpoint(pytestconfig: pytest.Config) -> Endpoint:
             rows=golden["rows"],
             scores=golden["scores"],
             target=recorded_target(bundle),
-            server=server,
-            connection=http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10),
+            url=server.url,
+            connection=_connection(server.url, deployed.tls),
         )
     except ClearwayError as error:
         pytest.fail(str(error), pytrace=False)
+
+
+def _connection(url: str, tls: ssl.SSLContext | None) -> http.client.HTTPConnection:
+    netloc = urlsplit(url).netloc
+    if tls is None:
+        return http.client.HTTPConnection(netloc, timeout=10)
+    return http.client.HTTPSConnection(netloc, timeout=10, context=tls)
 
 
 def test_endpoint_is_ready(endpoint: Endpoint) -> None:
