@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -25,7 +26,7 @@ class Hiding:
     hashed: tuple[str, ...] = ()
     key: bytes = field(default=b"", repr=False)
 
-    @property
+    @cached_property
     def fields(self) -> str | None:
         """All of them, as the column ``hidden`` of a record holds them; None without any."""
         return ",".join(sorted({*self.left_out, *self.hashed})) or None

@@ -55,18 +55,16 @@ class PredictionLog:
         self._folder = folder
         self._capacity = capacity
         self._hiding = hiding
-        self._offered = 0
         # each is counted by one side alone, since neither takes a lock
         self._refused = 0
         self._failed = 0
         # deque.append and popleft are atomic, so that a request takes no lock; one writer wakes by the clock, since
         # waking it for each record would have two threads fight over the interpreter on every request
         self._pending: deque[Mapping[str, Any]] = deque()
-        self._closed = False
         self._closing = threading.Event()
         self._name = writer_name()
         self._tally = Tally(folder, self._name)
-        self._cells = self._tally.cells
+        self._offered = self._tally.cells  # the first of them
         self._mark: int | None = None
         self._file: int | None = None
         self._day = ""
@@ -85,9 +83,8 @@ class PredictionLog:
 
     def append(self, record: Mapping[str, Any]) -> bool:
         """Queue one record; False if the queue was full (or the log closed) and it was dropped."""
-        self._offered = offered = self._offered + 1
-        self._cells[0] = offered
-        if len(self._pending) >= self._capacity or self._closed:
+        self._offered[0] += 1
+        if len(self._pending) >= self._capacity:
             self._refused += 1
             return False
         self._pending.append(record)
@@ -95,9 +92,8 @@ class PredictionLog:
 
     def extend(self, records: Sequence[Mapping[str, Any]]) -> int:
         """Queue the records of one request; how many of them, from the first, found room."""
-        self._offered = offered = self._offered + len(records)
-        self._cells[0] = offered
-        room = 0 if self._closed else max(self._capacity - len(self._pending), 0)
+        self._offered[0] += len(records)
+        room = max(self._capacity - len(self._pending), 0)
         if room < len(records):
             self._refused += len(records) - room
             records = records[:room]
@@ -106,7 +102,7 @@ class PredictionLog:
 
     def close(self) -> None:
         """Write what is queued, fsync, and stop. Waits at most ``CLOSE_SECONDS`` for a disk that hangs."""
-        self._closed = True
+        self._capacity = -1  # nothing finds room any more
         self._closing.set()
         self._writer.join(CLOSE_SECONDS)
 

@@ -24,6 +24,7 @@ from clearway.drift_report import check_drift
 from clearway.evidence import gather_evidence
 from clearway.features import build_features
 from clearway.holdout_uses import count_uses
+from clearway.labels import import_outcomes, read_outcomes
 from clearway.model import load_model, recorded_target
 from clearway.model_report import show, summary
 from clearway.model_validation import Validation, validate
@@ -241,7 +242,7 @@ def test_a_server_answers_classes_by_name_and_numbers_as_they_are(served: tuple[
         assert "probabilities" not in answers[0]
 
 
-def test_what_was_served_is_monitored(served: tuple[Ran, list[dict[str, Any]]]) -> None:
+def test_what_was_served_is_monitored_and_so_are_imported_labels(served: tuple[Ran, list[dict[str, Any]]]) -> None:
     ran, answers = served
     log = read_log(ran.workspace.environment("production") / "predictions")
     assert log["score"].tolist() == [one["score"] for one in answers]
@@ -254,6 +255,16 @@ def test_what_was_served_is_monitored(served: tuple[Ran, list[dict[str, Any]]]) 
     assert checks["performance"].status == "pass", checks["performance"].sentence
     assert checks["performance"].observed == pytest.approx(measured[name], rel=1e-5)
     assert checks["prediction_drift"].status in ("pass", "alarm")
+    again = PredictionLog(ran.workspace.environment("production") / "predictions")
+    again.append({**log.iloc[-1].to_dict(), "id": "of no table", "served_at": NOW, "asked_at": None})
+    again.close()
+    label = answers[-1]["label"]
+    file = ran.workspace.root / "outcomes.csv"
+    pd.DataFrame({"id": ["of no table"], "label": [label], "labelled_at": [NOW]}).to_csv(file, index=False)
+    outcomes = read_outcomes(file, ran.params)
+    assert import_outcomes(ran.params, ran.workspace, "production", outcomes, NOW).taken == 1
+    more = {check.name: check for check in monitor(ran.params, ran.workspace, "production", NOW).checks}
+    assert more["performance"].n == (checks["performance"].n or 0) + 1
 
 
 def test_the_next_challenger_is_held_against_the_champion(served: tuple[Ran, list[dict[str, Any]]]) -> None:
