@@ -9,12 +9,12 @@ from clearway.params import CanaryParams, CanaryStep
 from clearway.reporting import draw
 
 PARAMS = CanaryParams()
-STEP = CanaryStep(weight=10, margin=0.05, min_requests=500)
+STEP = CanaryStep(weight=25, margin=0.05, min_requests=500)
 
 
 def traffic(
     n_stable: int = 4500,
-    n_canary: int = 600,
+    n_canary: int = 1500,
     *,
     errors: float = 0.01,
     slow: float = 0.005,
@@ -49,7 +49,7 @@ def metric(verdict: CanaryVerdict, name: str) -> MetricVerdict:
 
 
 def test_a_healthy_canary_is_promoted() -> None:
-    verdict = judge(traffic(n_canary=1500), STEP, PARAMS)
+    verdict = judge(traffic(), STEP, PARAMS)
     assert verdict.verdict == "promote"
     assert [found.status for found in verdict.metrics] == ["pass", "pass", "pass"]
     assert all(found.upper <= found.margin for found in verdict.metrics)
@@ -57,7 +57,7 @@ def test_a_healthy_canary_is_promoted() -> None:
 
 
 def test_errors_from_one_to_ten_percent_are_rolled_back() -> None:
-    verdict = judge(traffic(n_canary=1500, errors=0.10), STEP, PARAMS)
+    verdict = judge(traffic(errors=0.10), STEP, PARAMS)
     assert verdict.verdict == "rollback"
     found = metric(verdict, "errors")
     assert (found.status, found.n_canary, found.n_stable) == ("fail", 1500, 4500)
@@ -67,27 +67,27 @@ def test_errors_from_one_to_ten_percent_are_rolled_back() -> None:
 
 
 def test_a_canary_that_refuses_what_stable_accepts_is_rolled_back() -> None:
-    refusing = traffic(n_canary=1500, errors=0.10)
+    refusing = traffic(errors=0.10)
     refusing.loc[(refusing["role"] == "canary") & (refusing["status"] == 500), "status"] = 422
     verdict = judge(refusing, STEP, PARAMS)
     assert (verdict.verdict, metric(verdict, "errors").status) == ("rollback", "fail")
 
 
 def test_a_slow_canary_is_rolled_back() -> None:
-    verdict = judge(traffic(n_canary=1500, slow=0.2), STEP, PARAMS)
+    verdict = judge(traffic(slow=0.2), STEP, PARAMS)
     assert verdict.verdict == "rollback"
     assert [found.name for found in verdict.metrics if found.status == "fail"] == ["slow"]
 
 
 @pytest.mark.parametrize("shift", [0.35, -0.28])
 def test_a_score_shifted_either_way_is_rolled_back(shift: float) -> None:
-    verdict = judge(traffic(n_canary=3000, shift=shift), STEP, PARAMS)
+    verdict = judge(traffic(shift=shift), STEP, PARAMS)
     assert verdict.verdict == "rollback"
     assert [found.name for found in verdict.metrics if found.status == "fail"] == ["score"]
 
 
 def test_a_small_shift_of_the_score_is_not_held_against_it() -> None:
-    assert judge(traffic(n_canary=1500, shift=0.03), STEP, PARAMS).verdict == "promote"
+    assert judge(traffic(shift=0.03), STEP, PARAMS).verdict == "promote"
 
 
 def test_no_traffic_is_hold() -> None:
@@ -106,31 +106,35 @@ def test_control_traffic_alone_is_hold() -> None:
 def test_canary_traffic_without_a_control_is_hold_however_good_it_looks() -> None:
     verdict = judge(traffic(0, 5000, errors=0.0, slow=0.0), STEP, PARAMS)
     assert verdict.verdict == "hold"
-    assert "without control traffic" in verdict.sentence
+    assert "5,000 of 5,000 routing keys saw the canary where 25.0% were to" in verdict.sentence
+    few = judge(traffic(0, 4, errors=0.0, slow=0.0), STEP.model_copy(update={"min_requests": 1}), PARAMS)
+    assert (few.verdict, "without control traffic" in few.sentence) == ("hold", True)
 
 
 def test_one_request_short_of_the_minimum_is_hold_and_the_minimum_is_not() -> None:
     perfect = {"errors": 0.0, "slow": 0.0}
-    assert "fewer canary requests" in judge(traffic(4500, 499, **perfect), STEP, PARAMS).sentence
-    assert "fewer canary requests" not in judge(traffic(4500, 500, **perfect), STEP, PARAMS).sentence
+    assert "fewer canary requests" in judge(traffic(1500, 499, **perfect), STEP, PARAMS).sentence
+    assert "fewer canary requests" not in judge(traffic(1500, 500, **perfect), STEP, PARAMS).sentence
 
 
 @pytest.mark.parametrize("harm", [{"errors": 1.0}, {"slow": 1.0}])
 def test_proven_harm_is_rolled_back_before_the_minimum(harm: dict[str, float]) -> None:
-    assert judge(traffic(500, 60, **harm), STEP, PARAMS).verdict == "rollback"
-    assert judge(traffic(500, 3, **harm), STEP, PARAMS).verdict == "hold", "three bad answers prove nothing yet"
+    assert judge(traffic(180, 60, **harm), STEP, PARAMS).verdict == "rollback"
+    assert judge(traffic(9, 3, **harm), STEP, PARAMS).verdict == "hold", "three bad answers prove nothing yet"
 
 
 def test_too_little_evidence_is_hold_and_says_what_is_open() -> None:
-    tight = CanaryStep(weight=10, margin=0.001, min_requests=500)
+    tight = CanaryStep(weight=25, margin=0.001, min_requests=500)
     verdict = judge(traffic(), tight, PARAMS)
     assert verdict.verdict == "hold"
-    assert "not decided yet: errors at most +0.0" in verdict.sentence
+    assert "not decided yet: errors at most +" in verdict.sentence
+    assert verdict.more_requests is not None
+    assert verdict.more_requests > 10_000
 
 
 @pytest.mark.parametrize("score", [float("nan"), 1.5, float("inf")])
 def test_a_score_that_is_no_probability_counts_as_an_error(score: float) -> None:
-    observations = traffic(n_canary=1500)
+    observations = traffic()
     broken = (observations["role"] == "canary") & (np.random.default_rng(1).random(len(observations)) < 0.3)
     observations.loc[broken, "score"] = score
     observations.loc[broken, "status"] = 200
@@ -140,19 +144,19 @@ def test_a_score_that_is_no_probability_counts_as_an_error(score: float) -> None
 
 
 def test_an_unknown_latency_counts_as_slow() -> None:
-    observations = traffic(n_canary=1500)
+    observations = traffic()
     observations.loc[observations["role"] == "canary", "latency_ms"] = np.nan
     assert metric(judge(observations, STEP, PARAMS), "slow").status == "fail"
 
 
 def test_the_score_counts_each_entity_once_and_nameless_requests_each() -> None:
-    observations = traffic(4500, 600, errors=0.0, per_entity=1)
+    observations = traffic(4500, 1500, errors=0.0, per_entity=1)
     observations.loc[observations["role"] == "canary", "entity"] = "the only aircraft"
     found = metric(judge(observations, STEP, PARAMS), "score")
     assert found.n_canary == 1
     assert found.status == "open"
     observations["entity"] = None
-    assert metric(judge(observations, STEP, PARAMS), "score").n_canary == 600
+    assert metric(judge(observations, STEP, PARAMS), "score").n_canary == 1500
 
 
 def test_the_order_of_rows_in_the_log_files_does_not_matter() -> None:
@@ -162,32 +166,21 @@ def test_the_order_of_rows_in_the_log_files_does_not_matter() -> None:
 
 
 def test_testers_are_no_sample_of_either_side() -> None:
-    observations = traffic(n_canary=1500)
-    testers = traffic(n_canary=1500, errors=1.0, seed=9).assign(role="tester")
+    observations = traffic()
+    testers = traffic(errors=1.0, seed=9).assign(role="tester")
     assert judge(pd.concat([observations, testers]), STEP, PARAMS) == judge(observations, STEP, PARAMS)
 
 
 def test_a_healthy_rollout_judged_again_and_again_is_never_rolled_back() -> None:
     rolled_back = 0
-    for seed in range(10):
-        observations = traffic(2000, 2000, seed=seed)
-        looks = range(200, 4001, 400)
+    for seed in range(5):
+        observations = traffic(3000, 1000, seed=seed)
+        looks = range(400, 4001, 600)
         rolled_back += any(judge(observations[:look], STEP, PARAMS).verdict == "rollback" for look in looks)
     assert rolled_back == 0
 
 
-def test_more_steps_share_the_same_error_budget() -> None:
-    """A longer rollout may not err more often: each of its steps must be surer."""
-    few = CanaryParams(steps=(STEP,))
-    many = CanaryParams(steps=tuple(CanaryStep(weight=weight, margin=0.05) for weight in range(10, 20)))
-    observations = traffic()
-    wide, narrow = judge(observations, STEP, many), judge(observations, STEP, few)
-    for one, other in zip(wide.metrics, narrow.metrics, strict=True):
-        assert one.upper > other.upper
-        assert one.lower < other.lower
-
-
 def test_the_drawing_is_a_picture() -> None:
-    png = draw(draw_steps([(STEP, measure(traffic(200, 100), STEP, PARAMS))], PARAMS))
+    png = draw(draw_steps([(STEP, measure(traffic(200, 100), STEP, PARAMS))]))
     assert png.startswith(b"\x89PNG")
-    assert draw(draw_steps([(STEP, measure(traffic(0, 0), STEP, PARAMS))], PARAMS)).startswith(b"\x89PNG")
+    assert draw(draw_steps([(STEP, measure(traffic(0, 0), STEP, PARAMS))])).startswith(b"\x89PNG")
