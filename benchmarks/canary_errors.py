@@ -5,8 +5,9 @@ Each rollout is simulated request by request in sums and judged by the judge's o
 What one version answers: errors and slow answers at a rate of their own, and a score of eight levels.
 
 *Independent* requests each have a routing key of their own. *Sticky* ones come from 2,000 keys, some of which ask a
-hundred times as often as others; half of the errors are those of a few keys, which fail at three requests in ten and for as
-long as they ask, and most of the score is a key's own. What a key is stays when it moves from stable to the canary with the weight.
+hundred times as often as others; half of the errors are those of a few keys, which fail at three requests in ten and
+for as long as they ask, and most of the score is a key's own. What a key is stays when it moves from stable to the
+canary with the weight.
 
 Beside it, on the same traffic at one weight: a judge of fixed thresholds, as Flagger and Argo Rollouts come (at each
 interval the canary's errors must be below 2% and slow answers below 5%; five failed intervals roll back), and one of
@@ -95,7 +96,7 @@ class Cell:
 def cells() -> list[Cell]:
     healthy = [Cell("healthy", errors=(rate, rate)) for rate in (0.0005, 0.01, 0.05)]
     healthy += [Cell("healthy", slow=(0.0, 0.0), errors=(0.0, 0.0)), Cell("healthy", looks=1_000)]
-    sticky = [replace(cell, sticky=True, group="healthy, sticky", looks=60) for cell in healthy[1:3]]
+    sticky = [replace(cell, sticky=True, group="healthy, sticky", looks=40) for cell in healthy[1:3]]
     sticky += [replace(cell, told=False, group="healthy, sticky, not told") for cell in sticky]
     weights = [Cell("healthy at one weight", weight=weight) for weight in (1, 5, 10, 25, 50)]
     harms = [
@@ -108,7 +109,7 @@ def cells() -> list[Cell]:
     ]
     harmful = [Cell("harmful", **harm) for harm in harms]  # type: ignore[arg-type]
     harmful += [
-        Cell("harmful, sticky", sticky=True, looks=60, **harm)  # type: ignore[arg-type]
+        Cell("harmful, sticky", sticky=True, looks=40, **harm)  # type: ignore[arg-type]
         for harm in ({"errors": (0.01, 0.03)}, {"slow": (0.02, 0.05)}, {"shift": 0.3})
     ]
     least = [
@@ -149,8 +150,10 @@ class Independent:
         for arm, count in enumerate((canary, requests - canary)):
             failed = random.binomial(count, cell.errors[1 - arm])
             late = random.binomial(count, cell.slow[1 - arm])
-            levels = np.minimum(LEVELS + (cell.shift if arm == 0 else 0), 1) if cell.shift >= 0 or arm else (
-                np.maximum(LEVELS + cell.shift, 0)
+            levels = (
+                np.minimum(LEVELS + (cell.shift if arm == 0 else 0), 1)
+                if cell.shift >= 0 or arm
+                else (np.maximum(LEVELS + cell.shift, 0))
             )
             drawn = random.multinomial(count - failed, CHANCES)
             for sums, more in (
@@ -263,7 +266,7 @@ class Sticky:
 
 
 def roll_out(cell: Cell, rollouts: int, seed: int) -> dict[str, list[list[float]]]:
-    """By judge: for each rollout its verdict (an index of ``VERDICTS``), requests until then, and the metric at fault."""
+    """By judge: for each rollout its verdict (an index of ``VERDICTS``), and requests until then."""
     params = cell.params()
     weights = np.array(params.weights(), dtype=float)
     random = np.random.default_rng((SEED, seed))
@@ -335,7 +338,10 @@ def others(series: np.ndarray, each: int) -> dict[str, list[list[float]]]:
     found = {}
     for name, alarm in ((THRESHOLD, failed), (RANKS, np.maximum.accumulate(worse, axis=0))):
         verdict = np.where(alarm[-1], 0, 1)  # what is not rolled back by the end is promoted
-        found[name] = [verdict.tolist(), np.where(alarm[-1], (np.argmax(alarm, axis=0) + 1) * each, looks * each).tolist()]
+        found[name] = [
+            verdict.tolist(),
+            np.where(alarm[-1], (np.argmax(alarm, axis=0) + 1) * each, looks * each).tolist(),
+        ]
     return found
 
 
@@ -381,13 +387,29 @@ def tables(totals: Totals, made: Sequence[Cell]) -> list[str]:
         "found with": "A harmful canary at one weight, given so many requests",
         "at the margin": "A canary that is worse by just over the margin",
     }
-    header = ["what", "weight", "requests", "looks", "rolled back", "promoted", "held", "median to rollback", "median to promotion"]
+    header = [
+        "what",
+        "weight",
+        "requests",
+        "looks",
+        "rolled back",
+        "promoted",
+        "held",
+        "median to rollback",
+        "median to promotion",
+    ]
     found = []
     for group, title in titles.items():
         rows = []
         for index in groups.get(group, []):
             cell, total = made[index], totals[index, OURS]
-            rows.append([*_row(cell), *(total.said(v) for v in VERDICTS), *map(_number, (total.median("rollback"), total.median("promote")))])
+            rows.append(
+                [
+                    *_row(cell),
+                    *(total.said(v) for v in VERDICTS),
+                    *map(_number, (total.median("rollback"), total.median("promote"))),
+                ]
+            )
         if rows:
             found.append(markdown(title, header, rows))
     rows = [
@@ -500,13 +522,17 @@ def main() -> int:
         except BaseException:
             processes.shutdown(wait=False, cancel_futures=True)
             raise
-    totals = {key: Total(*(np.concatenate(column) for column in zip(*some, strict=True))) for key, some in parts.items()}
+    totals = {
+        key: Total(*(np.concatenate(column) for column in zip(*some, strict=True))) for key, some in parts.items()
+    }
     figures = Figures("canary_errors")
     record(totals, made, figures)
     text = "\n".join(tables(totals, made))
     code = figures.finish(check=options.check, quick=options.quick)
     (HERE / "results" / "canary_errors.md").write_text(text, encoding="utf-8")
-    details = [[made[i].group, made[i].label, judged, *(t.rate(v) for v in VERDICTS)] for (i, judged), t in totals.items()]
+    details = [
+        [made[i].group, made[i].label, judged, *(t.rate(v) for v in VERDICTS)] for (i, judged), t in totals.items()
+    ]
     (HERE / "results" / "canary_errors_details.json").write_text(json.dumps(details) + "\n", encoding="utf-8")
     if not options.quick:
         quote(text)

@@ -16,10 +16,10 @@ control, and keys that are not split as the weight promises prove nothing. Metri
 back but need not be in for a promotion, which is then provisional.
 
 The error budget is one for the whole rollout. ``rollback_alpha`` is divided over the metrics; steps and looks cost
-nothing more, because evidence is carried over steps and holds at any time: a version no worse than stable is ever rolled
-back with a chance of at most ``rollback_alpha``. ``promote_alpha`` bounds the chance that a version that is worse than
-the last step's margin in some metric is ever let through: promotion needs all metrics at once, so each is tested at the
-whole of it (Berger 1982, Multiparameter hypothesis testing and acceptance sampling, Technometrics 24).
+nothing more, because evidence is carried over steps and holds at any time: a version no worse than stable is ever
+rolled back with a chance of at most ``rollback_alpha``. ``promote_alpha`` bounds the chance that a version that is
+worse than the last step's margin in some metric is ever let through: promotion needs all metrics at once, so each is
+tested at the whole of it (Berger 1982, Multiparameter hypothesis testing and acceptance sampling, Technometrics 24).
 
 Carrying evidence takes the difference to be the same at every weight. So that it may be false: what the current step's
 own traffic says must not contradict its margin (:data:`CONTRADICTION`), and harm is also looked for in each step alone.
@@ -239,7 +239,7 @@ def is_score(name: str) -> bool:
     return name.startswith(SCORE)
 
 
-# --- decisions on sums: these alone decide, of one rollout or of thousands of simulated ones ---------------------------
+# --- decisions on sums: these alone decide, of one rollout or of thousands of simulated ones -------------------------
 
 
 def harm_rule(step: CanaryStep, params: CanaryParams, tests: int) -> Rule:
@@ -344,9 +344,7 @@ def bounds(contrast: Contrast, rule: Rule, *, of_harm: bool) -> tuple[Floats, Fl
             tried = np.linspace(out, inside, _TRIED)
             gone = np.minimum.accumulate(refused(tried, larger=larger), axis=0)
             last = np.maximum(gone.sum(axis=0) - 1, 0)[None]
-            out, inside = (
-                np.take_along_axis(tried, np.minimum(last + more, _TRIED - 1), axis=0)[0] for more in (0, 1)
-            )
+            out, inside = (np.take_along_axis(tried, np.minimum(last + more, _TRIED - 1), axis=0)[0] for more in (0, 1))
         found.append(out)
     return found[0], found[1]
 
@@ -362,7 +360,7 @@ def _estimate(contrast: Contrast) -> Floats:
         return np.asarray((information * apart).sum(axis=-1) / information.sum(axis=-1))
 
 
-# --- the judge of one rollout ------------------------------------------------------------------------------------------
+# --- the judge of one rollout ----------------------------------------------------------------------------------------
 
 
 def judge(
@@ -406,10 +404,9 @@ def judge(
     harm = [proves_harm(contrast, tally.rule) for contrast, tally in zip(contrasts, made, strict=True)]
     harmless = [proves_harmless(contrast, tally.rule) for contrast, tally in zip(contrasts, made, strict=True)]
     late = [tally.late for tally in made]
-    now = Situation(np.float64(n_canary), np.float64(n_stable), np.float64(minutes), np.bool_(ratio.holds))
-    metrics = tuple(
-        _metric(*one) for one in zip(made, contrasts, map(bool, harm), map(bool, harmless), strict=True)
-    )
+    requests, control, lasted = (np.array(float(known)) for known in (n_canary, n_stable, minutes))
+    now = Situation(requests, control, lasted, np.array(ratio.holds))
+    metrics = tuple(_metric(*one) for one in zip(made, contrasts, map(bool, harm), map(bool, harmless), strict=True))
     verdict: Judgement = str(decide(harm, harmless, late, now, step))  # type: ignore[assignment]
     more = _more_traffic(made, contrasts, now, step) if verdict == "hold" else None
     provisional = verdict == "promote" and any(metric.late and metric.status == "open" for metric in metrics)
@@ -475,7 +472,7 @@ def tallies(
         one = tally(name, "mean", score_rule(params, tests, scale), values, first)
         found.append(replace(one, shown=shown, scale=scale))
     for extra in extras:
-        given = extra.values.reindex(ordered["id"]).to_numpy(dtype=np.float64)
+        given = np.asarray(extra.values.reindex(ordered["id"]), dtype=np.float64)
         known = np.isfinite(given)
         rule = replace(harm, margin=extra.margin / extra.scale, rollback=0.0)
         one = tally(extra.name, extra.kind, rule, given[known], known)
@@ -544,8 +541,7 @@ def _sample_ratio(ordered: "pd.DataFrame", params: CanaryParams) -> SampleRatio:
     treated = (ordered["role"] == "canary").to_numpy()[new]
     weight, segment = (ordered[name].to_numpy(dtype=np.int64)[new] for name in ("weight", "segment"))
     size = int(segment.max()) + 1 if segment.size else 1
-    seen = np.bincount(segment, minlength=size).astype(np.float64)
-    canary = np.bincount(segment, treated, size)
+    seen, canary = (np.bincount(segment, what, size).astype(np.float64) for what in (np.ones_like(treated), treated))
     weights = np.full(size, 50.0)
     weights[segment] = weight
     evidence = float(split_evidence(canary, seen - canary, weights))
@@ -571,7 +567,7 @@ def _scores(
         values = np.clip(score, 0, 1)
         return [(SCORE, values, values, 1.0)]
     classes = sorted({name for row in said for name in row} | set(target.classes))
-    made = [(name, np.clip([row.get(name, 0.0) for row in said], 0, 1)) for name in classes]
+    made = [(name, np.clip(np.array([row.get(name, 0.0) for row in said], dtype=np.float64), 0, 1)) for name in classes]
     return [(f"{SCORE} of {name!r}", values, values, 1.0) for name, values in made]
 
 
@@ -640,7 +636,9 @@ def _sentence(
         return f"{traffic}: proven harmless: " + "; ".join(_doubt(metric) for metric in proven) + waits
     if n_stable == 0:
         return f"{traffic}: without control traffic there is nothing to compare the canary with"
-    wait = "" if more is None else f"; about {max(round(more * (n_canary + n_stable)), 1):,} more requests will decide it"
+    wait = (
+        "" if more is None else f"; about {max(round(more * (n_canary + n_stable)), 1):,} more requests will decide it"
+    )
     if n_canary < step.min_requests:
         return f"{traffic}: fewer canary requests than the {step.min_requests:,} the step asks for{wait}"
     undecided = [metric for metric in metrics if metric.status == "open" and not metric.late]
@@ -675,7 +673,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------------------------------------------
 
 
 def draw_steps(steps: Sequence[tuple[CanaryStep, list[Trace]]]) -> "Figure":

@@ -887,7 +887,7 @@ class Params(Section):
             known.append("accuracy")
         if self.deployment.strategy == "ab" and wanted not in known:
             raise ValueError(
-                f"deployment.ab.metric is {wanted!r}, but nothing measures it (measured: {', '.join(known) or 'none'}): "
+                f"deployment.ab.metric is {wanted!r}, but nothing measures it (known: {', '.join(known) or 'none'}): "
                 "set canary.labels: {metric: accuracy}, or name one of canary.business"
             )
         return self

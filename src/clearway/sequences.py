@@ -10,14 +10,14 @@ The steps of the reasoning, each with its source:
 1. *Within a stratum* the difference is measured against a hypothesis by a signed root: of the binomial likelihood ratio
    for rates, with the share of the control estimated under the hypothesis (Farrington and Manning 1990), so that a few
    rare events err no more often than many; of Student's statistic for means.
-2. *Keys*: counts are divided by the design effect, the variance between keys over the variance that independent requests
-   would have (Rao and Scott 1992). A key's deviation is added up over all strata before it is squared. While there are
-   too few events to see whether they share keys, they are taken to.
+2. *Keys*: counts are divided by the design effect, the variance between keys over that which independent requests would
+   have (Rao and Scott 1992, Biometrics 48). A key's deviation is added up over all strata before it is squared. While
+   there are too few events to see whether they share keys, they are taken to.
 3. *Time*: roots, weighted by the root of their information, add up to a score process, which behaves as a Brownian
    motion in information time (Scharfstein, Tsiatis and Robins 1997; Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas
    2024, Time-uniform central limit theory, Annals of Statistics 52). Where a key's requests keep coming, the process is
-   more correlated over time than a Brownian motion and of the same variance, and by Slepian's lemma crosses a boundary no
-   more often.
+   more correlated over time than a Brownian motion and of the same variance, and by Slepian's lemma crosses a boundary
+   no more often.
 4. *Evidence* is Robbins' half-normal mixture of that motion's likelihood ratios: a martingale under the hypothesis,
    which ever passes 1/alpha with a chance of at most alpha (Howard, Ramdas, McAuliffe and Sekhon 2021).
 
@@ -126,24 +126,22 @@ def summarise(values: Floats, keys: NDArray[np.int64], strata: NDArray[np.int64]
     """
     if values.size and not (values.min() >= 0 and values.max() <= 1):
         raise ValueError("values must lie in [0, 1]")
-    count = np.bincount(strata, minlength=n_strata).astype(np.float64)
-    total = np.bincount(strata, values, n_strata)
-    squares = np.bincount(strata, values**2, n_strata)
+    count, total, squares = (
+        np.bincount(strata, what, n_strata).astype(np.float64) for what in (np.ones_like(values), values, values**2)
+    )
     with np.errstate(invalid="ignore"):
         residual = values - (total / count)[strata]
-    requests = np.bincount(keys)
-    deviation = np.bincount(keys, residual)[requests > 0]
-    requests = requests[requests > 0].astype(np.float64)
-    return Arm(
-        count,
-        total,
-        squares,
-        design_effect(np.sum(deviation**2), np.sum(residual**2), requests.sum(), np.sum(requests**2), requests.size),
-        np.float64(requests.size),
+    requests = np.bincount(keys).astype(np.float64)
+    deviation = np.bincount(keys, residual)
+    seen = np.asarray(np.count_nonzero(requests), dtype=np.float64)
+    between, within, asked, squared = (
+        np.asarray(each.sum()) for each in (deviation**2, residual**2, requests, requests**2)
     )
+    design = design_effect(between, within, asked, squared, seen)
+    return Arm(count, total, squares, design, seen)
 
 
-def design_effect(between: Floats, within: Floats, requests: Floats, squared: Floats, keys: Floats | int) -> Floats:
+def design_effect(between: Floats, within: Floats, requests: Floats, squared: Floats, keys: Floats) -> Floats:
     """Variance between keys over that of independent requests, from sums over keys; at least 1.
 
     Parameters
@@ -164,7 +162,7 @@ def design_effect(between: Floats, within: Floats, requests: Floats, squared: Fl
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = np.where(requests > 0, squared / requests, 1.0)
-        corrected = np.where(np.asarray(keys) > 1, between * keys / (np.asarray(keys, float) - 1), np.inf)
+        corrected = np.where(keys > 1, between * keys / (keys - 1), np.inf)
         found: Floats = np.maximum((corrected + _SHARED * whole) / (within + _SHARED), 1.0)
     return found
 
@@ -209,7 +207,8 @@ def evidence_anew(found: Process, scales: tuple[float, ...]) -> Floats:
     alone = _mixture(found.score, found.information, found.enough[..., None], scales)
     order = np.arange(alone.shape[-1])
     shares = np.log(0.5 / ((order + 1.0) * (order + 2.0)))
-    return np.logaddexp(together + np.log(0.5), np.logaddexp.reduce(alone + shares, axis=-1))
+    found_: Floats = np.logaddexp(together + np.log(0.5), np.logaddexp.reduce(alone + shares, axis=-1))
+    return found_
 
 
 def root(found: Process) -> Floats:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clearway.canary import OBSERVED, CanaryVerdict, MetricVerdict, draw_steps, judge, measure
+from clearway.canary import OBSERVED, CanaryVerdict, Extra, MetricVerdict, draw_steps, judge, measure
 from clearway.params import CanaryParams, CanaryStep
 from clearway.reporting import draw
 
@@ -184,3 +184,128 @@ def test_the_drawing_is_a_picture() -> None:
     png = draw(draw_steps([(STEP, measure(traffic(200, 100), STEP, PARAMS))]))
     assert png.startswith(b"\x89PNG")
     assert draw(draw_steps([(STEP, measure(traffic(0, 0), STEP, PARAMS))])).startswith(b"\x89PNG")
+
+
+# --- evidence over steps, by key, and what must hold before it counts ---
+
+
+def two_steps(late_errors: float = 0.01, n: int = 3000) -> pd.DataFrame:
+    """A quarter of the traffic, then half of it."""
+    first = traffic(3 * n // 4, n // 4, seed=1).assign(segment=0, weight=25)
+    then = traffic(n // 2, n // 2, seed=2, errors=late_errors).assign(segment=1, weight=50)
+    then["served_at"] += pd.Timedelta(hours=1)
+    then["entity"] = "then " + then["entity"]
+    then["id"] = "then " + then["id"]
+    return pd.concat([first, then])
+
+
+HALF = CanaryStep(weight=50, margin=0.02, min_requests=500)
+
+
+def test_what_earlier_steps_said_still_counts() -> None:
+    both = judge(two_steps(), HALF, PARAMS, segment=1)
+    alone = judge(two_steps()[lambda rows: rows["segment"] == 1].assign(segment=0), HALF, PARAMS)
+    assert metric(both, "errors").upper < metric(alone, "errors").upper
+    assert (both.n_canary, metric(both, "errors").n_canary) == (1500, 2250)
+
+
+def test_a_step_without_traffic_of_its_own_is_hold_whatever_the_steps_before_said() -> None:
+    before = two_steps()[lambda rows: rows["segment"] == 0]
+    assert judge(before, STEP, PARAMS).verdict == "promote"
+    verdict = judge(before, HALF, PARAMS, segment=1)
+    assert (verdict.verdict, verdict.n_canary) == ("hold", 0)
+    assert "no traffic proves nothing" in verdict.sentence
+
+
+def test_a_step_that_contradicts_the_ones_before_is_not_passed() -> None:
+    calm, n = two_steps(n=40_000), 600
+    calm = pd.concat([calm[calm["segment"] == 0], calm[calm["segment"] == 1][: 2 * n]])
+    assert judge(calm, HALF, PARAMS, segment=1).verdict == "promote"
+    worse = two_steps(late_errors=0.045, n=40_000)
+    worse = pd.concat([worse[worse["segment"] == 0], worse[worse["segment"] == 1][: 2 * n]])
+    assert judge(worse, HALF, PARAMS, segment=1).verdict != "promote"
+
+
+def test_a_key_that_fails_each_time_is_one_failure_and_not_forty() -> None:
+    broken = traffic(errors=0.01, per_entity=1)
+    rows = np.flatnonzero(broken["role"] == "canary")[:40]
+    broken.loc[rows, ["status", "score"]] = [500, np.nan]
+    assert judge(broken, STEP, PARAMS).verdict == "rollback"
+    broken.loc[rows, "entity"] = "one aircraft"
+    verdict = judge(broken, STEP, PARAMS)
+    assert metric(verdict, "errors").status != "fail"
+    assert metric(verdict, "errors").design > 10
+
+
+def test_keys_that_are_not_split_as_promised_are_hold_and_said_to_be() -> None:
+    verdict = judge(traffic(4500, 600), STEP, PARAMS)
+    assert verdict.verdict == "hold"
+    assert "600 of 5,100 routing keys saw the canary where 25.0% were to" in verdict.sentence
+    assert verdict.sample_ratio is not None
+    assert not verdict.sample_ratio.holds
+    assert verdict.more_requests is None
+
+
+def test_one_key_that_asks_often_does_not_upset_the_split() -> None:
+    busy = traffic()
+    busy.loc[busy.index[:1500], "entity"] = "c of a hub"
+    busy.loc[busy.index[:1500], "role"] = "canary"
+    verdict = judge(busy, STEP, PARAMS)
+    assert verdict.sample_ratio is not None
+    assert verdict.sample_ratio.holds
+
+
+def test_a_step_lasts_its_minutes() -> None:
+    slow = STEP.model_copy(update={"min_minutes": 60.0})
+    early = judge(traffic(), slow, PARAMS, minutes=12.0)
+    assert early.verdict == "hold"
+    assert "12.0 of the 60 minutes that the step asks for have passed" in early.sentence
+    assert early.more_minutes == pytest.approx(48, abs=3)
+    assert judge(traffic(), slow, PARAMS, minutes=60.0).verdict == "promote"
+    assert judge(traffic(errors=0.1), slow, PARAMS, minutes=1.0).verdict == "rollback"
+
+
+def test_a_hold_says_how_much_more_traffic_will_end_it() -> None:
+    verdict = judge(traffic(450, 150), STEP, PARAMS, minutes=10.0)
+    assert verdict.verdict == "hold"
+    assert verdict.more_requests is not None
+    assert 1350 <= verdict.more_requests < 6000
+    assert verdict.more_minutes == pytest.approx(verdict.more_requests / 60, rel=0.01)
+
+
+def lost(observations: pd.DataFrame, canary: float, late: bool = False) -> Extra:
+    """What each answer lost, of a tenth on average by stable."""
+    random = np.random.default_rng(4)
+    mean = np.where(observations["role"] == "canary", canary, 0.1)
+    values = np.clip(mean + random.normal(0, 0.05, len(observations)), 0, 1)
+    return Extra("sales", pd.Series(values, index=observations["id"]), margin=2.0, scale=100.0, late=late)
+
+
+def test_a_metric_of_the_projects_own_rolls_back_in_its_own_unit() -> None:
+    observations = traffic()
+    verdict = judge(observations, STEP, PARAMS, extras=[lost(observations, 0.2)])
+    assert verdict.verdict == "rollback"
+    assert [found.name for found in verdict.metrics if found.status == "fail"] == ["sales"]
+    assert metric(verdict, "sales").estimate == pytest.approx(10, abs=1)
+    assert judge(observations, STEP, PARAMS, extras=[lost(observations, 0.1)]).verdict == "promote"
+
+
+def test_a_late_metric_can_roll_back_and_is_not_waited_for() -> None:
+    observations = traffic()
+    nothing = Extra("accuracy", pd.Series(dtype="float64"), 0.02, "rate", late=True)
+    waiting = judge(observations, STEP, PARAMS, extras=[nothing])
+    assert (waiting.verdict, waiting.provisional) == ("promote", True)
+    assert "provisional until accuracy can be told" in waiting.sentence
+    bad = judge(observations, STEP, PARAMS, extras=[lost(observations, 0.3, late=True)])
+    assert bad.verdict == "rollback"
+    known = judge(observations, STEP, PARAMS, extras=[lost(observations, 0.1, late=True)])
+    assert (known.verdict, known.provisional) == ("promote", False)
+
+
+def test_bounds_and_status_say_the_same() -> None:
+    for seed in range(4):
+        for errors in (0.01, 0.04, 0.06):
+            for found in judge(traffic(1500, 500, errors=errors, seed=seed), STEP, PARAMS).metrics[:2]:
+                assert (found.status == "fail") == (found.lower > 0)
+                if found.status == "pass":
+                    assert found.upper <= found.margin + 1e-4

@@ -446,6 +446,6 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         read_state(tmp_path, [])
 
 
-@pytest.mark.parametrize(("weight", "margin"), [(10, 0.05), (7, 0.05), (11, 0.03), (50, 0.02), (80, 0.02)])
+@pytest.mark.parametrize(("weight", "margin"), [(10, 0.05), (7, 0.05), (11, 0.03), (50, 0.02), (80, 0.01), (95, 0.01)])
 def test_a_weight_between_steps_is_judged_by_the_stricter_one(weight: int, margin: float) -> None:
     assert step_at(CanaryParams(), weight) == CanaryStep(weight=weight, margin=margin)
