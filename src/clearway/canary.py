@@ -164,8 +164,8 @@ class Rule:
 class Extra:
     """A metric from elsewhere: one value in [0, 1] for some of the requests, where more is worse.
 
-    ``values`` is indexed by the id of the request; ``margin`` is in units of ``scale``, which is what differences of
-    the values are multiplied with to be told to a person.
+    ``values`` is indexed by the id of the request, or by id and version; ``margin`` is in units of ``scale``, which is
+    what differences of the values are multiplied with to be told to a person.
     """
 
     name: str
@@ -472,7 +472,12 @@ def tallies(
         one = tally(name, "mean", score_rule(params, tests, scale), values, first)
         found.append(replace(one, shown=shown, scale=scale))
     for extra in extras:
-        given = np.asarray(extra.values.reindex(ordered["id"]), dtype=np.float64)
+        by = (
+            ordered["id"]
+            if extra.values.index.nlevels == 1
+            else list(zip(ordered["id"], ordered["version"], strict=True))
+        )
+        given = np.asarray(extra.values.reindex(by), dtype=np.float64)
         known = np.isfinite(given)
         rule = replace(harm, margin=extra.margin / extra.scale, rollback=0.0)
         one = tally(extra.name, extra.kind, rule, given[known], known)

@@ -27,8 +27,8 @@ def label_metric(labelled: "pd.DataFrame", rules: CanaryLabels, target: Target, 
     Parameters
     ----------
     labelled : DataFrame
-        Columns ``id``, ``score`` and ``label``, and of several classes ``probabilities``. Binary labels are 0 and 1,
-        those of classes their names, as text.
+        Columns ``id``, ``version``, ``score`` and ``label``, and of several classes ``probabilities``. Binary labels
+        are 0 and 1, those of classes their names, as text.
     rules : CanaryLabels
     target : Target
     threshold : float
@@ -42,7 +42,7 @@ def label_metric(labelled: "pd.DataFrame", rules: CanaryLabels, target: Target, 
     """
     import pandas as pd
 
-    known = labelled[labelled["label"].notna()].drop_duplicates("id", keep="last")
+    known = labelled[labelled["label"].notna()].drop_duplicates(["id", "version"], keep="last")
     score = known["score"].to_numpy(dtype=np.float64)
     scale = 1.0
     if target.kind == "multiclass":
@@ -74,7 +74,7 @@ def label_metric(labelled: "pd.DataFrame", rules: CanaryLabels, target: Target, 
             values = np.clip((score - label) ** 2, 0, 1)
     values = np.clip(values, 0, 1)
     kind = "rate" if rules.metric == "accuracy" else "mean"
-    series = pd.Series(values, index=pd.Index(known["id"]))
+    series = pd.Series(values, index=pd.MultiIndex.from_frame(known[["id", "version"]]))
     return Extra(rules.metric, series, rules.margin, kind, scale, late=True)  # type: ignore[arg-type]
 
 

@@ -417,9 +417,8 @@ def _labelled(workspace: Workspace, environment: str, since_revision: int, log: 
     from clearway.labels import read_labels
 
     found: pd.DataFrame = read_labels(workspace, environment, since_revision)
-    found = found[found["id"].isin(log["id"])]
-    if "probabilities" in log and "probabilities" not in found:
-        found = found.merge(log[["id", "probabilities"]], on="id", how="left")
+    if "probabilities" in log:
+        found = found.merge(log[["id", "version", "probabilities"]], on=["id", "version"], how="inner")
     return found
 
 

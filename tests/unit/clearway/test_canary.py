@@ -302,6 +302,16 @@ def test_a_late_metric_can_roll_back_and_is_not_waited_for() -> None:
     assert (known.verdict, known.provisional) == ("promote", False)
 
 
+def test_a_metric_may_be_known_of_one_versions_answer_only() -> None:
+    observations = traffic().assign(id=lambda rows: [f"q{i // 2}" for i in range(len(rows))])
+    wrong = (observations["role"] == "canary").astype(float)
+    index = pd.MultiIndex.from_frame(observations[["id", "version"]])
+    values = pd.Series(wrong.to_numpy(), index=index)
+    values = values[~index.duplicated()]
+    found = metric(judge(observations, STEP, PARAMS, extras=[Extra("wrong", values, 0.02, "rate")]), "wrong")
+    assert (found.canary, found.stable) == (1.0, 0.0)
+
+
 def test_bounds_and_status_say_the_same() -> None:
     for seed in range(4):
         for errors in (0.01, 0.04, 0.06):

@@ -14,14 +14,14 @@ from clearway.target import BINARY, Target
 
 
 def labelled(**columns: object) -> pd.DataFrame:
-    return pd.DataFrame(columns).assign(id=lambda rows: [f"q{i}" for i in range(len(rows))])
+    return pd.DataFrame(columns).assign(id=lambda rows: [f"q{i}" for i in range(len(rows))], version="v")
 
 
 def test_binary_answers_are_wrong_or_lose_the_square_of_what_they_missed() -> None:
     rows = labelled(score=[0.9, 0.2, 0.6, np.nan], label=[1.0, 1.0, np.nan, 0.0])
     wrong = label_metric(rows, CanaryLabels(), BINARY, threshold=0.3)
     assert (wrong.name, wrong.kind, wrong.late) == ("accuracy", "rate", True)
-    assert wrong.values.to_dict() == {"q0": 0.0, "q1": 1.0, "q3": 1.0}
+    assert wrong.values.to_dict() == {("q0", "v"): 0.0, ("q1", "v"): 1.0, ("q3", "v"): 1.0}
     loss = label_metric(rows, CanaryLabels(metric="loss"), BINARY)
     assert loss.values.to_list() == pytest.approx([0.01, 0.64, 1.0])
 
@@ -42,8 +42,13 @@ def test_numbers_lose_squared_spreads_up_to_a_limit() -> None:
 
 
 def test_a_label_that_was_corrected_counts_once() -> None:
-    rows = pd.DataFrame({"id": ["q", "q"], "score": [0.9, 0.9], "label": [1.0, 0.0]})
+    rows = pd.DataFrame({"id": ["q", "q"], "version": "v", "score": [0.9, 0.9], "label": [1.0, 0.0]})
     assert label_metric(rows, CanaryLabels(), BINARY).values.to_list() == [1.0]
+
+
+def test_a_question_that_both_versions_answered_is_judged_for_each() -> None:
+    rows = pd.DataFrame({"id": ["q", "q"], "version": ["v", "w"], "score": [0.9, 0.1], "label": [1.0, 1.0]})
+    assert label_metric(rows, CanaryLabels(), BINARY).values.to_dict() == {("q", "v"): 0.0, ("q", "w"): 1.0}
 
 
 RULES = {"name": "sold", "function": "a_project:sold", "low": 0.0, "high": 50.0, "margin": 1.0}
