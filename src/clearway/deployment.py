@@ -633,7 +633,7 @@ def _situation(params: Params, workspace: Workspace, environment: str, entries: 
         else None,
         verdict=state.current if state else None,
         most=100 - params.canary.control,
-        last=params.deployment.ab.weight if params.deployment.strategy == "ab" else params.canary.weights()[-1],
+        last=params.trial_weights()[-1],
     )
 
 

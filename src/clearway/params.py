@@ -868,6 +868,10 @@ class Params(Section):
     monitoring: MonitoringParams = MonitoringParams()
     replay: ReplayParams = ReplayParams()
 
+    def trial_weights(self) -> tuple[int, ...]:
+        """What each step of the strategy sends to a new version, in percent."""
+        return (self.deployment.ab.weight,) if self.deployment.strategy == "ab" else self.canary.weights()
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_kind(cls, content: Any) -> Any:

@@ -228,7 +228,7 @@ def watch(
             progress=progress,
             timeout=deadline - time.monotonic(),
         )
-        following = [weight for weight in _weights(params) if weight > now.state.weight]
+        following = [weight for weight in params.trial_weights() if weight > now.state.weight]
         if provisional(entries) is not None:
             return now
         if now.verdict.verdict == "hold":
@@ -338,11 +338,6 @@ def summary_text(now: Tick) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(SUMMARY_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
-
-
-def _weights(params: Params) -> tuple[int, ...]:
-    """What the steps of the project's strategy send to the new version."""
-    return (params.deployment.ab.weight,) if params.deployment.strategy == "ab" else params.canary.weights()
 
 
 @dataclass(frozen=True)

@@ -331,9 +331,9 @@ def test_labels_that_come_after_a_promotion_revoke_or_confirm_it(shop: Shop, rig
     assert shop.history()[-1] == ("promote", shop.challenger, None, 0), "waiting writes nothing"
 
     log = read_log(shop.folder / "predictions")
-    canary = log["role"] == "canary"
+    agrees = (log["role"] == "canary") == right  # so that one version is always right and the other never
     outcomes = log[["id", "entity", "asked_at"]].assign(
-        label=np.where(canary & (not right), log["score"] < 0.5, log["score"] >= 0.5).astype("float64"),
+        label=((log["score"] >= 0.5) == agrees).astype("float64"),
         labelled_at=log["served_at"] + pd.Timedelta(seconds=1),
     )
     labels.import_outcomes(shop.params, shop.workspace, ENV, outcomes, datetime.now(UTC))
