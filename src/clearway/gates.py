@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from clearway.metrics import Floats, Metric, metric
+from clearway.metrics import Floats, Metric, floor_metric, metric
 from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution, widened
 from clearway.paired import Interval as Interval  # of every gate, so it is theirs to give
 from clearway.params import ClassesGate, GateParams
@@ -276,7 +276,7 @@ def floor_gate(holdout: Holdout, name: str, floor: float, scores: Floats) -> Gat
     UsageError
         There is no metric of that name.
     """
-    measured = metric(name, "params.yaml: gates.floors", holdout.target.kind)
+    measured = floor_metric(name, holdout.target.kind)
     gate = f"floor_{name}"
     if not _measurable(holdout, scores):
         return Gate(gate, "fail", f"{name} is undefined on these rows and scores", threshold=floor, n=holdout.rows)

@@ -54,6 +54,24 @@ def metric(name: str, key: str = "metric", kind: Kind = "binary") -> Metric:
     return known[name]
 
 
+def floor_metric(name: str, kind: Kind) -> Metric:
+    """What a floor of that name is about: a metric of that kind, else the scorer of scikit-learn of that name.
+
+    Raises
+    ------
+    UsageError
+        There is neither, or the scorer does not judge that kind; says why.
+    """
+    known = metrics_of(kind)
+    if name in known:
+        return known[name]
+    from clearway.scorers import scorer_metric, why_not  # here, because it imports scikit-learn: seconds
+
+    if reason := why_not(name, kind):
+        raise UsageError(f"params.yaml: gates.floors.{name}: {reason} (known: {', '.join(known)})")
+    return scorer_metric(name, kind)
+
+
 def metrics_of(kind: Kind) -> dict[str, Metric]:
     """Every metric of a kind of target, by name."""
     return {"binary": METRICS, "multiclass": MULTICLASS, "regression": REGRESSION}[kind]

@@ -53,7 +53,7 @@ from clearway.holdout_uses import (
 from clearway.labelled_rows import read_rows
 from clearway.leakage import duplicate_gate, row_id_gate, target_gate, time_gate
 from clearway.measurements import Measurements, feature_importances, measurements
-from clearway.metrics import Floats, measure, metric
+from clearway.metrics import Floats, floor_metric, measure, metric
 from clearway.model import Model, estimated, load_estimator, load_model, load_payload
 from clearway.model_report import ANSWERS, write_reports
 from clearway.paired import groups_of
@@ -184,7 +184,7 @@ def validate(params: Params, workspace: Workspace) -> Validation:
     """
     kind = params.target.kind
     for name in params.gates.floors:
-        metric(name, "params.yaml: gates.floors", kind)
+        floor_metric(name, kind)
     metric(params.gates.champion.metric, "params.yaml: gates.champion.metric", kind)
     metric(params.gates.slices.metric or params.gates.champion.metric, "params.yaml: gates.slices.metric", kind)
     trained = read_json(workspace.reports / "training.json", made_by="scripts/train.py")
@@ -204,8 +204,8 @@ def validate(params: Params, workspace: Workspace) -> Validation:
         matrix = challenger.schema.encode(frame)
     except ClearwayError as error:
         raise ClearwayError(
-            f"{workspace.features / 'holdout.parquet'}: the challenger cannot be asked its rows: {error}; run "
-            "scripts/build_features.py and scripts/train.py again"
+            f"gate schema_compatibility: {workspace.features / 'holdout.parquet'}: the challenger cannot be asked its "
+            f"rows: {error}; run scripts/build_features.py and scripts/train.py again"
         ) from None
     models = [("challenger", challenger), ("baseline", simple)]
     contenders = [Contender("challenger", challenger.digest, challenger.output(matrix), challenger.threshold)]

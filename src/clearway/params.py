@@ -592,6 +592,8 @@ class GateParams(Section):
     """What a challenger must prove on the holdout. Every bound is the lower one of a confidence interval."""
 
     floors: dict[str, float] = Field(default_factory=lambda: {"roc_auc": 0.65})
+    """Metric → the least that its bound must reach (of a loss the most): one of docs/targets.md, or any scorer of
+    scikit-learn that fits the target, such as ``jaccard`` or ``neg_brier_score``."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """One-sided level of each bound."""
     resamples: int = Field(400, ge=100)
@@ -992,7 +994,6 @@ def _misfits(params: "Params") -> Iterator[tuple[str, str]]:
     """Each setting that cannot apply to the kind of target, and what to do about it. Nothing is ever skipped."""
     kind, gates = params.target.kind, params.gates
     named = {
-        **{f"gates.floors.{name}": name for name in gates.floors},
         "gates.champion.metric": gates.champion.metric,
         "gates.slices.metric": gates.slices.metric,
         "train.tune.metric": None if params.train.tune is None else params.train.tune.metric,
@@ -1001,6 +1002,11 @@ def _misfits(params: "Params") -> Iterator[tuple[str, str]]:
     for key, name in named.items():
         if name is not None and name not in METRICS_OF[kind]:
             yield key, f"choose one of {', '.join(METRICS_OF[kind])}, not {name!r}"
+    for name in gates.floors.keys() - set(METRICS_OF[kind]):
+        from clearway.scorers import why_not  # here, because it imports scikit-learn: seconds
+
+        if reason := why_not(name, kind):
+            yield f"gates.floors.{name}", f"{reason}: choose one of {', '.join(METRICS_OF[kind])} or a scorer that does"
     only: list[tuple[str, Any, Any, tuple[Kind, ...]]] = [
         ("train.threshold", params.train.threshold, 0.5, ("binary",)),
         ("data.positive", params.data.positive if params.data else 1, 1, ("binary",)),

@@ -17,15 +17,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
+import polars as pl
 import pytest
-from feast import FeatureView
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Bool, Float32, Float64, Int32, Int64, String
 from redis_server import RedisServer, redis_server
 from stored_project import embedded, import_package, redis, with_path, write_package, write_project
 
 from clearway.errors import ClearwayError
+from clearway.feature_store.event_rows import EventRows
 from clearway.feature_store.materialise import Filled, OnlineFeed, fill_online, push
+from clearway.feature_store.redis_rows import write_into_empty
 from clearway.feature_store.store import open_store
 from clearway.online_record import is_filled, read_record
 from clearway.params import load_params
@@ -109,6 +113,11 @@ class Line:
         finally:
             process.kill()
             process.wait(10)
+
+
+def by_feast(store: FeatureStore, events: EventRows) -> None:
+    provider = store._get_provider()
+    provider.online_write_batch(store.config, events.view, events.for_feast(range(len(events))), None)
 
 
 def soil_rows(rows: list[Soil]) -> pd.DataFrame:
@@ -235,6 +244,38 @@ class TestRedis:
         assert on_redis.fill(NOON).full
         assert on_redis.held() == [(NOON, 1.0), None, None]
         assert on_redis.fill(NOON) == Filled({"soil": 0, "weather": 0}, full=False, as_of=NOON)
+
+    def test_gets_of_a_whole_fill_the_bytes_that_feast_itself_would_write(
+        self, on_redis: Line, server: RedisServer
+    ) -> None:
+        kinds = {"ripe": Float64, "sweet": Float32, "count": Int64, "crates": Int32, "kind": String, "sold": Bool}
+        orchard = Entity(name="orchard", join_keys=["orchard"], value_type=ValueType.STRING)
+        tree = Entity(name="tree", join_keys=["tree"], value_type=ValueType.STRING)
+        keys = [Field(name="orchard", dtype=String), Field(name="tree", dtype=String)]
+        source = FileSource(path="apples.parquet", timestamp_field="known_at")
+        fields = [Field(name=name, dtype=kind) for name, kind in kinds.items()]
+        view = FeatureView(name="apples", entities=[orchard, tree], schema=[*keys, *fields], source=source)
+        rows = {
+            "orchard": ["north", "süd", "west"],
+            "tree": ["1", "2", "3"],
+            "known_at": [NOON, NOON + US, datetime(1969, 7, 20, 20, 17, 40, 1, tzinfo=UTC)],
+            "ripe": [0.1, -0.0, None],
+            "sweet": [0.1, None, 3.0],
+            "count": [2**62, None, -1],
+            "crates": [None, 7, -7],
+            "kind": ["Boskoop", "", None],
+            "sold": [True, False, None],
+        }
+        events = EventRows(view, pl.DataFrame(rows))
+        store = open_store(load_params(on_redis.workspace.params_file), on_redis.workspace)
+        with server.client() as client:
+            held = []
+            for write in (lambda: write_into_empty(store, events, range(3)), lambda: by_feast(store, events)):
+                client.flushall()
+                write()
+                held.append({key: client.hgetall(key) for key in client.scan_iter()})
+        assert len(held[0]) == 3
+        assert held[0] == held[1]
 
     def test_that_is_down_is_one_line_and_is_filled_once_it_is_back(self, on_redis: Line, server: RedisServer) -> None:
         on_redis.tables(list(self.ROWS))

@@ -316,6 +316,17 @@ def test_a_champion_that_needs_a_feature_the_holdout_lacks_is_a_failed_gate(tmp_
     assert "features missing from the table: noise" in validation.verdict.reason
 
 
+def test_a_challenger_that_needs_a_column_the_holdout_lacks_stops_the_line_and_names_the_gate(tmp_path: Path) -> None:
+    params, workspace = flat_project(tmp_path)
+    train(params, workspace)
+    path = workspace.features / "holdout.parquet"
+    pd.read_parquet(path).drop(columns=["noise"]).to_parquet(path)
+    with pytest.raises(
+        ClearwayError, match=r"^gate schema_compatibility: .*holdout\.parquet: .*noise.*train\.py again"
+    ):
+        judge(params, workspace)
+
+
 def test_a_leaked_target_is_rejected_and_named(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     random = np.random.default_rng(3)

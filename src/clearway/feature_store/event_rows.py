@@ -44,6 +44,8 @@ _KNOWN, _CREATED, _ROW = "\0known", "\0created", "\0row"
 FEW = 1000
 _TEXT, _DOUBLE = struct.Struct("<II"), struct.Struct("<d")
 _STRING = ValueType.STRING.value
+_NUMBER = Value(double_val=0.0).SerializeToString()[: -_DOUBLE.size]
+"""A serialised Float64 without the number's eight bytes, which are its last."""
 
 
 class EventRows:
@@ -97,9 +99,14 @@ class EventRows:
         part = self._table.slice(start, end - start).select(names).with_row_index(_ROW, offset=start)
         return part.unique(names, keep="last").sort(names)[_ROW].to_list()
 
+    def known(self, rows: Sequence[int]) -> list[int]:
+        """When each of the rows became known, in microseconds since 1970."""
+        found: list[int] = self._known[list(rows)].tolist()
+        return found
+
     def times(self, rows: Sequence[int]) -> list[datetime]:
         """When each of the rows became known, UTC."""
-        return [EPOCH + timedelta(microseconds=time) for time in self._known[list(rows)].tolist()]
+        return [EPOCH + timedelta(microseconds=time) for time in self.known(rows)]
 
     def entity_keys(self, rows: Sequence[int]) -> list[EntityKey]:
         """The key of each row, as Feast asks a store for it."""
@@ -116,11 +123,28 @@ class EventRows:
 
     def encoded(self, rows: Sequence[int], version: int) -> Iterator[EncodedRow]:
         """The rows as the embedded store holds them: the same content, made faster."""
-        keys, known, created = self._key_bytes(rows, version), self._known[list(rows)].tolist(), self._created(rows)
+        keys, known, created = self.key_bytes(rows, version), self.known(rows), self._created(rows)
         columns = [self._encoded_column(name, rows, dtype) for name, dtype in self._fields.items()]
         # protos that follow one another are merged: maps of one feature each make the map of all
         content = map(b"".join, zip(*columns, strict=True))
         return zip(keys, known, created, content, strict=True)
+
+    def key_bytes(self, rows: Sequence[int], version: int) -> list[bytes]:
+        """The key of each row as Feast's ``serialize_entity_key`` has it."""
+        if any(dtype != String for dtype in self._keys.values()):
+            keys = self.entity_keys(rows)
+            return [serialize_entity_key(key, entity_key_serialization_version=version) for key in keys]
+        prefix = serialize_entity_key_prefix(list(self._keys), entity_key_serialization_version=version)
+        texts = zip(*(self._values(name, rows) for name in self._keys), strict=True)
+        return [prefix + b"".join(map(_text_bytes, row)) for row in texts]
+
+    def value_bytes(self, name: str, rows: Sequence[int]) -> list[bytes]:
+        """The value of a feature in each of the rows as a serialised proto of Feast."""
+        dtype = self._fields[name]
+        if dtype != Float64:
+            return [value.SerializeToString() for value in self._protos(name, rows, dtype)]
+        missing = b""  # an unset proto
+        return [missing if value is None else _NUMBER + _DOUBLE.pack(value) for value in self._values(name, rows)]
 
     def fingerprint(self, end: int) -> str:
         """SHA-256 of the first ``end`` rows; rows of several keys may have come in any order within one instant."""
@@ -195,14 +219,6 @@ class EventRows:
         number, missing = _number_and_none(name)
         values = self._values(name, rows)
         return [missing if value is None else number + _DOUBLE.pack(value) for value in values]
-
-    def _key_bytes(self, rows: Sequence[int], version: int) -> list[bytes]:
-        if any(dtype != String for dtype in self._keys.values()):
-            keys = self.entity_keys(rows)
-            return [serialize_entity_key(key, entity_key_serialization_version=version) for key in keys]
-        prefix = serialize_entity_key_prefix(list(self._keys), entity_key_serialization_version=version)
-        texts = zip(*(self._values(name, rows) for name in self._keys), strict=True)
-        return [prefix + b"".join(map(_text_bytes, row)) for row in texts]
 
 
 def columns_of(view: FeatureView) -> list[str]:

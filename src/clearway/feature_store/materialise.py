@@ -403,6 +403,10 @@ def _write(store: FeatureStore, events: EventRows, rows: list[int], progress: Pr
         part = rows[start : start + ROWS_AT_ONCE]
         if isinstance(online, EmbeddedOnlineStore):
             online.write_encoded(store.config, events.view, events.encoded(part, version))
+        elif is_redis(store.config) and store.config.online_store.skip_dedup:
+            from clearway.feature_store.redis_rows import write_into_empty  # here, because it needs Redis' client
+
+            write_into_empty(store, events, part)
         else:
             provider.online_write_batch(store.config, events.view, events.for_feast(part), None)
         if progress is not None:

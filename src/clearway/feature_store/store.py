@@ -16,7 +16,7 @@ from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigError, load_repo_config
 from filelock import FileLock, Timeout
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from clearway.errors import ClearwayError, UsageError

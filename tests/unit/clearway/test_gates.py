@@ -106,7 +106,7 @@ def test_few_rows_make_a_floor_harder() -> None:
 
 
 def test_an_unknown_floor_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match=r"gates\.floors: unknown metric 'gini'"):
+    with pytest.raises(UsageError, match=r"gates\.floors\.gini: it is no scorer"):
         floor_gate(holdout(), "gini", 0.5, GOOD)
 
 
