@@ -2,7 +2,7 @@
 
 from clearway.cli import DONE, HELD, ROLLED_BACK, job_output, job_summary, parser, run
 
-EXIT = {"promote": DONE, "hold": HELD, "rollback": ROLLED_BACK}
+EXIT = {"promote": DONE, "hold": HELD, "rollback": ROLLED_BACK, "withdraw": ROLLED_BACK}
 
 
 def main() -> int:

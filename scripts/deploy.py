@@ -19,7 +19,7 @@ def main() -> int:
     options.add_argument("--digest", metavar="HEX", help="which model (default: the one in build/bundle/outcome.json)")
     options.add_argument("--reason", default="asked for on the command line", help="why, for the ledger")
     options.add_argument("--actor", metavar="WHO", help="who, for the ledger (default: $GITHUB_ACTOR or the user)")
-    options.add_argument("--strategy", choices=("canary", "blue-green"), help="default: deployment.strategy")
+    options.add_argument("--strategy", choices=("canary", "blue-green", "ab"), help="default: deployment.strategy")
     arguments = options.parse_args()
     from clearway.deployment import default_actor, deploy_built, end_shadow, open_shadow, serve_again
     from clearway.params import load_params

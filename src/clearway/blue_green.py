@@ -2,7 +2,7 @@
 
 There is no control beside the new version, so it is judged against what the version before did until the switch. What
 changes in the world at that moment is therefore blamed on the new version: a canary tells the two apart, a switch does
-not. The bounds hold at every look (:mod:`clearway.sequences`), and errors and slow answers share one budget.
+not. The bounds hold at every look (:mod:`clearway.bounded_mean`), and errors and slow answers share one budget.
 """
 
 import time
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from clearway.bounded_mean import Floats, bounded_mean
 from clearway.deployment import SHOWN, rollback, say
 from clearway.errors import ClearwayError
 from clearway.files import write_json
@@ -22,7 +23,6 @@ from clearway.ledger import Entry, read_ledger
 from clearway.params import BlueGreenParams, Params
 from clearway.prediction_log import read_log
 from clearway.reporting import Page, Table, write_page
-from clearway.sequences import Floats, bounded_mean
 from clearway.workspace import Workspace
 
 LOOK_SECONDS = 1.0

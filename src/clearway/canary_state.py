@@ -47,6 +47,62 @@ class CanaryState(BaseModel):
         return self.model_copy(update={"verdicts": (*earlier, step)})
 
 
+class Stretch(BaseModel):
+    """Revisions in a row at which a rollout had one weight."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    since_revision: int
+    last_revision: int
+    weight: int
+
+
+class Provisional(BaseModel):
+    """A promotion that waits for labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    stable_before: str
+    """What it replaced, and what it goes back to if labels speak against it."""
+    stretches: tuple[Stretch, ...]
+    """Of its trial."""
+
+
+def stretches(entries: Sequence[Entry]) -> tuple[Stretch, ...]:
+    """The open rollout's stretches of one weight, from its beginning; none if no canary is open."""
+    if not entries or entries[-1].canary is None:
+        return ()
+    now = entries[-1]
+    found: list[Stretch] = []
+    for entry in reversed(entries):
+        if (entry.canary, entry.stable) != (now.canary, now.stable):
+            break
+        if found and found[-1].weight == entry.canary_weight:
+            found[-1] = found[-1].model_copy(update={"since_revision": entry.sequence})
+        else:
+            found.append(
+                Stretch(since_revision=entry.sequence, last_revision=entry.sequence, weight=entry.canary_weight)
+            )
+    return tuple(reversed(found))
+
+
+def provisional(entries: Sequence[Entry]) -> Provisional | None:
+    """The promotion of the version that is stable now, if it still waits for labels and no canary is open."""
+    if not entries or entries[-1].canary is not None:
+        return None
+    for entry in reversed(entries):
+        if entry.stable != entries[-1].stable:
+            return None
+        if entry.action == "promote":
+            waits = entry.evidence.get("labels") == "provisional"
+            trial = stretches(entries[: entry.sequence - 1])
+            if not waits or not trial or entry.previous_stable is None:
+                return None
+            return Provisional(digest=entry.stable, stable_before=entry.previous_stable, stretches=trial)
+    return None
+
+
 def canary_file(folder: Path) -> Path:
     return folder / "canary.json"
 
@@ -110,6 +166,8 @@ def as_evidence(verdict: CanaryVerdict) -> dict[str, str]:
         "stable_requests": str(verdict.n_stable),
         "canary_report": sha256_bytes(canonical_json(verdict.model_dump(mode="json"))),
     }
+    if verdict.provisional:
+        found["labels"] = "provisional"
     for metric in verdict.metrics:
         found[metric.name] = f"{metric.status}: {metric.lower:+.4f} to {metric.upper:+.4f}, margin {metric.margin:g}"
     return found

@@ -74,6 +74,10 @@ class Situation:
     """Whether the canary's features come from the feature store, so that it may have been served others."""
     rollout: int = 0
     """The ledger revision at which the current rollout began."""
+    most: int = 99
+    """Largest weight of a trial: the rest is its control."""
+    last: int = 1
+    """Weight of the trial's last step: a version is promoted from there."""
 
     @property
     def stable(self) -> str | None:
@@ -159,6 +163,11 @@ def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, r
     """
     where, stable, canary = situation.environment, situation.stable, situation.canary
     check_weight(weight)
+    if situation.most < weight < 100:
+        raise UsageError(
+            f"--canary {weight}: {100 - situation.most}% of the traffic stay with the stable version as the canary's "
+            f"control (canary.control in params.yaml), so {situation.most} is the most before --canary 100 promotes it"
+        )
     if weight == 100 and canary is None and stable == digest:
         return None
     if stable is None:
@@ -184,6 +193,11 @@ def plan_canary(situation: Situation, digest: str, weight: int, *, actor: str, r
         return None
     evidence = _evidence_to_rise(situation, weight) if weight > situation.weight else {}
     if weight == 100:
+        if situation.weight < situation.last:
+            raise ClearwayError(
+                f"the canary {canary[:SHOWN]} may not be promoted from {situation.weight}%: its last step is at "
+                f"{situation.last}%: scripts/check_canary.py --env {where} --watch takes it there"
+            )
         evidence |= _evidence_of_no_skew(situation)
         return Change(action="promote", stable=digest, actor=actor, reason=reason, evidence=evidence)
     return Change(
@@ -387,7 +401,8 @@ def deploy(
     """Bring ``digest`` to an environment: whole (no weight), on trial (1 to 99), promoted (100) or withdrawn (0).
 
     ``strategy`` says how a whole deployment is done: ``blue-green`` keeps the version before in the servers' memory
-    for ``deployment.blue_green.keep_warm_minutes``; None does as ``deployment.strategy`` says.
+    for ``deployment.blue_green.keep_warm_minutes``, ``ab`` opens a trial at ``deployment.ab.weight``; None does as
+    ``deployment.strategy`` says.
 
     A trial in an environment where nothing was ever deployed first makes the labelled baseline its control, at 100%.
 
@@ -400,6 +415,10 @@ def deploy(
         or the server does not follow.
     """
     check_said(actor, reason)
+    if strategy == "ab" and params.deployment.strategy != "ab":
+        raise UsageError("--strategy ab: set deployment.strategy: ab in params.yaml too, for the judge reads it there")
+    if canary_weight is None and (strategy or params.deployment.strategy) == "ab":
+        canary_weight = params.deployment.ab.weight
     if canary_weight is not None:
         check_weight(canary_weight)
         if strategy == "blue-green":
@@ -678,6 +697,26 @@ def hold(params: Params, workspace: Workspace, environment: str, verdict: "Canar
     return _carry_out(params, workspace, environment, entries, change)
 
 
+def confirm(
+    params: Params, workspace: Workspace, environment: str, digest: str, verdict: "CanaryVerdict", *, actor: str
+) -> Outcome:
+    """Record that labels bear out the promotion of ``digest``, which was provisional.
+
+    Raises
+    ------
+    ClearwayError
+        Another version is stable by now, or the ledger moved meanwhile.
+    """
+    entries = reconcile(params, workspace, environment)
+    if stable_digest(entries) != digest:
+        raise ClearwayError(f"{digest[:SHOWN]} is not the stable version of {environment}: there is nothing to confirm")
+    change = _unmoved(entries[-1], "promote", actor, f"labels are in: {verdict.sentence}")
+    from clearway.canary_state import as_evidence  # imports the judge
+
+    evidence = {**as_evidence(verdict), "labels": "confirmed"}
+    return _carry_out(params, workspace, environment, entries, change.model_copy(update={"evidence": evidence}))
+
+
 def release(params: Params, workspace: Workspace, environment: str, digest: str, *, actor: str, reason: str) -> Entry:
     """Lift the quarantine of ``digest``.
 
@@ -821,6 +860,8 @@ def _situation(params: Params, workspace: Workspace, environment: str, entries: 
         if required
         else None,
         verdict=state.current if state else None,
+        most=100 - params.canary.control,
+        last=params.trial_weights()[-1],
     )
 
 

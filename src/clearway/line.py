@@ -286,7 +286,7 @@ def run_line(
     if staging:
         runner.script(staging, "deploy.py", "--env", staging)
         runner.endpoint_tests(staging)
-    first = params.canary.steps[0].weight
+    first = params.trial_weights()[0]
     runner.script(f"canary {first}%", "deploy.py", "--env", production, "--canary", str(first))
     watch = ("--env", production, "--watch", "--replay")
     code = runner.script("watch canary", "check_canary.py", *watch, accept=(0, HELD, ROLLED_BACK))

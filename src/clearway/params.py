@@ -891,11 +891,45 @@ class ServingParams(Section):
 
 
 class CanaryStep(Section):
-    weight: int = Field(ge=1, le=99)
-    """Percent of entities that see the canary."""
+    weight: int = Field(ge=1, le=100)
+    """Percent of routing keys that see the canary; of the last step, what ``canary.control`` leaves of it."""
     margin: Share
     """Largest harm that may remain possible when the step is passed."""
     min_requests: int = Field(500, ge=1)
+    """Least number of the canary's answers in the step before it may be passed."""
+    min_minutes: float = Field(0.0, ge=0)
+    """Least time in the step before it may be passed: a day has hours that a burst of traffic does not show."""
+
+
+class BusinessMetric(Section):
+    """A number of the project's own that each answer leads to, such as what was sold."""
+
+    name: Slug
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """``module:function``. It is given the prediction log of the rollout as a DataFrame and returns a Series of numbers
+    indexed by the ids of those requests whose number is known."""
+    low: float
+    """Least and largest number; what lies beyond is cut off, because one order of a million may decide nothing."""
+    high: float
+    better: Literal["higher", "lower"] = "higher"
+    margin: float = Field(gt=0)
+    """Largest harm to the mean that may remain possible, in the metric's own unit."""
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        return self
+
+
+class CanaryLabels(Section):
+    """What canary and stable were worth once the truth is known: late, so that a promotion does not wait for it."""
+
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """``loss`` is the squared error: of the probability (Brier), or in spreads of the labels for regression. Numbers
+    have no accuracy."""
+    margin: Share = 0.02
+    """Largest harm that may remain possible when a promotion stops being provisional."""
 
 
 class ShadowRules(Section):
@@ -920,10 +954,18 @@ class CanaryParams(Section):
         CanaryStep(weight=10, margin=0.05),
         CanaryStep(weight=25, margin=0.03),
         CanaryStep(weight=50, margin=0.02),
+        CanaryStep(weight=100, margin=0.01),
     )
+    control: int = Field(5, ge=1, le=50)
+    """Percent of routing keys that the stable version keeps until the final verdict, to compare the canary with."""
     promote_alpha: Probability = 0.05
+    """Chance, at most, that a version is promoted that is worse than the last step's margin in any metric."""
     rollback_alpha: Probability = 0.01
+    """Chance, at most, that a version no worse than stable is rolled back, over all metrics, steps and looks."""
+    split_alpha: Probability = 0.001
+    """Chance, at most, that keys that are split as promised are taken not to be."""
     rollback_margin: Share = 0.0
+    """Harm up to here is not held against the canary."""
     latency_ms: float = Field(100.0, gt=0)
     """The latency objective: the judged metric is the share of requests slower than this."""
     shadow: ShadowRules | None = None
@@ -931,13 +973,44 @@ class CanaryParams(Section):
     score_margin: Share = 0.15
     """Largest difference of the mean score that is not held against the canary: of each class's probability where
     there are several, in spreads of the training labels for regression."""
+    labels: CanaryLabels | None = None
+    """Judge the canary on labels too; null where none come."""
+    business: tuple[BusinessMetric, ...] = ()
+    """Metrics of the project's own."""
 
     @model_validator(mode="after")
     def _steps_rise(self) -> Self:
         weights = [step.weight for step in self.steps]
         if not weights or weights != sorted(set(weights)):
             raise ValueError(f"steps must rise from one weight to the next, got {weights}")
+        largest = 100 - self.control
+        for weight in weights[:-1]:
+            if weight >= largest:
+                raise ValueError(
+                    f"control = {self.control} leaves the canary {largest}% at most, and only in the last step, got a "
+                    f"step of {weight}% before it"
+                )
         return self
+
+    def weights(self) -> tuple[int, ...]:
+        """What each step really sends to the canary, in percent: the control is kept to the end."""
+        return tuple(min(step.weight, 100 - self.control) for step in self.steps)
+
+
+class ABParams(Section):
+    """A fixed split that ends when one version is proven better, or as harmful."""
+
+    weight: int = Field(50, ge=1, le=95)
+    """Percent of routing keys that see the new version."""
+    metric: str = "accuracy"
+    """What must rise: ``accuracy`` (of ``canary.labels``) or the name of one of ``canary.business``."""
+    lift: float = Field(0.02, ge=0, le=1)
+    """By how much of the stable version's mean the new one's must be better: 0.02 is 2%."""
+    min_samples: int = Field(10_000, ge=100)
+    """Least number of measured requests of both versions together."""
+    alpha: Probability = 0.05
+    """Chance, at most, that a version whose lift is less is taken for the winner, and that one whose lift is more is
+    sent away."""
 
 
 class BlueGreenParams(Section):
@@ -957,10 +1030,14 @@ class BlueGreenParams(Section):
 
 
 class DeploymentParams(Section):
-    strategy: Literal["canary", "blue-green"] = "canary"
+    """How a new version comes to the environment that users see."""
+
+    strategy: Literal["canary", "blue-green", "ab"] = "canary"
     """What a deployment without ``--strategy`` and without ``--canary`` does: ``canary`` replaces the stable version
-    and forgets it, a trial being asked for by ``--canary N``; ``blue-green`` keeps the one before ready and watches."""
+    and forgets it, a trial being asked for by ``--canary N``; ``blue-green`` keeps the one before ready and watches;
+    ``ab`` opens a fixed split, which ``check_canary.py`` then judges as such."""
     blue_green: BlueGreenParams = BlueGreenParams()
+    ab: ABParams = ABParams()
 
 
 AlertEvent = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine", "release"]
@@ -1021,6 +1098,10 @@ class Params(Section):
     monitoring: MonitoringParams = MonitoringParams()
     replay: ReplayParams = ReplayParams()
 
+    def trial_weights(self) -> tuple[int, ...]:
+        """What each step of the strategy sends to a new version, in percent."""
+        return (self.deployment.ab.weight,) if self.deployment.strategy == "ab" else self.canary.weights()
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_kind(cls, content: Any) -> Any:
@@ -1030,6 +1111,19 @@ class Params(Section):
     def _fits_kind(self) -> Self:
         for key, cause in _misfits(self):
             raise ValueError(f"{key} does not fit target.kind = {self.target.kind!r}: {cause}")
+        return self
+
+    @model_validator(mode="after")
+    def _ab_can_be_measured(self) -> Self:
+        wanted, labels = self.deployment.ab.metric, self.canary.labels
+        known = [metric.name for metric in self.canary.business]
+        if labels is not None and labels.metric == "accuracy":
+            known.append("accuracy")
+        if self.deployment.strategy == "ab" and wanted not in known:
+            raise ValueError(
+                f"deployment.ab.metric is {wanted!r}, but nothing measures it (known: {', '.join(known) or 'none'}): "
+                "set canary.labels: {metric: accuracy}, or name one of canary.business"
+            )
         return self
 
     @model_validator(mode="after")
@@ -1160,6 +1254,9 @@ def _misfits(params: "Params") -> Iterator[tuple[str, str]]:
         ("gates.leakage.max_single_auc", gates.leakage.max_single_auc, 0.99, ("binary", "multiclass")),
         ("gates.leakage.max_single_r2", gates.leakage.max_single_r2, 0.99, ("regression",)),
     ]
+    labels = params.canary.labels
+    if labels is not None and labels.metric == "accuracy" and kind == "regression":
+        yield "canary.labels.metric", "numbers have no accuracy: choose loss"
     for key, value, default, kinds in only:
         if value != default and kind not in kinds:
             yield key, f"it applies to {' and '.join(kinds)} only: remove it"

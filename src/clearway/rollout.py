@@ -9,14 +9,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import pandas as pd
 
 from clearway.bundle import verify
-from clearway.canary import OBSERVED, CanaryVerdict, Judgement, Trace, draw_steps, is_score, judge, measure
-from clearway.canary_state import CanaryState, as_evidence, read_state, write_state
-from clearway.deployment import deploy, hold, reconcile, rollback, say
+from clearway.canary import OBSERVED, CanaryVerdict, Extra, Judgement, Trace, draw_steps, is_score, judge, measure
+from clearway.canary_metrics import business_metric, label_metric
+from clearway.canary_state import (
+    CanaryState,
+    Provisional,
+    Stretch,
+    as_evidence,
+    provisional,
+    read_state,
+    stretches,
+    write_state,
+)
+from clearway.deployment import confirm, deploy, hold, reconcile, rollback, say
 from clearway.errors import ClearwayError
 from clearway.files import atomic_path, write_json
+from clearway.ledger import read_ledger
 from clearway.model import recorded_target
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.prediction_log import read_log
@@ -47,35 +59,88 @@ class Tick:
     stable: str
 
 
-def tick(params: Params, workspace: Workspace, environment: str, *, actor: str) -> Tick:
-    """Judge the open canary's current step on all that was answered since it began, and record the verdict.
+def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, now: datetime | None = None) -> Tick:
+    """Judge the open canary's current step on all that was answered since its rollout began, and record the verdict.
 
-    A verdict *rollback* is carried out at once.
+    A verdict *rollback* is carried out at once, and so is *withdraw*, which ends an A/B test without blame. Without an
+    open canary, a promotion that waits for labels is judged instead: *promote* confirms it, *rollback* revokes it.
+
+    Parameters
+    ----------
+    now
+        Wall time, UTC; only a step's least minutes are measured by it. The current time by default.
 
     Raises
     ------
     ClearwayError
-        No canary is open, or rolling back failed.
+        No canary is open and no promotion waits for labels, or rolling back failed.
     """
     entries = reconcile(params, workspace, environment)
     folder = workspace.environment(environment)
     state = read_state(folder, entries)
     if state is None:
-        raise ClearwayError(
-            f"{environment} has no open canary: open one with scripts/deploy.py --env {environment} --canary N"
-        )
+        waiting = provisional(entries)
+        if waiting is None:
+            raise ClearwayError(
+                f"{environment} has no open canary: open one with scripts/deploy.py --env {environment} --canary N"
+            )
+        return _settle(params, workspace, environment, waiting, actor=actor)
     last = entries[-1]
-    target = _target(params, workspace, last.stable)
-    target_of(params, workspace, environment).pull_log(state.since_revision)
-    observations = _observe(workspace, environment, state, last.stable, last.sequence, target)
-    verdict = judge(observations, step_at(params.canary, state.weight), params.canary, target)
+    stages = stretches(entries)
+    target_of(params, workspace, environment).pull_log(stages[0].since_revision)
+    trial = _trial(params, workspace, environment, stages, state.digest, last.stable)
+    minutes = ((now or datetime.now(UTC)) - entries[state.since_revision - 1].at).total_seconds() / 60
+    verdict = trial.judge(step_at(params.canary, state.weight), max(minutes, 0.0))
     state = state.judged(verdict, last.sequence)
     write_state(folder, state)
     target_of(params, workspace, environment).publish()
     if verdict.verdict == "rollback":
         evidence = as_evidence(verdict)
         say(rollback(params, workspace, environment, actor=actor, reason=verdict.sentence, evidence=evidence))
+    elif verdict.verdict == "withdraw":
+        say(deploy(params, workspace, environment, state.digest, 0, actor=actor, reason=verdict.sentence))
     return Tick(verdict, state, last.stable)
+
+
+def _settle(params: Params, workspace: Workspace, environment: str, waiting: Provisional, *, actor: str) -> Tick:
+    """Judge a promotion on the labels of what was answered during its trial."""
+    target_of(params, workspace, environment).pull_log(waiting.stretches[0].since_revision)
+    trial = _trial(params, workspace, environment, waiting.stretches, waiting.digest, waiting.stable_before)
+    weight = waiting.stretches[-1].weight
+    verdict = settled(trial.judge(step_at(params.canary, weight), float("inf")))
+    since = waiting.stretches[-1]
+    state = CanaryState(digest=waiting.digest, weight=weight, since_revision=since.since_revision)
+    state = state.judged(verdict, since.last_revision)
+    if verdict.verdict == "rollback":
+        before, evidence = waiting.stable_before, as_evidence(verdict)
+        why = verdict.sentence
+        say(rollback(params, workspace, environment, before, actor=actor, reason=why, evidence=evidence))
+    elif verdict.verdict == "promote":
+        confirm(params, workspace, environment, waiting.digest, verdict, actor=actor)
+    return Tick(verdict, state, waiting.stable_before)
+
+
+def settled(verdict: CanaryVerdict) -> CanaryVerdict:
+    """What a verdict on a trial says of a provisional promotion: only its late metrics count."""
+    late = tuple(metric for metric in verdict.metrics if metric.late)
+    failed = [metric for metric in late if metric.status == "fail"]
+    judged: Judgement = "rollback" if failed else "promote"
+    if not failed and (not late or any(metric.status != "pass" for metric in late)):
+        judged = "hold"
+    said = "; ".join(
+        f"{metric.name}: differs by {metric.lower:+.4f} to {metric.upper:+.4f} (margin {metric.margin:g}) with "
+        f"{metric.n_canary:,} and {metric.n_stable:,} labels"
+        for metric in failed or late
+    )
+    words = {
+        "rollback": "labels revoke the promotion",
+        "promote": "labels bear out the promotion",
+        "hold": "the promotion stays provisional",
+    }
+    sentence = f"{words[judged]}: {said or 'no metric of labels is set (canary.labels in params.yaml)'}"
+    return verdict.model_copy(
+        update={"verdict": judged, "sentence": sentence, "metrics": late, "provisional": judged == "hold"}
+    )
 
 
 def judge_step(
@@ -101,6 +166,10 @@ def judge_step(
     entries = reconcile(params, workspace, environment)
     if entries:
         target_of(params, workspace, environment).serve(entries[-1].sequence)
+    if provisional(entries) is not None:  # no traffic of now says anything about it
+        now = tick(params, workspace, environment, actor=actor)
+        progress(f"{now.verdict.verdict}: {now.verdict.sentence}")
+        return now
     now = tick(params, workspace, environment, actor=actor)
     while now.verdict.verdict == "hold" and time.monotonic() < deadline:
         progress(now.verdict.sentence)
@@ -148,6 +217,7 @@ def watch(
     """
     deadline = time.monotonic() + timeout
     while True:
+        entries = read_ledger(workspace.environment(environment), environment)
         now = judge_step(
             params,
             workspace,
@@ -157,7 +227,9 @@ def watch(
             progress=progress,
             timeout=deadline - time.monotonic(),
         )
-        following = [step.weight for step in params.canary.steps if step.weight > now.state.weight]
+        following = [weight for weight in params.trial_weights() if weight > now.state.weight]
+        if provisional(entries) is not None:
+            return now
         if now.verdict.verdict == "hold":
             say(hold(params, workspace, environment, now.verdict, actor=actor))
         if now.verdict.verdict != "promote" or not following:
@@ -188,7 +260,8 @@ def replayed_traffic(params: Params, workspace: Workspace, environment: str) -> 
 
 def step_at(params: CanaryParams, weight: int) -> CanaryStep:
     """The step whose rules hold at ``weight``: its own, else the next larger one's, else the last one's."""
-    step = next((step for step in params.steps if step.weight >= weight), params.steps[-1])
+    reached = zip(params.steps, params.weights(), strict=True)
+    step = next((step for step, real in reached if real >= weight), params.steps[-1])
     return step.model_copy(update={"weight": weight})
 
 
@@ -202,10 +275,13 @@ def write_report(params: Params, workspace: Workspace, environment: str, now: Ti
         "digest": now.state.digest,
         "stable": now.stable,
         "weight": now.state.weight,
+        "provisional": now.verdict.provisional,
+        "more_requests": now.verdict.more_requests,
+        "more_minutes": now.verdict.more_minutes,
         "steps": [step.model_dump(mode="json") for step in steps],
     }
     write_json(workspace.reports / "canary.json", report)
-    png = draw(draw_steps(_traces(params, workspace, environment, now), params.canary))
+    png = draw(draw_steps(_traces(params, workspace, environment, now)))
     with atomic_path(workspace.reports / "canary.png") as path:
         path.write_bytes(png)
     tables = [_table(step) for step in steps]
@@ -218,6 +294,7 @@ def write_report(params: Params, workspace: Workspace, environment: str, now: Ti
         facts=(
             ("canary", now.state.digest),
             ("stable", now.stable),
+            ("expected", _expected(now.verdict)),
             ("written", datetime.now(UTC).isoformat(timespec="seconds")),
         ),
         blocks=(*tables, Picture("Sequences", alt, png)),
@@ -244,7 +321,7 @@ def summary_rows(verdicts: Sequence[CanaryVerdict]) -> list[tuple[str, ...]]:
     ]
 
 
-_COLOUR: dict[Judgement, str] = {"promote": "pass", "rollback": "fail", "hold": "warn"}
+_COLOUR: dict[Judgement, str] = {"promote": "pass", "rollback": "fail", "hold": "warn", "withdraw": "warn"}
 
 
 def summary_text(now: Tick) -> str:
@@ -255,36 +332,102 @@ def summary_text(now: Tick) -> str:
     return "\n".join([*lines, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
 
 
-def _target(params: Params, workspace: Workspace, stable: str) -> Target:
-    """What the stable version answers; a project of yes and no need not open its bundle."""
-    if params.target.kind == "binary":
-        return BINARY
-    return recorded_target(verify(workspace.bundles / stable, stable))
+@dataclass(frozen=True)
+class _Trial:
+    """What was observed of a rollout, and how it is to be judged."""
+
+    params: Params
+    observations: pd.DataFrame
+    target: Target
+    extras: tuple[Extra, ...]
+    segment: int
+
+    def judge(self, step: CanaryStep, minutes: float) -> CanaryVerdict:
+        if self.params.deployment.strategy != "ab":
+            return judge(
+                self.observations,
+                step,
+                self.params.canary,
+                self.target,
+                segment=self.segment,
+                extras=self.extras,
+                minutes=minutes,
+            )
+        from clearway.ab_test import judge_ab
+
+        rules = self.params.deployment.ab
+        goal = next(extra for extra in self.extras if extra.name == rules.metric)  # params.py checked that there is one
+        low = next((one.low for one in self.params.canary.business if one.name == rules.metric), 0.0)
+        return judge_ab(
+            self.observations,
+            goal,
+            rules,
+            self.params.canary,
+            self.target,
+            low=low,
+            extras=self.extras,
+            segment=self.segment,
+        )
+
+    def measure(self, step: CanaryStep) -> list[Trace]:
+        return measure(
+            self.observations, step, self.params.canary, self.target, segment=self.segment, extras=self.extras
+        )
 
 
-def _observe(
-    workspace: Workspace, environment: str, state: CanaryState, stable: str, last: int, target: Target
-) -> pd.DataFrame:
-    """The answers of the two versions on trial since the step began, whatever their status.
+def _trial(
+    params: Params, workspace: Workspace, environment: str, trial: Sequence[Stretch], digest: str, stable: str
+) -> _Trial:
+    """The answers of the two versions on trial since the rollout began, whatever their status.
 
     A row by key whose features the version's schema refuses (422) is one of them: the judge takes it for an error of
     the version that refused it. So a canary that refuses what stable accepts is not promoted as if it were never asked.
     """
+    target = BINARY if params.target.kind == "binary" else recorded_target(verify(workspace.bundles / stable, stable))
     folder = workspace.environment(environment) / "predictions"
-    columns = OBSERVED if target.kind == "multiclass" else OBSERVED[:-1]
-    log = read_log(folder, revisions=range(state.since_revision, last + 1), columns=columns)
-    return log[log["version"].isin([stable, state.digest])]
+    columns = ("revision", *(OBSERVED if target.kind == "multiclass" else OBSERVED[:-1]))
+    log = read_log(folder, revisions=range(trial[0].since_revision, trial[-1].last_revision + 1), columns=columns)
+    log = log[log["version"].isin([stable, digest])]
+    begins = [stretch.since_revision for stretch in trial]
+    segment = np.searchsorted(begins, log["revision"].to_numpy(dtype=np.int64), side="right") - 1
+    weights = np.array([stretch.weight for stretch in trial])
+    log = log.assign(segment=segment, weight=weights[segment])
+    extras = [business_metric(log, rules) for rules in params.canary.business]
+    if params.canary.labels is not None:
+        labelled = _labelled(workspace, environment, trial[0].since_revision, log)
+        extras.append(label_metric(labelled, params.canary.labels, target, params.train.threshold))
+    return _Trial(params, log, target, tuple(extras), len(trial) - 1)
+
+
+def _labelled(workspace: Workspace, environment: str, since_revision: int, log: pd.DataFrame) -> pd.DataFrame:
+    """The trial's answers whose label has come in."""
+    from clearway.labels import read_labels
+
+    found: pd.DataFrame = read_labels(workspace, environment, since_revision)
+    if "probabilities" in log:
+        found = found.merge(log[["id", "version", "probabilities"]], on=["id", "version"], how="inner")
+    return found
 
 
 def _traces(params: Params, workspace: Workspace, environment: str, now: Tick) -> list[tuple[CanaryStep, list[Trace]]]:
+    entries = read_ledger(workspace.environment(environment), environment)
     found = []
-    target = _target(params, workspace, now.stable)
     for step in now.state.verdicts:
-        at = now.state.model_copy(update={"since_revision": step.since_revision})
-        observations = _observe(workspace, environment, at, now.stable, step.last_revision, target)
+        trial = stretches(entries[: step.last_revision])
+        part = _trial(params, workspace, environment, trial, now.state.digest, now.stable)
         rules = step_at(params.canary, step.verdict.weight)
-        found.append((rules, measure(observations, rules, params.canary, target)))
+        found.append((rules, part.measure(rules)))
     return found
+
+
+def _expected(verdict: CanaryVerdict) -> str:
+    """When the step will be decided, for a person."""
+    if verdict.verdict != "hold":
+        return "decided"
+    if verdict.more_requests is None:
+        return "no verdict in sight at this traffic"
+    within = "" if verdict.more_minutes is None else f", {verdict.more_minutes:,.1f} minutes at this traffic"
+    return f"a verdict after about {verdict.more_requests:,} more requests{within}"
 
 
 def _table(verdict: CanaryVerdict) -> Table:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from clearway.lineage import Lineage
 from clearway.local_target import Server, describe_server, find_server, stop
 from clearway.model import INPUT, OUTPUT, load_estimator
 from clearway.params import Params, load_params
-from clearway.rollout import judge_step, tick, watch
+from clearway.prediction_log import read_log
+from clearway.rollout import judge_step, tick, watch, write_report
 from clearway.routing import read_routing
 from clearway.training import train
 from clearway.workspace import Workspace
@@ -310,6 +312,42 @@ def test_traffic_that_runs_out_is_hold_and_another_command_carries_on(shop: Shop
     later = watch(shop.params, shop.workspace, ENV, actor="tester", send_traffic=send, timeout=240)
     assert later.verdict.verdict == "promote"
     assert later.verdict.n_canary + later.verdict.n_stable > 200
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(False, "rollback"), (True, "promote")])
+def test_labels_that_come_after_a_promotion_revoke_or_confirm_it(shop: Shop, right: bool, verdict: str) -> None:
+    labels = pytest.importorskip("clearway.labels")
+    written = yaml.safe_load(shop.workspace.params_file.read_text())
+    written["canary"]["steps"] = [{"weight": 50, "margin": 0.05, "min_requests": 150}]
+    written["canary"]["labels"] = {"metric": "loss", "margin": 0.1}
+    shop.workspace.params_file.write_text(yaml.safe_dump(written))
+    deploy(shop.params, shop.workspace, ENV, shop.challenger, 50, **WHO)
+    send = traffic(shop)
+    found = watch(shop.params, shop.workspace, ENV, actor="tester", send_traffic=send, timeout=240)
+    assert (found.verdict.verdict, found.verdict.provisional) == ("promote", True)
+    deploy(shop.params, shop.workspace, ENV, shop.challenger, 100, **WHO)
+    waiting = tick(shop.params, shop.workspace, ENV, actor="tester")
+    assert (waiting.verdict.verdict, waiting.verdict.provisional) == ("hold", True)
+    assert shop.history()[-1] == ("promote", shop.challenger, None, 0), "waiting writes nothing"
+
+    log = read_log(shop.folder / "predictions")
+    agrees = (log["role"] == "canary") == right  # so that one version is always right and the other never
+    outcomes = log[["id", "entity", "asked_at"]].assign(
+        label=((log["score"] >= 0.5) == agrees).astype("float64"),
+        labelled_at=log["served_at"] + pd.Timedelta(seconds=1),
+    )
+    labels.import_outcomes(shop.params, shop.workspace, ENV, outcomes, datetime.now(UTC))
+    settled = tick(shop.params, shop.workspace, ENV, actor="tester")
+    assert settled.verdict.verdict == verdict, settled.verdict.sentence
+    write_report(shop.params, shop.workspace, ENV, settled)
+    last = read_ledger(shop.folder, ENV)[-1]
+    if right:
+        assert (last.action, last.stable, last.evidence["labels"]) == ("promote", shop.challenger, "confirmed")
+    else:
+        assert (last.action, last.stable, last.quarantines) == ("rollback", shop.baseline, (shop.challenger,))
+        assert last.reason.startswith("labels revoke the promotion: loss: differs by")
+    with pytest.raises(ClearwayError, match="has no open canary"):
+        tick(shop.params, shop.workspace, ENV, actor="tester")
 
 
 KILLED_BEFORE_ROUTING = """

@@ -562,13 +562,13 @@ def test_a_rollout_is_judged_by_itself_and_promoted_only_if_cleared(
     golden = json.loads((ferries.workspace.bundles / stable / "evidence" / "golden.json").read_text())
     canary = keep(payload, golden["rows"], golden["scores"], ferries.workspace)
     ferries.local = threading.local()
-    began = ferries.deploy(stable, canary, 50).revision
+    began = ferries.deploy(stable, canary, 95).revision
 
     assert judge(ferries).verdict == "skew"
     nothing = judge(ferries, rollout=True)
     assert (nothing.verdict, nothing.rollout, nothing.version) == ("unknown", began, canary)
     entries = read_ledger(ferries.folder, "staging")
-    passed = CanaryVerdict(verdict="promote", sentence="fine", weight=50, n_canary=9, n_stable=9, metrics=())
+    passed = CanaryVerdict(verdict="promote", sentence="fine", weight=95, n_canary=9, n_stable=9, metrics=())
     state = read_state(ferries.folder, entries)
     assert state is not None
     write_state(ferries.folder, state.judged(passed, began))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from clearway.bundle import pack, payload_digest
-from clearway.canary import CanaryVerdict
-from clearway.canary_state import CanaryState, follow, read_state, write_state
+from clearway.canary import CanaryVerdict, MetricVerdict
+from clearway.canary_state import CanaryState, as_evidence, follow, provisional, read_state, stretches, write_state
 from clearway.deployment import (
     Situation,
     check_same_features,
@@ -34,7 +34,7 @@ from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_
 from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.registry import register
-from clearway.rollout import step_at
+from clearway.rollout import settled, step_at
 from clearway.routing import Split, project_routing, read_routing
 from clearway.skew_state import SkewState
 from clearway.workspace import Workspace
@@ -527,7 +527,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         read_state(tmp_path, [])
 
 
-@pytest.mark.parametrize(("weight", "margin"), [(10, 0.05), (7, 0.05), (11, 0.03), (50, 0.02), (80, 0.02)])
+@pytest.mark.parametrize(("weight", "margin"), [(10, 0.05), (7, 0.05), (11, 0.03), (50, 0.02), (80, 0.01), (95, 0.01)])
 def test_a_weight_between_steps_is_judged_by_the_stricter_one(weight: int, margin: float) -> None:
     assert step_at(CanaryParams(), weight) == CanaryStep(weight=weight, margin=margin)
 
@@ -621,3 +621,82 @@ def test_a_command_that_has_to_be_fast_starts_without_heavy_libraries() -> None:
     code = f"import sys, clearway.cli, clearway.deployment; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- the rollout in the ledger: its stretches, and a promotion that waits for labels ---
+
+
+def test_a_rollout_is_cut_where_its_weight_changes_and_not_where_it_is_held(tmp_path: Path) -> None:
+    trial = (("canary", 10), ("hold", 10), ("canary", 25), ("canary", 10))
+    before = (change("deploy", A), change("canary", A, C, 10), change("canary", A))
+    entries = write(tmp_path, *before, *(change(action, A, B, weight) for action, weight in trial))
+    assert [(one.since_revision, one.last_revision, one.weight) for one in stretches(entries)] == [
+        (4, 5, 10),
+        (6, 6, 25),
+        (7, 7, 10),
+    ]
+    assert stretches(entries[:3]) == ()
+    assert stretches([]) == ()
+
+
+def test_a_promotion_waits_for_labels_until_it_is_confirmed_or_another_version_is_stable(tmp_path: Path) -> None:
+    waits = change("promote", B).model_copy(update={"evidence": {"labels": "provisional"}})
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10), change("canary", A, B, 95), waits)
+    waiting = provisional(entries)
+    assert waiting is not None
+    assert (waiting.digest, waiting.stable_before) == (B, A)
+    assert [one.weight for one in waiting.stretches] == [10, 95]
+    assert provisional(entries[:3]) is None, "a canary is open"
+    confirmed = change("promote", B).model_copy(update={"evidence": {"labels": "confirmed"}})
+    assert provisional(write(tmp_path, confirmed)) is None
+    assert provisional(write(tmp_path, change("deploy", C))) is None
+    assert provisional([]) is None
+
+
+def labelled(status: str, lower: float = -0.1) -> CanaryVerdict:
+    late = MetricVerdict(
+        name="accuracy",
+        status=status,  # type: ignore[arg-type]
+        canary=0.2,
+        stable=0.1,
+        estimate=0.1,
+        lower=lower,
+        upper=0.3,
+        margin=0.02,
+        n_canary=900,
+        n_stable=100,
+        late=True,
+    )
+    errors = late.model_copy(update={"name": "errors", "status": "fail", "late": False})
+    return verdict("rollback", 95).model_copy(update={"metrics": (errors, late)})
+
+
+@pytest.mark.parametrize(("status", "judged"), [("fail", "rollback"), ("pass", "promote"), ("open", "hold")])
+def test_only_labels_decide_about_a_provisional_promotion(status: str, judged: str) -> None:
+    found = settled(labelled(status))
+    assert (found.verdict, found.provisional) == (judged, judged == "hold")
+    assert "accuracy: differs by" in found.sentence
+    assert "900 and 100 labels" in found.sentence
+
+
+def test_without_a_metric_of_labels_a_provisional_promotion_is_never_confirmed() -> None:
+    found = settled(verdict("promote", 95))
+    assert found.verdict == "hold"
+    assert "canary.labels in params.yaml" in found.sentence
+
+
+def test_a_promotion_that_waits_for_labels_says_so_in_the_ledger() -> None:
+    assert as_evidence(verdict("promote", 95).model_copy(update={"provisional": True}))["labels"] == "provisional"
+    assert "labels" not in as_evidence(verdict("promote", 95))
+
+
+def test_a_canary_is_promoted_from_its_last_step_only_and_leaves_a_control(tmp_path: Path) -> None:
+    entries = write(tmp_path, change("deploy", A), change("canary", A, B, 50))
+    now = situation(entries, verdict("promote", 50), most=95, last=95)
+    with pytest.raises(ClearwayError, match="may not be promoted from 50%: its last step is at 95%"):
+        plan_canary(now, B, 100, **WHO)
+    with pytest.raises(UsageError, match="5% of the traffic stay with the stable version"):
+        plan_canary(now, B, 96, **WHO)
+    raised = plan_canary(now, B, 95, **WHO)
+    assert raised is not None
+    assert raised.canary_weight == 95

@@ -20,7 +20,7 @@ from clearway.target import Target
 
 ABC = Target(kind="multiclass", classes=("$a$", "b", "c"))
 NUMBERS = Target(kind="regression", centre=1e6, spread=1e4)
-STEP = CanaryStep(weight=10, margin=0.05, min_requests=500)
+STEP = CanaryStep(weight=25, margin=0.05, min_requests=500)
 ROWS, CANARY = 6000, 1500
 
 
@@ -117,7 +117,7 @@ def test_steps_of_many_classes_are_drawn_with_those_furthest_apart() -> None:
     )
     traces = measure(log, STEP, CanaryParams(), many)
     assert len(traces) == 14
-    figure = draw_steps([(STEP, measure(of_classes(), STEP, CanaryParams(), ABC)), (STEP, traces)], CanaryParams())
+    figure = draw_steps([(STEP, measure(of_classes(), STEP, CanaryParams(), ABC)), (STEP, traces)])
     figure.canvas.draw()
     assert len([axes for axes in figure.axes if axes.get_title()]) == 5 + 6
 

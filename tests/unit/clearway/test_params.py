@@ -27,7 +27,7 @@ def test_a_flat_project_needs_four_sections(tmp_path: Path) -> None:
     params = load_params(write(tmp_path, FLAT))
     assert params.model_name == "pets"
     assert params.time() is None
-    assert [step.weight for step in params.canary.steps] == [10, 25, 50]
+    assert [step.weight for step in params.canary.steps] == [10, 25, 50, 100]
 
 
 @pytest.mark.parametrize("text", ["'2013-07-01T00:00:00Z'", "'2013-07-01T02:00:00+02:00'", "'2013-07-01'"])
@@ -51,6 +51,12 @@ def test_unresolved_auto_is_refused_by_the_stages(tmp_path: Path) -> None:
         ("canary: {steps: [{weight: 50, margin: 0.1}, {weight: 10, margin: 0.1}]}", "steps must rise"),
         ("as_of: 2013-07-01", "as_of = 2013-07-01 must be quoted"),
         ("canary: {steps: []}", "steps must rise"),
+        (
+            "canary: {control: 30, steps: [{weight: 80, margin: 0.1}, {weight: 90, margin: 0.1}]}",
+            "leaves the canary 70%",
+        ),
+        ("deployment: {strategy: ab}", "nothing measures it"),
+        ("canary: {business: [{name: sold, function: 'a:b', low: 1, high: 1, margin: 1}]}", "low must be below high"),
         ("train: {threshold: 1.5}", "train.threshold = 1.5"),
         ("train: {tune: {space: {}}}", "train.tune.space: .* at least 1 item"),
         (SPACE % "{kind: int, low: 5, high: 2}", r"train.tune.space.depth.*low = 5 is above high = 2"),

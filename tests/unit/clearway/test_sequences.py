@@ -1,13 +1,27 @@
-"""Coverage at every look, measured by simulation; and the test that one must not peek at, for comparison."""
+"""Error rates at every look, measured by simulation: independent requests, shared keys, strata that differ."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from clearway.sequences import bounded_mean, difference
+from clearway.sequences import (
+    LEAST_KEYS,
+    Arm,
+    Contrast,
+    Kind,
+    design_effect,
+    evidence,
+    evidence_anew,
+    process,
+    root,
+    sample_ratio,
+    summarise,
+)
 
-RUNS, LOOKS = 300, 2000
-ALPHA = 0.1
+RUNS, LOOKS = 400, 60
+ALPHA = 0.05
+LOG = np.log(1 / ALPHA)
+SCALES = (0.25, 0.05, 0.01)
 
 
 def most_misses(alpha: float) -> float:
@@ -15,114 +29,168 @@ def most_misses(alpha: float) -> float:
     return float(stats.binom.ppf(1 - 1e-4, RUNS, alpha)) / RUNS
 
 
-@pytest.mark.parametrize("planned", [None, 50, 500, 5000])
-@pytest.mark.parametrize("rate", [0.01, 0.3])
-def test_the_mean_of_coin_flips_is_ever_missed_at_most_alpha_of_the_time(rate: float, planned: int | None) -> None:
-    values = (np.random.default_rng(1).random((RUNS, LOOKS)) < rate).astype(float)
-    both = bounded_mean(values, ALPHA, "two", planned)
-    assert np.any((both.lower > rate) | (both.upper < rate), axis=1).mean() <= most_misses(ALPHA)
-    one = bounded_mean(values, ALPHA, "one", planned)
-    assert np.any(one.lower > rate, axis=1).mean() <= most_misses(ALPHA)
-    assert np.any(one.upper < rate, axis=1).mean() <= most_misses(ALPHA)
+def rates(counts: np.ndarray, events: np.ndarray, kind: Kind = "rate") -> Contrast:
+    """Of arrays of shape (2, ..., strata), the canary first; every request has a key of its own."""
+    arms = [Arm(n, x, x, np.ones(n.shape[:-1]), n.sum(axis=-1)) for n, x in zip(counts, events, strict=True)]
+    return Contrast(kind, *arms)
 
 
-def test_the_mean_of_a_continuous_variable_is_covered_and_the_interval_is_useful() -> None:
-    values = np.random.default_rng(2).beta(2, 5, (RUNS, LOOKS))
-    found = bounded_mean(values, ALPHA, "two")
-    assert np.any((found.lower > 2 / 7) | (found.upper < 2 / 7), axis=1).mean() <= most_misses(ALPHA)
-    width = (found.upper - found.lower)[:, -1].mean()
-    assert width < 0.03
-    assert width < np.sqrt(2 * np.log(2 / ALPHA) / LOOKS)  # narrower than Hoeffding's, which holds at one look only
+def ever(canary: float, stable: float, delta: float, *, smaller: bool = False, share: float = 0.5) -> float:
+    """How often a difference beyond ``delta`` is ever claimed, of two rates looked at after every 100 requests."""
+    random = np.random.default_rng(1)
+    n = np.zeros((2, RUNS, 1))
+    x = np.zeros((2, RUNS, 1))
+    claimed = np.zeros(RUNS, dtype=bool)
+    for _ in range(LOOKS):
+        given = random.binomial(100, share, RUNS)
+        for arm, (count, rate) in enumerate(((given, canary), (100 - given, stable))):
+            n[arm, :, 0] += count
+            x[arm, :, 0] += random.binomial(count, rate)
+        found = process(rates(n, x), delta)
+        claimed |= evidence_anew(found.opposite if smaller else found, SCALES) > LOG
+    return float(claimed.mean())
 
 
-def test_bounds_are_tighter_where_the_decision_was_planned() -> None:
-    values = (np.random.default_rng(6).random((100, LOOKS)) < 0.4).astype(float)
-
-    def width(planned: int | None, look: int) -> float:
-        found = bounded_mean(values, ALPHA, "two", planned)
-        return float((found.upper - found.lower)[:, look].mean())
-
-    assert width(300, 300) < 0.8 * width(None, 300)
-    assert width(300, 300) < min(width(60, 300), width(2000, 300))
+@pytest.mark.parametrize(("rate", "share"), [(0.002, 0.1), (0.02, 0.5), (0.3, 0.1)])
+def test_equal_rates_are_told_apart_at_most_alpha_of_the_time_however_often_one_looks(
+    rate: float, share: float
+) -> None:
+    assert ever(rate, rate, 0.0, share=share) <= most_misses(ALPHA)
 
 
-def test_equal_arms_are_told_apart_at_most_alpha_of_the_time_while_a_peeked_z_test_errs_far_more() -> None:
+def test_harm_of_just_the_margin_is_called_less_at_most_alpha_of_the_time() -> None:
+    assert ever(0.06, 0.01, 0.05, smaller=True) <= most_misses(ALPHA)
+    assert ever(0.01, 0.01, 0.05, smaller=True) > 0.99, "and no harm at all is found to be less"
+
+
+def test_a_rate_from_one_to_six_percent_is_found() -> None:
+    assert ever(0.06, 0.01, 0.0) > 0.99
+
+
+def test_a_peeked_z_test_errs_far_more() -> None:
     random = np.random.default_rng(3)
-    looks = np.arange(100, LOOKS + 1, 20)
-    false_alarms = peeked = 0
-    for _ in range(RUNS):
-        values = (random.random(LOOKS) < 0.05).astype(float)
-        treated = random.random(LOOKS) < 0.5
-        false_alarms += bool((difference(values, treated, ALPHA, "one").lower > 0).any())
-        n, m = np.cumsum(treated)[looks - 1], np.cumsum(~treated)[looks - 1]
-        a, b = np.cumsum(values * treated)[looks - 1], np.cumsum(values * ~treated)[looks - 1]
-        pooled = (a + b) / (n + m)
-        error = np.sqrt(np.maximum(pooled * (1 - pooled) * (1 / n + 1 / m), 1e-12))
-        peeked += bool(((a / n - b / m) / error > stats.norm.ppf(1 - ALPHA)).any())
-    assert false_alarms / RUNS <= most_misses(ALPHA)
-    assert peeked / RUNS > 2 * ALPHA
+    z, x = np.zeros(RUNS), np.zeros((2, RUNS))
+    for seen in range(1, LOOKS + 1):
+        x = x + random.binomial(50, 0.05, (2, RUNS))
+        p = x.sum(axis=0) / (100 * seen)
+        z = np.maximum(z, np.abs(x[0] - x[1]) / np.sqrt(np.maximum(p * (1 - p) * 100 * seen, 1e-9)))
+    assert (z > 1.96).mean() > 0.2
 
 
-def test_a_real_difference_is_found_and_the_bounds_enclose_it() -> None:
-    random = np.random.default_rng(4)
-    treated = random.random(6000) < 0.5
-    values = (random.random(6000) < np.where(treated, 0.10, 0.01)).astype(float)
-    found = difference(values, treated, 0.01, "two")
-    assert 0 < found.lower[-1] < 0.09 < found.upper[-1]
-    assert found.estimate[-1] == pytest.approx(values[treated].mean() - values[~treated].mean())
+def keyed(failing: np.ndarray, asks: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Values and keys of requests, of which those of a failing key all fail."""
+    keys = np.repeat(np.arange(failing.size), asks)
+    return failing[keys].astype(float), keys
 
 
-def by_the_book(values: list[float], alpha: float) -> tuple[float, float]:
-    """Theorem 2 of Waudby-Smith and Ramdas (2024), one observation after the other."""
-    mean, variance, squares = 0.5, 0.25, 0.0
-    bets = bet_values = penalties = total = 0.0
-    for t, value in enumerate(values, start=1):
-        bet = min(np.sqrt(2 * np.log(2 / alpha) / (variance * t * np.log(1 + t))), 0.75)
-        bets += bet
-        bet_values += bet * value
-        penalties += 4 * (value - mean) ** 2 * (-np.log(1 - bet) - bet) / 4
-        total += value
-        mean = (0.5 + total) / (t + 1)
-        squares += (value - mean) ** 2
-        variance = (0.25 + squares) / (t + 1)
-    radius = (np.log(2 / alpha) + penalties) / bets
-    return max(bet_values / bets - radius, 0.0), min(bet_values / bets + radius, 1.0)
+def test_requests_of_one_key_count_as_one() -> None:
+    random = np.random.default_rng(5)
+    told = untold = 0
+    for _ in range(200):
+        arms = []
+        for _ in range(2):
+            values, keys = keyed(random.random(150) < 0.05, 20, random)
+            arms.append(summarise(values, keys, np.zeros(values.size, dtype=np.int64), 1))
+        told += bool(evidence(process(Contrast("rate", *arms), 0.0), SCALES) > LOG)
+        loose = [Arm(arm.count, arm.total, arm.squares, np.ones(()), arm.count.sum()) for arm in arms]
+        untold += bool(evidence(process(Contrast("rate", *loose), 0.0), SCALES) > LOG)
+    assert told <= 200 * ALPHA + 10
+    assert untold > 40
 
 
-@pytest.mark.parametrize("n", [1, 2, 40, 300])
-def test_the_bounds_are_those_of_the_paper(n: int) -> None:
-    values = np.random.default_rng(8).beta(2, 3, n)
-    found = bounded_mean(values, 0.05, "two")
-    assert (found.lower[-1], found.upper[-1]) == pytest.approx(by_the_book(values.tolist(), 0.05))
+def test_the_design_effect_is_one_of_single_requests_and_the_requests_of_a_key_where_they_are_all_alike() -> None:
+    random = np.random.default_rng(6)
+    single = random.random(2000) < 0.1
+    values, keys = keyed(single, 1, random)
+    assert summarise(values, keys, np.zeros(2000, dtype=np.int64), 1).design == pytest.approx(1.0, abs=0.01)
+    values, keys = keyed(single, 8, random)
+    assert summarise(values, keys, np.zeros(16_000, dtype=np.int64), 1).design == pytest.approx(8.0, rel=0.05)
 
 
-def test_a_difference_gives_half_of_alpha_to_each_arm() -> None:
+def test_without_events_keys_are_taken_to_share_them() -> None:
+    values, keys = keyed(np.zeros(100, dtype=bool), 10, np.random.default_rng(0))
+    arm = summarise(values, keys, np.zeros(values.size, dtype=np.int64), 1)
+    assert (float(arm.design), float(arm.keys)) == (10.0, 100.0)
+
+
+def test_one_key_alone_says_nothing() -> None:
+    one = (np.asarray(float(each)) for each in (4, 9, 30, 900))
+    assert np.isinf(design_effect(*one, keys=np.asarray(1.0)))  # type: ignore[call-arg]
+
+
+def test_a_key_that_fails_in_two_strata_is_one_key() -> None:
+    """Its failures are added up before they are squared: cutting the time in two makes no more keys."""
+    random = np.random.default_rng(7)
+    values, keys = keyed(random.random(400) < 0.1, 10, random)
+    half = np.tile(np.repeat([0, 1], 5), 400)
+    split = summarise(values, keys, half, 2)
+    whole = summarise(values, keys, np.zeros(values.size, dtype=np.int64), 1)
+    assert float(split.design) == pytest.approx(float(whole.design), rel=0.01)
+
+
+def test_fewer_keys_than_the_least_are_no_evidence() -> None:
+    def seen(keys: int) -> float:
+        n = np.array([[float(keys)], [1000.0]])
+        return float(evidence(process(rates(n, np.array([[float(keys)], [0.0]])), 0.0), SCALES))
+
+    assert seen(LEAST_KEYS - 1) == -np.inf
+    assert seen(LEAST_KEYS) > 20
+
+
+def test_strata_with_different_shares_and_rates_are_compared_within_and_not_across() -> None:
+    """At night one request in ten fails, and by day, when the canary gets most, one in a hundred: no difference."""
+    n = np.array([[100.0, 9000.0], [900.0, 1000.0]])
+    x = n * np.array([0.1, 0.01])
+    together = rates(n, x)
+    assert abs(float(root(process(together, 0.0)))) < 0.01
+    pooled = rates(n.sum(axis=-1, keepdims=True), x.sum(axis=-1, keepdims=True))
+    assert float(root(process(pooled, 0.0))) < -10, "Simpson's paradox"
+
+
+def test_harm_that_begins_with_a_late_stratum_is_not_diluted_by_the_ones_before() -> None:
+    n = np.array([[20_000.0, 1000.0], [20_000.0, 1000.0]])
+    x = np.array([[200.0, 40.0], [230.0, 10.0]])
+    found = process(rates(n, x), 0.0)
+    assert float(evidence(found, SCALES)) < LOG
+    assert float(evidence_anew(found, SCALES)) > LOG
+
+
+def test_means_of_a_continuous_variable_are_covered_and_a_shift_is_found() -> None:
+    random = np.random.default_rng(8)
+    sums = np.zeros((3, 2, RUNS, 1))
+    false, found = np.zeros(RUNS, dtype=bool), np.zeros(RUNS, dtype=bool)
+    for _ in range(LOOKS):
+        drawn = random.beta(2, 5, (2, RUNS, 10))
+        for row, each in enumerate((np.ones_like(drawn), drawn, drawn**2)):
+            sums[row, ..., 0] += each.sum(axis=-1)
+        arms = [Arm(*sums[:, side], np.ones(RUNS), sums[0, side, :, 0]) for side in (0, 1)]
+        false |= evidence(process(Contrast("mean", *arms), 0.0), (0.1,)) > LOG
+        found |= evidence(process(Contrast("mean", *arms), -0.1), (0.1,)) > LOG
+    assert false.mean() <= most_misses(ALPHA)
+    assert found.mean() > 0.99
+
+
+def test_a_handful_of_equal_values_is_no_certainty() -> None:
+    arms = [
+        Arm(np.array([25.0]), np.array([25 * mean]), np.array([25 * mean**2]), np.ones(()), np.asarray(25.0))
+        for mean in (0.52, 0.5)
+    ]
+    assert float(evidence(process(Contrast("mean", *arms), 0.0), (0.1,))) < LOG
+
+
+def test_the_split_of_keys_is_found_broken_and_rarely_taken_to_be() -> None:
     random = np.random.default_rng(9)
-    values, treated = random.random(900), random.random(900) < 0.3
-    found = difference(values, treated, 0.05, "one", planned=(300, 600))
-    canary = bounded_mean(values[treated], 0.025, "one", 300)
-    control = bounded_mean(values[~treated], 0.025, "one", 600)
-    assert found.lower[-1] == pytest.approx(canary.lower[-1] - control.upper[-1])
-    assert found.upper[-1] == pytest.approx(canary.upper[-1] - control.lower[-1])
+    total, broken = np.zeros((RUNS, 1)), np.zeros((RUNS, 1))
+    false = np.zeros(RUNS, dtype=bool)
+    for look in range(1, LOOKS + 1):
+        total[:, 0] += random.binomial(100, 0.1, RUNS)
+        broken[:, 0] += random.binomial(100, 0.13, RUNS)
+        false |= sample_ratio(total, 100 * look - total, np.array([0.1])) > LOG
+    assert false.mean() <= most_misses(ALPHA)
+    assert (sample_ratio(broken, 100 * LOOKS - broken, np.array([0.1])) > LOG).mean() > 0.95
 
 
-def test_a_longer_record_never_changes_an_earlier_look() -> None:
-    """What makes the bounds anytime-valid: each look depends on the past alone."""
-    values = np.random.default_rng(5).random(200)
-    whole, part = bounded_mean(values, 0.05, "two"), bounded_mean(values[:80], 0.05, "two")
-    np.testing.assert_array_equal(whole.lower[:81], part.lower)
-    np.testing.assert_array_equal(whole.upper[:81], part.upper)
-
-
-def test_without_observations_nothing_is_known() -> None:
-    nothing = bounded_mean(np.empty(0), 0.05, "two")
-    assert (nothing.lower[-1], nothing.upper[-1]) == (0.0, 1.0)
-    one_arm = difference(np.zeros(50), np.ones(50, dtype=bool), 0.05, "one")
-    assert np.isnan(one_arm.estimate[-1])
-    assert (one_arm.lower[-1], one_arm.upper[-1]) == (-1.0, pytest.approx(one_arm.upper[-1]))
-
-
-@pytest.mark.parametrize(("values", "alpha"), [([0.5, 1.5], 0.05), ([0.5, np.nan], 0.05), ([0.5], 0.0), ([0.5], 1.0)])
-def test_values_outside_the_unit_interval_and_impossible_levels_are_refused(values: list[float], alpha: float) -> None:
-    with pytest.raises(ValueError, match="must"):
-        bounded_mean(np.array(values), alpha, "two")
+def test_values_outside_their_range_are_refused() -> None:
+    for wrong in (np.array([1.5]), np.array([np.nan]), np.array([-0.1])):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            summarise(wrong, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), 1)
