@@ -12,7 +12,7 @@ from fruit_server import make_project
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from live_server import Server, deploy, running
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 PREDICTING = ("predict", "invoke", "infer", "infer_version")
 
@@ -44,9 +44,13 @@ def run(strategy: Any, count: int, ask: Callable[[Any], None]) -> None:
 
 
 def ask_and_count(asked: dict[str, Any], statuses: Counter[int], case: Any) -> None:
+    response = case.call(**asked)
+    statuses[response.status_code] += 1
     # that the columns of a table or of tensors fit one another is more than a schema can say
     excluded = [] if case.path == "/predict" else [positive_data_acceptance]
-    statuses[case.call_and_validate(**asked, excluded_checks=excluded).status_code] += 1
+    if response.status_code == 413:  # a refusal too, but none that schemathesis counts as one
+        excluded.append(negative_data_rejection)
+    case.validate_response(response, excluded_checks=excluded)
 
 
 def ask_at_random(server: Server, cases: int) -> dict[tuple[str, str], Counter[int]]:
@@ -79,9 +83,9 @@ def check(server: Server, cases: int) -> None:
 
 
 def test_requests_at_random_are_answered_as_the_document_says(server: Server) -> None:
-    check(server, 40)
+    check(server, 24)
 
 
 @pytest.mark.lines
 def test_ten_thousand_requests_at_random_are_answered_as_the_document_says(server: Server) -> None:
-    check(server, 2800)
+    check(server, 2600)

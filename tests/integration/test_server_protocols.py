@@ -6,8 +6,10 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -112,6 +114,27 @@ def test_mlflows_client_gets_what_mlflow_would_answer(server: Server) -> None:
         assert any(answer["answer"] == one["answer"] and abs(answer["score"] - one["score"]) < 1e-6 for one in told)
     with pytest.raises(Exception, match="feature sugar = 101"):
         client.invoke(FRAME.assign(sugar=101))
+
+
+@pytest.mark.lines
+def test_kserves_and_tritons_clients_work_unchanged(server: Server, tmp_path: Path) -> None:
+    """In an environment of their own: KServe's client wants another psutil, Triton's another ml-dtypes than we have."""
+    python, uv = tmp_path / "bin" / "python", Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path], check=True, timeout=60)
+    install = [uv, "pip", "install", "--quiet", "--python", python, "kserve==0.21.0", "tritonclient[http]==2.73.0"]
+    subprocess.run(install, check=True, timeout=300)
+    script = REPOSITORY / "tests" / "integration" / "oip_clients.py"
+    command = [python, script, str(server.port), NAME]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [{"weight": 180.5, "sugar": 11, "organic": True, "colour": "red", "shape": "round"}]
+    rows.append({"weight": 95.0, "sugar": 7, "organic": False, "colour": "green", "shape": "long"})
+    told = []
+    for digest in digests(server):
+        answers = post(server, "/predict", {"rows": rows}, x_clearway_version=digest)[1]["predictions"]
+        told.append([one["score"] for one in answers])
+    for client, scores in json.loads(done.stdout.splitlines()[-1]).items():
+        assert any(scores == pytest.approx(expected, abs=1e-6) for expected in told), client
 
 
 def test_request_ids_are_given_back_and_logged(server: Server) -> None:

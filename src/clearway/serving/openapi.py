@@ -1,10 +1,7 @@
 """What a server can be asked, as OpenAPI 3.1: made from the versions that are live."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 from clearway import __version__
 from clearway.encoding import Feature, NumericFeature, as_encoded
@@ -106,8 +103,8 @@ def feature_schema(feature: Feature) -> Schema:
         whole = declared is not None and declared.kind == "int"
         kind, low, high = ("integer", -(2.0**62), 2.0**62) if whole else ("number", -FLOAT32_MAX, FLOAT32_MAX)
         if declared is not None and strict:
-            low = max(low, _bound(feature.declared, "min", low, -math.inf))
-            high = min(high, _bound(feature.declared, "max", high, math.inf))
+            # as declared: rounding to float32 keeps order, so that what is within is admitted
+            low, high = max(low, _end(feature.declared, "min", low)), min(high, _end(feature.declared, "max", high))
         made |= {"minimum": _plain(low), "maximum": _plain(high)}
         seen = [one for one in (feature.minimum, feature.maximum) if one is not None]
         examples = [int(one) if whole else one for one in dict.fromkeys(seen)]
@@ -131,14 +128,9 @@ def feature_schema(feature: Feature) -> Schema:
     return made
 
 
-def _bound(declared: Any, end: str, otherwise: float, towards: float) -> float:
-    """A declared bound such that what it admits as float64, a server admits as float32."""
+def _end(declared: Any, end: str, otherwise: float) -> float:
     bound = getattr(declared, end)
-    if bound is None:
-        return otherwise
-    rounded = float(np.float32(bound))
-    inside = bound <= rounded if end == "max" else bound >= rounded
-    return float(bound) if inside else float(np.nextafter(np.float32(bound), np.float32(-towards)))
+    return otherwise if bound is None else float(bound)
 
 
 def _plain(bound: float) -> float | int:
@@ -365,8 +357,8 @@ def _parameters(digests: list[str]) -> dict[str, Schema]:
         "RequestId": {
             "name": "x-request-id",
             "in": "header",
-            "description": "given back, and the name of a row that has no id",
-            "schema": {"type": "string", "pattern": f"^[!-~]{{1,{MAX_REQUEST_ID}}}$"},
+            "description": "given back, and the name of a row that has no id; made where it is empty",
+            "schema": {"type": "string", "pattern": f"^[!-~]{{0,{MAX_REQUEST_ID}}}$"},
         },
         "Version": {
             "name": "x-clearway-version",
