@@ -30,26 +30,20 @@ def main() -> int:
     who = {"actor": arguments.actor or default_actor(), "reason": arguments.reason}
     if arguments.ensure_serving:
         outcome = serve_again(params, workspace, arguments.env)
+    elif arguments.end_shadow:
+        outcome = end_shadow(params, workspace, arguments.env, **who)
+    elif arguments.shadow:
+        outcome = open_shadow(params, workspace, arguments.env, arguments.digest, **who)
     else:
-        if arguments.end_shadow:
-            outcome = end_shadow(params, workspace, arguments.env, **who)
-        elif arguments.shadow:
-            outcome = open_shadow(params, workspace, arguments.env, arguments.digest, **who)
-        else:
-            target = (arguments.env, arguments.digest, arguments.canary)
-            outcome = deploy_built(params, workspace, *target, strategy=arguments.strategy, **who)
+        target = (arguments.env, arguments.digest, arguments.canary)
+        outcome = deploy_built(params, workspace, *target, strategy=arguments.strategy, **who)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     url = outcome.server.url if outcome.server else ""
     print(f"deploy: {outcome.sentence}{f' → {url}/predict' if url else ''}", flush=True)
     job_summary(f"**{arguments.env}** {outcome.sentence}")
-    entry = outcome.entry
-    job_output(
-        stable=entry.stable if entry else "",
-        revision=str(entry.sequence) if entry else "",
-        url=url,
-        changed=str(outcome.changed).lower(),
-    )
+    stable, revision = (outcome.entry.stable, str(outcome.entry.sequence)) if outcome.entry else ("", "")
+    job_output(stable=stable, revision=revision, url=url, changed=str(outcome.changed).lower())
     if outcome.switch is None:
         return DONE
     from clearway.blue_green import watch_switch, write_report

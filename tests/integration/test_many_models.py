@@ -85,7 +85,9 @@ def test_a_model_in_use_is_not_unloaded_and_the_next_waits_for_it(tmp_path: Path
             waiting = asyncio.create_task(stable_of(models, "b"))
             await asyncio.sleep(0.3)
             assert (models.loaded, waiting.done()) == (("a",), False)
-            assert (await endpoint._answerer.answer_one({"x": 1.0}, None, endpoint._follower.active, 0.0))[0]["score"]
+            assert (await endpoint._answerer.answer_one({"x": 1.0}, None, endpoint._follower.active, 0.0, "1"))[0][
+                "score"
+            ]
         await asyncio.wait_for(waiting, 20)
         assert models.loaded == ("b",)
         await models.close()
@@ -285,7 +287,7 @@ def test_what_is_replaced_or_unloaded_is_freed_without_the_collector(tmp_path: P
     async def answer(endpoint: Endpoint, wanted: str | None = None) -> None:
         active = endpoint._follower.active
         assert active is not None
-        await endpoint._answerer.answer_one({"x": 1.0}, wanted, active, 0.0)
+        await endpoint._answerer.answer_one({"x": 1.0}, wanted, active, 0.0, "1")
 
     async def main() -> None:
         models = make_models(tmp_path / "own", {"a": workspace.root, "b": tmp_path / "none"}, max_loaded_models=1)

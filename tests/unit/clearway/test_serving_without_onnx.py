@@ -22,6 +22,7 @@ from clearway.serving.answering import Answerer
 from clearway.serving.app import Endpoint
 from clearway.serving.loading import Version
 from clearway.serving.state import Active, Follower
+from clearway.serving.whole import Desk
 from clearway.workspace import Workspace
 
 STABLE, CANARY = "a" * 64, "b" * 64
@@ -64,7 +65,8 @@ def endpoint(tmp_path: Path, active: Active, **serving: Any) -> tuple[Endpoint, 
     follower = Follower(params, Workspace(tmp_path), "staging")
     follower.active = active
     log = PredictionLog(tmp_path / "predictions")
-    return Endpoint(params.serving, "staging", follower, log), log
+    answerer = Answerer(params.serving, log)
+    return Endpoint(params.serving, "staging", follower, log, answerer, Desk.alone(), "apples"), log
 
 
 async def post(endpoint: Endpoint, row: dict[str, Any]) -> tuple[int, dict[str, Any], dict[bytes, bytes]]:
@@ -142,10 +144,14 @@ def test_a_canary_that_never_ends_keeps_no_caller_of_the_stable_version_waiting(
     answerer = Answerer(ServingParams(), log)
 
     async def main() -> None:
-        waiting = [asyncio.create_task(answerer.answer_one({"x": n}, CANARY, active, perf_counter())) for n in range(3)]
+        waiting = [
+            asyncio.create_task(answerer.answer_one({"x": n}, CANARY, active, perf_counter(), str(n))) for n in range(3)
+        ]
         await asyncio.sleep(0.02)
         for n in range(10):
-            answer, digest = await asyncio.wait_for(answerer.answer_one({"x": n}, STABLE, active, perf_counter()), 20)
+            answer, digest = await asyncio.wait_for(
+                answerer.answer_one({"x": n}, STABLE, active, perf_counter(), str(n)), 20
+            )
             assert (answer["score"], digest) == (n / 100, STABLE)
         assert not any(task.done() for task in waiting)
         stuck.go.set()
@@ -176,7 +182,7 @@ def test_many_rows_of_one_request_are_answered_in_their_order(tmp_path: Path, ro
 def test_a_version_that_was_replaced_is_freed_without_the_collector(tmp_path: Path) -> None:
     """What a server holds is frozen out of the collector's sight: nothing it drops may hang in a circle."""
     log = PredictionLog(tmp_path / "predictions")
-    answerer = Answerer(ServingParams(log_features=False), log)
+    answerer = Answerer(ServingParams.model_validate({"log": {"leave_out": ["features", "inputs"]}}), log)
 
     async def main() -> None:
         model = Gated()
@@ -184,7 +190,9 @@ def test_a_version_that_was_replaced_is_freed_without_the_collector(tmp_path: Pa
         versions = {digest: version(digest, model) for digest in (STABLE, CANARY)}
         active = Active(table(canary=CANARY, canary_weight=10), versions)
         del versions
-        asked = [answerer.answer_one({"x": n}, (STABLE, CANARY)[n % 2], active, perf_counter()) for n in range(12)]
+        asked = [
+            answerer.answer_one({"x": n}, (STABLE, CANARY)[n % 2], active, perf_counter(), str(n)) for n in range(12)
+        ]
         await asyncio.wait_for(asyncio.gather(*asked), 20)
         left = [weakref.ref(each) for each in (model, active, active.stable.batcher)]
         gc.collect()

@@ -32,6 +32,8 @@ def state(revision: int | None = 3, **changes: Any) -> dict[str, Any]:
         "unseen_categories": 1,
         "schema_warnings": {"weight": 2},
         "log": {"written": 10, "dropped": 1},
+        "routing": {"key": "entity", "without_key": 1},
+        "shadow": None,
         "features": None,
         **changes,
     }
@@ -201,3 +203,20 @@ def test_scores_of_numbers_are_counted_around_the_labels_of_training() -> None:
     assert score_bounds(BINARY) == SHARE_BOUNDS
     bounds = score_bounds(Target(kind="regression", centre=100.0, spread=10.0))
     assert (bounds[0], bounds[8], bounds[-1]) == (60.0, 100.0, 140.0)
+
+
+def shadow(state: str, answered: int, digest: str = "s") -> dict[str, Any]:
+    return {"digest": digest, "state": state, "error": None, "answered": answered, "failed": 1, "dropped": 2}
+
+
+def test_rows_without_a_routing_key_are_those_of_all_workers() -> None:
+    content = describe_whole([said(0), said(1), said(2)], Past(7))
+    assert content["routing"] == {"key": "entity", "without_key": 3}
+
+
+def test_a_shadow_is_as_well_as_its_worst_process_and_answers_what_all_did() -> None:
+    content = describe_whole([said(0, shadow=shadow("up", 5)), said(1, shadow=shadow("down", 3))], Past(7))
+    assert (content["shadow"]["state"], content["shadow"]["answered"], content["shadow"]["dropped"]) == ("down", 8, 4)
+    changing = describe_whole([said(0, shadow=shadow("up", 5, "t")), said(1, shadow=shadow("up", 3))], Past(7))
+    assert changing["shadow"]["answered"] in (3, 5), "another version's copies are not among them"
+    assert describe_whole([said(0), said(1)], Past(7))["shadow"] is None
