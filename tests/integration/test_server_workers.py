@@ -117,6 +117,12 @@ def test_two_processes_answer_one_address_and_describe_one_server(server: Server
     assert {(one["revision"], one["error"]) for one in state["workers"]} == {(1, None)}
 
 
+def test_workers_are_copies_of_their_supervisor_in_which_all_is_imported(server: Server) -> None:
+    until(lambda: both_work(server), "two workers")
+    own = psutil.Process(server.process.pid).cmdline()
+    assert {tuple(psutil.Process(one["pid"]).cmdline()) for one in workers(server)} == {tuple(own)}
+
+
 def test_callers_are_spread_over_the_workers(server: Server) -> None:
     until(lambda: both_work(server), "two workers")
     before = processor_seconds(server)

@@ -94,12 +94,29 @@ class LineHandler(logging.Handler):
         return dropped
 
 
-def set_up(form: LogFormat) -> None:
-    """Send the log of this process, that of uvicorn included, to standard error."""
+class _AtOnce(logging.Formatter):
+    """The same lines, for a handler without a thread."""
+
+    def __init__(self, form: LogFormat) -> None:
+        super().__init__()
+        self._form = as_json if form == "json" else as_text
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._form(record)
+
+
+def set_up(form: LogFormat, *, at_once: bool = False) -> None:
+    """Send the log of this process, that of uvicorn included, to standard error.
+
+    ``at_once`` writes each line where it is said: for a process that answers nobody, and may have no second thread.
+    """
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    root.addHandler(LineHandler(form, sys.stderr))
+    for before in list(root.handlers):
+        root.removeHandler(before)
+    handler: logging.Handler = LineHandler(form, sys.stderr) if not at_once else logging.StreamHandler(sys.stderr)
+    if at_once:
+        handler.setFormatter(_AtOnce(form))
+    root.addHandler(handler)
     root.setLevel(logging.WARNING)
     access.setLevel(logging.INFO)
 

@@ -59,7 +59,7 @@ def serve(params: Params, workspace: Workspace, environment: str, host: str | No
     from clearway.serving.supervisor import Supervisor, fork, way_to_start
     from clearway.serving.worker import run_worker
 
-    set_up(params.serving.log_format)
+    set_up(params.serving.log_format, at_once=True)  # copies of this process need it to have one thread
     code = definitions_sha256(params)
     hosted = hosting(params, workspace, environment)
     _import_what_workers_need(params, workspace, environment)

@@ -272,8 +272,9 @@ def fork(work: Callable[[], None], held: int) -> int:
         if isinstance(error, SystemExit) and isinstance(error.code, int):
             code = error.code
         else:
-            logger.exception("the worker failed")
+            logger.exception("the worker failed: %s: %s", type(error).__name__, error)
     finally:
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
