@@ -19,7 +19,7 @@ from clearway.bundle_tar import packed
 from clearway.files import write_json
 from clearway.params import load_params
 from clearway.prediction_log import CLOSE_SECONDS
-from clearway.serving.server import DRAIN_SECONDS
+from clearway.serving.supervisor import STOP_SECONDS
 from clearway.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_the_unit_starts_what_exists_and_gives_it_time_to_drain() -> None:
     assert Path(python).is_relative_to(home)
     assert (ROOT / script).is_file()
     assert [flag for flag in flags if flag.startswith("--") and flag not in options_of_serve()] == []
-    assert int(settings["TimeoutStopSec"][0]) > DRAIN_SECONDS + CLOSE_SECONDS
+    assert int(settings["TimeoutStopSec"][0]) > STOP_SECONDS + CLOSE_SECONDS
     assert settings["BindPaths"] == [f"/var/lib/{settings['StateDirectory'][0]}:{Workspace(home).var}"]
     assert f"{TOKEN_FILE_VARIABLE}=%d/{settings['LoadCredential'][0].partition(':')[0]}" in settings["Environment"]
     assert (ROOT / "deploy" / "README.md").is_file()
@@ -92,7 +92,7 @@ def test_the_composition_names_what_exists_and_hides_what_should_be_hidden() -> 
     assert server["environment"][TOKEN_FILE_VARIABLE] == f"/run/secrets/{server['secrets'][0]}"
     assert content["secrets"][server["secrets"][0]]["file"].removeprefix("./") == "admin_token"
     assert "/deploy/admin_token" in (ROOT / ".gitignore").read_text().splitlines()
-    assert int(server["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS + CLOSE_SECONDS
+    assert int(server["stop_grace_period"].removesuffix("s")) > STOP_SECONDS + CLOSE_SECONDS
     names = set(content["volumes"])
     for service in content["services"].values():
         for mount in service.get("volumes", []):

@@ -43,10 +43,10 @@ def verdict(word: str, weight: int) -> CanaryVerdict:
 
 
 def passed(site: Site) -> None:
-    opened(site, 50)
+    opened(site, 95)
     state = read_state(site.folder, site.entries())
     assert state is not None
-    write_state(site.folder, state.judged(verdict("promote", 50), 2))
+    write_state(site.folder, state.judged(verdict("promote", 95), 2))
 
 
 def twice(site: Site) -> None:
@@ -91,7 +91,7 @@ def put_back(site: Site, saved: Path) -> None:
 def served(site: Site) -> tuple[str, str | None]:
     """What a server that starts now would serve, by the server's own code: everything verified, loaded and tried."""
     follower = Follower(site.params, site.workspace, ENV)
-    asyncio.run(follower._refresh())
+    asyncio.run(follower.catch_up())
     assert follower.active is not None, follower.error
     assert follower.error is None
     return follower.active.table.stable, follower.active.table.canary

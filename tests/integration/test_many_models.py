@@ -27,9 +27,11 @@ from clearway.local_target import ServerRefusedError, describe_server, ensure_se
 from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog, read_log
 from clearway.serving import models as hosting_module
+from clearway.serving.answering import Answerer
 from clearway.serving.app import Endpoint, _hosted_endpoint
 from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownModelError, hosting
 from clearway.serving.state import Follower
+from clearway.serving.whole import Desk
 from clearway.workspace import Workspace
 
 MANY, KINDS = 100, 10
@@ -45,7 +47,8 @@ def make_models(root: Path, folders: dict[str, Path], **serving: Any) -> Models:
     workspace = write_tiny(root, "own")
     params = load_params(workspace.params_file)
     log = PredictionLog(root / "predictions")
-    own = Endpoint(params.serving, "staging", Follower(params, workspace, "staging"), log)
+    follower, answerer = Follower(params, workspace, "staging"), Answerer(params.serving, log)
+    own = Endpoint(params.serving, "staging", follower, log, answerer, Desk.alone(), "own")
     log.close()
     return Models(ServingParams(**serving), "staging", own, Hosting("own", folders), _hosted_endpoint)
 

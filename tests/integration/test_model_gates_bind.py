@@ -370,7 +370,7 @@ def test_a_model_too_slow_for_its_server_is_rejected(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gates\.floors\.auc does not fit .*: choose one of roc_auc, .*, not 'auc'"):
+    with pytest.raises(UsageError, match=r"gates\.floors\.auc does not fit .*: choose one of roc_auc, "):
         flat_project(tmp_path, gates={"floors": {"auc": 0.7}})
 
 
