@@ -30,7 +30,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, log_ndtr
 
 Floats = NDArray[np.float64]
 Kind = Literal["rate", "mean"]
@@ -233,6 +232,8 @@ def sample_ratio(canary: Floats, stable: Floats, share: Floats) -> Floats:
         In (0, 1).
     """
     a, b = _SRM_WEIGHT * share, _SRM_WEIGHT * (1 - share)
+    from scipy.special import betaln  # here, because a server reads verdicts and does without SciPy
+
     mixed = betaln(a + canary, b + stable) - betaln(a, b)
     promised = canary * np.log(share) + stable * np.log1p(-share)
     return np.asarray((mixed - promised).sum(axis=-1), dtype=np.float64)
@@ -313,6 +314,8 @@ def _means(canary: Arm, stable: Arm, delta: Floats) -> tuple[Floats, Floats]:
 
 
 def _mixture(score: Floats, information: Floats, enough: NDArray[np.bool_], scales: tuple[float, ...]) -> Floats:
+    from scipy.special import log_ndtr
+
     prior = np.asarray(scales).reshape(-1, *(1,) * np.ndim(score)) ** -2.0
     spread = information + prior
     each = 0.5 * np.log(prior / spread) + score**2 / (2 * spread) + log_ndtr(score / np.sqrt(spread))

@@ -334,10 +334,10 @@ def compile_check(feature: Feature) -> Callable[[Any], bool]:
 
     It returns True for a good value, and False for one that is accepted although the schema warns of it (``severity:
     warn``) or tolerates it as new (``min_known``). It raises :class:`RequestError` (422), naming feature, value and
-    what is allowed, for null where that may not be, a value of another type (true and false are no numbers, a number
-    is no text), a number beyond float32, a fraction in a whole number, and a value that the schema calls an error or
-    sets aside. A number is judged as the model sees it, rounded to float32. What needs more than one row to judge
-    (mean, unique, shares of rows) is not judged.
+    what is allowed, for null where that may not be, a value of another type (true and false are no numbers, a number is
+    no text), a number beyond float32, a fraction in a whole number, and a value that the schema calls an error or sets
+    aside. A number is judged as the model sees it, rounded to float32, but is whole only if it was sent so. What needs
+    more than one row to judge (mean, unique, shares of rows) is not judged.
     """
     name, declared = feature.name, feature.declared
     nullable = _nullable(feature)
@@ -506,7 +506,7 @@ def _reader(feature: Feature) -> Callable[[Any], Any]:
         if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # also false for NaN
             raise RequestError(422, f"feature {name} = {_shown(value)} is not a finite number that fits float32")
         seen = float(np.float32(value))
-        if whole and not (seen.is_integer() and -(2.0**63) < seen < 2.0**63):
+        if whole and not (float(value).is_integer() and -(2.0**63) < seen < 2.0**63):  # as sent: rounding may hide it
             raise RequestError(422, f"feature {name} = {_shown(value)} must be a whole number of 64 bits{null}")
         return seen
 

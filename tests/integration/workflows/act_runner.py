@@ -49,10 +49,11 @@ def find_act() -> Path:
     return Path(sys.executable).parent / "act"
 
 
-def uses(repository: Path) -> set[str]:
-    """Every ``owner/action@ref`` that the workflows and composite actions of ``repository`` use."""
+def uses(repository: Path, workflow: str) -> set[str]:
+    """Every ``owner/action@ref`` that a workflow and the composite actions of ``repository`` use."""
     found: set[str] = set()
-    for path in (repository / ".github").rglob("*.yml"):
+    github = repository / ".github"
+    for path in (github / "workflows" / workflow, *(github / "actions").rglob("action.yml")):
         _collect(yaml.safe_load(path.read_text()), found)
     return {name for name in found if not name.startswith(("./", "$/"))}
 
@@ -111,7 +112,9 @@ def run_workflow(
     }
     command += [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
     command += [
-        part for name in sorted(uses(repository)) for part in ("--local-repository", f"{name}={_standin(name)}")
+        part
+        for name in sorted(uses(repository, workflow))
+        for part in ("--local-repository", f"{name}={_standin(name)}")
     ]
     command += ["-s", f"GITHUB_TOKEN={TOKEN}"]
     command += ["-j", job] if job else []
