@@ -118,7 +118,7 @@ def _bundles(workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]
 
 def _routing(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
     found = _table(workspace, environment)
-    projected = project_routing(entries, params.serving.salt)
+    projected = project_routing(entries, params.serving.salt, params.serving.routing_key)
     if projected is None:
         gone = found is None
         return gone, "nothing was ever deployed" if gone else "routing.json exists, yet the ledger has no entry: lost?"

@@ -95,6 +95,7 @@ def make_site(folder: Path) -> Site:
         # production, whose alias MLflow keeps, is another one
         "environments": {ENV: {"port": 0}, "production": {"port": 0, "requires": ENV}},
         "deployment": {"strategy": "blue-green"},
+        "serving": {"salt": "sizes", "routing_key": "id"},  # neither is what a table without them would say
         "alerts": {"timeout_seconds": 120},  # what a busy machine may need
     }
     workspace.params_file.write_text(yaml.safe_dump(params))
