@@ -140,7 +140,7 @@ def test_whatever_stops_an_action_the_environment_serves_what_was_or_what_shall_
             assert served(site) in allowed  # and one that starts now
         if at % 3 != 0:
             reconcile(site.params, site.workspace, ENV)  # how every command begins
-            table = project_routing(entries, site.params.serving.salt)
+            table = project_routing(entries, site.params.serving.salt, site.params.serving.routing_key)
             assert (read_routing(site.folder / "routing.json") if entries else None) == table
         if at % 3 == 1:
             if len(entries) < len(new):
