@@ -24,7 +24,7 @@ from clearway.columns import LABEL
 from clearway.files import write_json
 from clearway.ledger import Change, append, head_hash, read_ledger
 from clearway.params import load_params
-from clearway.routing import RoutingTable, write_routing
+from clearway.routing import project_routing, write_routing
 from clearway.training import train
 from clearway.workspace import Workspace
 
@@ -86,16 +86,9 @@ def deploy(folder: Path, stable: str, canary: str | None) -> None:
     change = Change(
         action="deploy", stable=stable, canary=canary, canary_weight=weight, actor="benchmark", reason="measured"
     )
-    entry = append(folder, folder.name, change, expected_head=head_hash(read_ledger(folder, folder.name)))
-    table = RoutingTable(
-        environment=folder.name,
-        revision=entry.sequence,
-        ledger_hash=entry.hash,
-        salt="benchmark",
-        stable=stable,
-        canary=canary,
-        canary_weight=weight,
-    )
+    append(folder, folder.name, change, expected_head=head_hash(read_ledger(folder, folder.name)))
+    table = project_routing(read_ledger(folder, folder.name), "benchmark")
+    assert table is not None  # there is an entry
     write_routing(folder / "routing.json", table)
 
 

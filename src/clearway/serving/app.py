@@ -47,7 +47,7 @@ from clearway.serving.metrics import (
     render,
 )
 from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownModelError
-from clearway.serving.requests import MAX_NAME, Columns, RequestError
+from clearway.serving.requests import Columns, RequestError
 from clearway.serving.state import Active, Follower, Loaded
 from clearway.serving.whole import Desk, describe_whole, families_of_whole
 
@@ -194,7 +194,6 @@ class Endpoint:
 
     async def _infer(self, asked: "Exchange") -> "tuple[Any, str]":
         active, path = asked.active, asked.scope["path_params"]
-        self._named(path["name"])
         wanted = active.live_digest(path["version"]) if "version" in path else asked.wanted
         if open_inference.HEADER_LENGTH not in asked.headers:
             read_kind(asked.headers, (JSON, UNSAID))  # some clients say nothing
@@ -227,17 +226,6 @@ class Endpoint:
             return [answer], digest
         answers, digests = await self._answerer.answer_many(rows, wanted, active, started, identity)
         return answers, ",".join(digests)
-
-    def _named(self, name: str) -> None:
-        """Check the name of a model in a path.
-
-        Raises
-        ------
-        RequestError
-            There is no such model here; 404.
-        """
-        if name != self._name:
-            raise RequestError(404, f"model {name[:MAX_NAME]!r} is not served here (served: {self._name!r})")
 
     async def server(self, request: Request) -> Response:
         """``GET /v2``: what this server is."""
@@ -273,7 +261,6 @@ class Endpoint:
         LookupFailed
             Nothing is served yet.
         """
-        self._named(path["name"])
         active = self._follower.active
         if active is None:
             raise LookupFailed(503, self._follower.error or "no version is loaded yet")

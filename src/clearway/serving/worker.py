@@ -103,7 +103,6 @@ class _Server(uvicorn.Server):
         self._read_timeout = read_timeout
         self._endpoint = endpoint
         self._desk = desk
-        self.orphaned = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
