@@ -218,6 +218,19 @@ def test_failed_request_is_a_line_with_its_id_and_without_its_row(observed: Obse
     assert str(TELLING) not in observed.log()
 
 
+def test_failed_request_without_an_id_is_said_with_the_one_that_its_answer_carries(observed: Observed) -> None:
+    def failures() -> set[str]:
+        made = [json.loads(line) for line in observed.log().splitlines()]
+        return {line["request_id"] for line in made if line["message"] == "a request failed"}
+
+    before = failures()
+    assert observed.ask({"weight": TELLING, "tree": observed.tree("canary")})[0] == 500
+    until(lambda: len(failures() - before) == 1, "a line of the failure")
+    (identity,) = failures() - before
+    assert identity
+    until(lambda: len(observed.lines(identity)) == 2, "the line of the answer, by its own header")
+
+
 def test_request_is_a_span_of_its_caller_s_trace_with_its_steps_in_it(observed: Observed) -> None:
     caller = "b7ad6b7169203331"
     row = {"weight": 9.5, "tree": observed.tree("stable")}

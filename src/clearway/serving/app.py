@@ -34,7 +34,7 @@ from clearway.serving.bodies import (
     read_kind,
     read_request_id,
 )
-from clearway.serving.logs import AccessLog, failed, without_words
+from clearway.serving.logs import AccessLog, failed, request_id, without_words
 from clearway.serving.metrics import (
     CONTENT_TYPE,
     Traffic,
@@ -169,15 +169,15 @@ class Endpoint:
             status, content = error.status, refusal(error.status, str(error))
         except LookupFailed as error:
             status, content = error.status, refusal(error.status, str(error))
-            failed(headers, status, str(error) if status == 503 else without_words(str(error)), version)
+            failed(identity, status, str(error) if status == 503 else without_words(str(error)), version)
         except ModelError as error:
             status, version = error.status, error.digest
             content = {**refusal(status, str(error)), "version": version}
-            failed(headers, status, without_words(str(error)), version)
+            failed(identity, status, without_words(str(error)), version)
         except ClientDisconnect:
             status, content = 400, refusal(400, "the caller left before its request was complete")
         except Exception as error:  # no fault of the server may end a connection without an answer
-            logger.exception("POST %s", scope["path"])
+            logger.exception("POST %s", scope["path"], extra={"request_id": identity})
             status, content = 500, refusal(500, f"the server failed: {type(error).__name__}")
         self._traffic.add(status, perf_counter() - started)
         await Reply(content, status, version, identity or new_request_id())(scope, receive, send)
@@ -362,7 +362,7 @@ class Endpoint:
 
     async def apologise(self, request: Request, error: Exception) -> Response:
         """The answer to a fault of the server itself, whose traceback is in its log."""
-        failed(dict(request.scope["headers"]), 500, f"the server failed: {type(error).__name__}")
+        failed(request_id(dict(request.scope["headers"])), 500, f"the server failed: {type(error).__name__}")
         return self._apology(error)
 
     def _apology(self, error: Exception) -> Response:

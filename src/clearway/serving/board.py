@@ -15,7 +15,8 @@ import orjson
 SAID_BYTES = 4 * 2**20
 """Longest text of a slot. Memory that nobody wrote to is not taken."""
 _HEAD = Struct("<QII")
-"""How often the slot was written; then of the text its length and its CRC-32."""
+"""How often the slot was written; then of the text its length, and the CRC-32 of both and of the text."""
+_COUNTED = Struct("<QI")
 _HALF = _HEAD.size + SAID_BYTES
 _SLOT = 2 * _HALF
 _TRIES = 100
@@ -60,7 +61,8 @@ class Board:
         place = self._place(slot, (latest + 1) % 2)
         start = place + _HEAD.size
         self._memory[start : start + len(text)] = text
-        _HEAD.pack_into(self._memory, place, latest + 1, len(text), zlib.crc32(text))
+        checksum = _checksum(latest + 1, text)
+        self._memory[place : place + _HEAD.size] = _HEAD.pack(latest + 1, len(text), checksum)
 
     def read(self, slot: int) -> Any:
         """What a slot says; None if it never said anything, or what it said was taken back by writing None."""
@@ -71,7 +73,7 @@ class Board:
             for written, length, checksum in heads:
                 start = self._place(slot, written % 2) + _HEAD.size
                 text = self._memory[start : start + length]
-                if written and length <= SAID_BYTES and zlib.crc32(text) == checksum:
+                if written and length <= SAID_BYTES and _checksum(written, text) == checksum:
                     return orjson.loads(text)
         return None  # its writer wrote twice in each of so many readings
 
@@ -85,3 +87,8 @@ class Board:
     def _head(self, slot: int, half: int) -> tuple[int, int, int]:
         written, length, checksum = _HEAD.unpack_from(self._memory, self._place(slot, half))
         return written, length, checksum
+
+
+def _checksum(written: int, text: bytes) -> int:
+    """Of a half: one whose head is being written is not taken for whole either."""
+    return zlib.crc32(text, zlib.crc32(_COUNTED.pack(written, len(text))))

@@ -146,9 +146,9 @@ def request_id(headers: Mapping[bytes, bytes]) -> str | None:
     return given if 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable() else None
 
 
-def failed(headers: Mapping[bytes, bytes], status: int, cause: str, version: str | None = None) -> None:
-    """Say that a request was answered with a 5xx. ``cause`` is told as it is: see :func:`without_words`."""
-    about = {"request_id": request_id(headers), "status": status, "version": version, "cause": cause}
+def failed(identity: str | None, status: int, cause: str, version: str | None = None) -> None:
+    """Say that the request of that id was answered with a 5xx; ``cause`` is told as is: see :func:`without_words`."""
+    about = {"request_id": identity, "status": status, "version": version, "cause": cause}
     server.error("a request failed", extra=about)
 
 

@@ -71,7 +71,7 @@ def test_the_words_of_an_error_are_left_out() -> None:
 
 
 def test_a_failed_request_is_said_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
-    failed({b"x-request-id": b"r1"}, 500, "version a failed: KeyError", "a" * 64)
+    failed("r1", 500, "version a failed: KeyError", "a" * 64)
     (said,) = caplog.records
     assert json.loads(as_json(said)).items() >= {"request_id": "r1", "status": 500, "version": "a" * 64}.items()
 

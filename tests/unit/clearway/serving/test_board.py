@@ -56,6 +56,16 @@ def test_a_torn_head_is_read_as_the_half_before_it() -> None:
     assert board.read(0) == "second"
 
 
+@pytest.mark.parametrize("torn", [(3, 0, 0), (3, 8, 0), (0, 0, 0)])
+def test_a_head_that_is_half_written_vouches_for_nothing(torn: tuple[int, int, int]) -> None:
+    """Of an empty text the CRC-32 is 0, which is what memory holds that nobody has written yet."""
+    board = Board.made(1)
+    board.write(0, "first")
+    board.write(0, "second")
+    _HEAD.pack_into(board._memory, board._place(0, 1), *torn)
+    assert board.read(0) == "second"
+
+
 def test_a_text_that_is_overtaken_while_it_is_read_is_not_taken_for_whole() -> None:
     """Its writer came round twice since the head was read."""
     board = Board.made(1)
