@@ -16,10 +16,10 @@ class Histogram:
         self.total = 0.0
         """Sum of all values."""
 
-    def add(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: float, times: int = 1) -> None:
+        """Count one value, once or more often."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
     def plus(self, other: "Histogram") -> "Histogram":
         """What both have counted; their bounds are the same."""

@@ -168,6 +168,38 @@ class Model:
         return (probabilities[:, 1] if self.target.binary else probabilities).astype(np.float64)
 
 
+class SingleRows:
+    """One row after the other through the session of a model, in memory that was handed to it once.
+
+    To hand over an array and take another costs a single row as much as to be scored. Of one thread at a time.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Of a model with a session."""
+        import onnxruntime
+
+        assert model.session is not None
+        self.matrix: NDArray[np.float32] = np.zeros((1, len(model.schema.features)), dtype=np.float32)
+        """Where the row is to be written, shape (1, features)."""
+        self._session, self._target = model.session, model.target
+        number = self._target.kind == "regression"
+        width = 1 if number else 2 if self._target.binary else len(self._target.classes)
+        self._outputs = np.zeros((1, width), dtype=np.float32)
+        self._bound = self._session.io_binding()
+        # on the processor both are views of the arrays, which this keeps
+        self._bound.bind_ortvalue_input(INPUT, onnxruntime.OrtValue.ortvalue_from_numpy(self.matrix))
+        output = onnxruntime.OrtValue.ortvalue_from_numpy(self._outputs)
+        self._bound.bind_ortvalue_output(NUMBERS if number else OUTPUT, output)
+
+    def output(self) -> NDArray[np.float64]:
+        """What :meth:`Model.output` says of :attr:`matrix`."""
+        self._session.run_with_iobinding(self._bound)
+        outputs = self._outputs
+        if self._target.kind == "regression":
+            return outputs[:, 0].astype(np.float64)
+        return (outputs[:, 1] if self._target.binary else outputs).astype(np.float64)
+
+
 def load_model(bundle_folder: Path, digest: str, trust: Trust = NOTHING_MORE) -> Model:
     """Verify that ``bundle_folder`` is the bundle ``digest``, then load its model.
 

@@ -30,7 +30,7 @@ SEGMENT_BYTES = 64 * 2**20
 SEGMENT_SECONDS = 600.0
 """A segment that is longer or older is finished, so that it can be compacted."""
 CAPACITY = 50_000
-"""Records that may wait for the disk: ten seconds at 5,000 a second, some 100 MB."""
+"""Records that may wait for the disk: ten seconds at 5,000 a second, some 25 MB."""
 
 
 class PredictionLog:
@@ -60,7 +60,7 @@ class PredictionLog:
         self._failed = 0
         # deque.append and popleft are atomic, so that a request takes no lock; one writer wakes by the clock, since
         # waking it for each record would have two threads fight over the interpreter on every request
-        self._pending: deque[Mapping[str, Any]] = deque()
+        self._pending: deque[bytes] = deque()
         self._closing = threading.Event()
         self._name = writer_name()
         self._tally = Tally(folder, self._name)
@@ -83,22 +83,28 @@ class PredictionLog:
 
     def append(self, record: Mapping[str, Any]) -> bool:
         """Queue one record; False if the queue was full (or the log closed) and it was dropped."""
-        self._offered[0] += 1
-        if len(self._pending) >= self._capacity:
-            self._refused += 1
-            return False
-        self._pending.append(record)
-        return True
+        return self.extend([record]) == 1
 
     def extend(self, records: Sequence[Mapping[str, Any]]) -> int:
-        """Queue the records of one request; how many of them, from the first, found room."""
+        """Queue the records of one request; how many of them, from the first, found room.
+
+        They are encoded here: records that wait as objects push what the next requests need out of the processor's
+        caches, and whoever encodes them in another thread takes the interpreter from requests.
+        """
         self._offered[0] += len(records)
         room = max(self._capacity - len(self._pending), 0)
-        if room < len(records):
-            self._refused += len(records) - room
-            records = records[:room]
-        self._pending.extend(records)
-        return len(records)
+        lines = self._lines(records if len(records) <= room else records[:room])
+        self._refused += len(records) - len(lines)
+        self._pending.extend(lines)
+        return len(lines)
+
+    def _lines(self, records: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        if self._hiding.fields is not None:
+            records = [self._hiding.apply(record) for record in records]
+        try:
+            return [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
+        except TypeError:  # orjson's encode error: a record that is no JSON is lost alone
+            return [line for record in records if len(records) > 1 for line in self._lines([record])]
 
     def close(self) -> None:
         """Write what is queued, fsync, and stop. Waits at most ``CLOSE_SECONDS`` for a disk that hangs."""
@@ -124,14 +130,7 @@ class PredictionLog:
     def _flush(self) -> None:
         count = len(self._pending)
         if count:
-            lines, broken = bytearray(), 0
-            for _ in range(count):
-                try:
-                    record = self._hiding.apply(self._pending.popleft())
-                    lines += orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-                except TypeError:  # orjson's encode error: a record that is no JSON is lost alone
-                    broken += 1
-            written = self._write(lines, count - broken)
+            written = self._write(b"".join([self._pending.popleft() for _ in range(count)]), count)
             self.written += written
             self._failed += count - written
         if self.dropped:
@@ -162,7 +161,7 @@ class PredictionLog:
         if self._mark is None:
             self._mark = mark_writer(self._folder, self._name, self._tally)
 
-    def _write(self, lines: bytearray, count: int) -> int:
+    def _write(self, lines: bytes, count: int) -> int:
         """Append ``count`` lines; how many the disk took. Of one that it took in part nothing stays."""
         if not count:
             return 0

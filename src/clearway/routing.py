@@ -6,7 +6,7 @@ moves nobody from one version to the other in this one.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -64,18 +64,28 @@ class RoutingTable(BaseModel):
 
         An entity that sees the canary at 10% still sees it at 25%: buckets below the weight only grow.
         """
+        return self.route_many((key,))[0]
+
+    def route_many(self, keys: Sequence[str]) -> list[Role]:
+        """The role that answers each of many keys."""
         if self.canary is None:
-            return "stable"
-        return "canary" if bucket(key, self.salt) < self.canary_weight * BUCKETS // 100 else "stable"
+            return ["stable"] * len(keys)
+        end = self.canary_weight * BUCKETS // 100
+        return ["canary" if place < end else "stable" for place in buckets(keys, self.salt)]
 
 
 def bucket(key: str, salt: str) -> int:
     """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
+    return buckets((key,), salt)[0]
+
+
+def buckets(keys: Iterable[str], salt: str) -> list[int]:
+    """The same of each of many keys."""
     secret = salt.encode("utf-8")
     if len(secret) > hashlib.blake2b.MAX_KEY_SIZE:  # cut off, two long salts could be one
         secret = hashlib.blake2b(secret).digest()
-    digest = hashlib.blake2b(key.encode("utf-8"), key=secret, digest_size=8).digest()
-    return int.from_bytes(digest, "big") % BUCKETS
+    of_bytes, blake2b = int.from_bytes, hashlib.blake2b
+    return [of_bytes(blake2b(key.encode(), key=secret, digest_size=8).digest(), "big") % BUCKETS for key in keys]
 
 
 class Split(NamedTuple):

@@ -233,6 +233,71 @@ def test_a_silent_connection_is_closed_but_not_one_between_requests(server: Serv
     assert server.local.connection.sock is kept, "an idle connection was closed too"
 
 
+def whole(body: Any, *headers: bytes) -> bytes:
+    """A request for a prediction."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = b"".join(b"%b\r\n" % line for line in (*headers, b"content-length: %d" % len(content)))
+    return HEAD + lines + b"\r\n" + content
+
+
+@pytest.mark.parametrize("body", [{**ROW, "id": "one"}, {"rows": [ROW, ROW]}, {**ROW, "sugar": "sweet"}, b"{", [ROW]])
+def test_a_request_in_one_piece_is_answered_as_one_in_two(server: Server, body: Any) -> None:
+    asked = whole(body, b"x-request-id: r1", b"connection: keep-alive")
+    answers = []
+    for parts in ((asked,), (asked[:-1], asked[-1:]), (asked[:20], asked[20:])):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as caller:
+            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for part in parts:
+                caller.sendall(part)
+                time.sleep(0.05)
+            caller.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: caller.recv(65_536), b""))
+        answers.append(re.sub(rb"date: [^\r]*\r\n", b"", answer))
+    assert answers[0].startswith(b"HTTP/1.1 ")
+    assert answers == answers[:1] * 3
+
+
+def test_requests_that_do_not_wait_for_answers_get_them_in_their_order(server: Server) -> None:
+    live = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    rows = [whole({**ROW, "id": f"p{number}"}) for number in range(4)]
+    last = whole({**ROW, "id": "last"}, b"connection: close")
+    answer = raw(server, rows[0] + rows[1] + live + rows[2] + rows[3] + last)
+    assert answer.count(b"HTTP/1.1 200 OK") == 6
+    assert re.findall(rb'"id":"(\w+)"|("live")', answer) == [
+        (b"p0", b""),
+        (b"p1", b""),
+        (b"", b'"live"'),
+        (b"p2", b""),
+        (b"p3", b""),
+        (b"last", b""),
+    ]
+
+
+def test_a_connection_is_closed_if_the_caller_says_so(server: Server) -> None:
+    assert b"connection: close" in raw(server, whole(ROW, b"connection: close"))
+    assert b" 200 OK" in raw(server, whole(ROW).replace(b"HTTP/1.1", b"HTTP/1.0"))
+
+
+def test_a_caller_that_asks_first_is_told_to_go_on(server: Server) -> None:
+    answer = raw(server, whole(ROW, b"expect: 100-continue", b"connection: close"))
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_an_idle_connection_after_an_answer_is_kept_but_not_half_a_request(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as caller:
+        for _ in range(2):
+            caller.sendall(whole(ROW))
+            assert b" 200 OK" in caller.recv(65_536)
+            time.sleep(2.0)  # longer than it may take to arrive
+        caller.sendall(whole(ROW)[:-5])
+        assert b"408 Request Timeout" in caller.recv(65_536)
+
+
+def test_what_follows_a_request_and_is_no_http_is_refused(server: Server) -> None:
+    assert raw(server, whole(ROW) + b"nonsense\r\n\r\n").count(b"400 Bad Request") == 1
+    assert post(server, "/predict", ROW)[0] == 200
+
+
 def test_wrong_lengths_and_chunked_bodies(server: Server) -> None:
     body = json.dumps(ROW).encode()
     close = HEAD + b"connection: close\r\n"

@@ -106,7 +106,6 @@ class Answerer:
         self._logs_features = "features" not in settings.log.leave_out
         self.without_key = 0
         """Rows that were routed by their id, because they had no routing key."""
-        self._row = np.empty((0, 0), dtype=np.float32)
         self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
         self._batches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")  # no thread before its first
 
@@ -133,20 +132,55 @@ class Answerer:
             The version failed to answer.
         """
         question = self._assign(row, wanted, active, identity)
-        loaded = question.loaded
+        tester = wanted is not None
         if question.inputs is not None:
-            await self._look_up([question], active, started, tester=wanted is not None)
-        vector = self._scratch(loaded, question.role)
+            await self._look_up([question], active, started, tester=tester)
+        group = self._encoded(question, active, started, tester=tester)
+        answers, failure = await self._score(group, active, started, tester=tester)
+        if failure is not None:
+            raise failure
+        return answers[0], question.loaded.digest
+
+    def answer_at_once(
+        self, row: Any, wanted: str | None, active: Active, started: float, identity: str
+    ) -> tuple[dict[str, Any], str] | None:
+        """As :meth:`answer_one`, without a wait; None, and nothing has happened, where there is something to wait for.
+
+        Raises
+        ------
+        RequestError, ModelError
+            As :meth:`answer_one`.
+        """
+        question = self._assign(row, wanted, active, identity)
+        loaded, tester = question.loaded, wanted is not None
+        if question.inputs is not None or not _scores_here(loaded, question.role):
+            self.without_key -= question.unit is None
+            return None
+        group = self._encoded(question, active, started, tester=tester)
         try:
-            _encode_into(vector[0], question)
-        except RequestError:
-            self._write_refused([question], active, started, tester=wanted is not None)
-            raise
-        group = Group(loaded, [0], [question], vector)
-        answers, failure = await self._score(group, active, started, tester=wanted is not None)
+            scored: NDArray[np.float64] | Exception = _timed_output(loaded, group.matrix)
+        except Exception as error:
+            scored = error
+        answers, failure = self._tell(group, scored, active, started, tester=tester)
         if failure is not None:
             raise failure
         return answers[0], loaded.digest
+
+    def _encoded(self, question: Question, active: Active, started: float, *, tester: bool) -> Group:
+        """The group of a single row, encoded.
+
+        Raises
+        ------
+        RequestError
+            The row is refused.
+        """
+        matrix = _matrix_for(question)
+        try:
+            _encode_into(matrix[0], question)
+        except RequestError:
+            self._write_refused([question], active, started, tester=tester)
+            raise
+        return Group(question.loaded, [0], [question], matrix)
 
     async def answer_many(
         self, asked: Sequence[Any] | Columns, wanted: str | None, active: Active, started: float, identity: str
@@ -249,25 +283,46 @@ class Answerer:
         self, group: Group, active: Active, started: float, *, tester: bool
     ) -> tuple[list[dict[str, Any]], ModelError | None]:
         """Score one version's rows and log each; the answers, or why there are none."""
-        digest, model = group.loaded.digest, group.loaded.version.model
-        batcher, stable = group.loaded.batcher, group.questions[0].role == "stable"
-        failure: ModelError | None = None
         try:
-            if batcher is not None:
-                lane = self._batches if stable else self._trial
-                outputs = await batcher.output(group.matrix, lane, self._settings.batching)
-            elif stable:
-                outputs = model.output(group.matrix)
-            else:
-                outputs = await asyncio.get_running_loop().run_in_executor(self._trial, model.output, group.matrix)
-            told: list[dict[str, Any] | None] = [*model.target.told(outputs, model.threshold)]
-            if not all(math.isfinite(one["score"]) for one in told if one is not None):
-                raise ArithmeticError("it answered a score that is not finite")
-        except TooManyWaitingError as error:
-            failure, told = Overloaded(digest, str(error)), [None] * len(group.questions)
+            scored: NDArray[np.float64] | Exception = await self._output(group)
         except Exception as error:  # whatever the runtime raises is this version's failure, never the server's
+            scored = error
+        return self._tell(group, scored, active, started, tester=tester)
+
+    async def _output(self, group: Group) -> NDArray[np.float64]:
+        """What the model says of each row of a group."""
+        loaded, stable = group.loaded, group.questions[0].role == "stable"
+        lane = self._batches if stable else self._trial
+        if loaded.batcher is not None:
+            return await loaded.batcher.output(group.matrix, lane, self._settings.batching)
+        if stable or (loaded.single is not None and group.matrix is loaded.single.matrix):
+            return _timed_output(loaded, group.matrix)
+        return await asyncio.get_running_loop().run_in_executor(lane, _timed_output, loaded, group.matrix)
+
+    def _tell(
+        self,
+        group: Group,
+        scored: NDArray[np.float64] | Exception,
+        active: Active,
+        started: float,
+        *,
+        tester: bool,
+    ) -> tuple[list[dict[str, Any]], ModelError | None]:
+        """The answers to rows that were scored, each logged; or why there are none."""
+        digest, model = group.loaded.digest, group.loaded.version.model
+        failure: ModelError | None = None
+        told: list[dict[str, Any]] | list[None] = [None] * len(group.questions)
+        try:
+            if isinstance(scored, Exception):
+                raise scored
+            found = model.target.told(scored, model.threshold)
+            if not all(math.isfinite(one["score"]) for one in found):
+                raise ArithmeticError("it answered a score that is not finite")
+            told = found
+        except TooManyWaitingError as error:
+            failure = Overloaded(digest, str(error))
+        except Exception as error:
             failure = ModelError(digest, f"{type(error).__name__}: {error}")
-            told = [None] * len(group.questions)
         status = 200 if failure is None else failure.status
         self._write(group.questions, told, status, active, started, tester=tester)
         answers = []
@@ -297,25 +352,22 @@ class Answerer:
         seconds = perf_counter() - started
         elapsed = seconds * 1000.0
         now = datetime.now(UTC)
+        revision = active.table.revision
+        records = []
         for question, one in zip(questions, told, strict=True):
             by_key = question.inputs is not None
-            loaded = question.loaded
-            # a tester chose the version, so that its requests are no sample of either side
-            role = "tester" if tester else question.role
-            score = None if one is None else one["score"]
-            answered = self.traffic.of(loaded.digest, role, loaded.version.model.target)
-            answered.add(status, seconds, score)
             record = {
                 "id": question.id,
-                "revision": active.table.revision,
-                "version": loaded.digest,
-                "role": role,
+                "revision": revision,
+                "version": question.loaded.digest,
+                # a tester chose the version, so that its requests are no sample of either side
+                "role": "tester" if tester else question.role,
                 "entity": question.unit,
                 "asked_at": question.asked_at,
                 "served_at": now,
                 "status": status,
                 "latency_ms": elapsed,
-                "score": score,
+                "score": None if one is None else one["score"],
             }
             if one is not None and "probabilities" in one:
                 record["probabilities"] = one["probabilities"]
@@ -324,9 +376,14 @@ class Answerer:
             if self._logs_features and (not by_key or question.outcomes is not None):
                 row = question.row
                 record["features"] = row if question.envelope is NOBODY else strip_envelope(row)
-            self._log.append(record)
+            records.append(record)
             if copies is not None and question.role == "stable" and (not by_key or question.outcomes is not None):
                 copies.offer(record, question.row, question.inputs)
+        self._log.extend(records)
+        for (digest, role), places in _by_version(records).items():
+            target = questions[places[0]].loaded.version.model.target
+            scores = [None if (one := told[place]) is None else one["score"] for place in places]
+            self.traffic.of(digest, role, target).add(status, seconds, scores)
 
     async def _look_up(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
         """Read the features of those questions that are by key, all at once.
@@ -370,14 +427,36 @@ class Answerer:
         by_key = [question for question in questions if question.outcomes is not None]
         self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
 
-    def _scratch(self, loaded: Loaded, role: Role) -> NDArray[np.float32]:
-        """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
-        width = loaded.encoder.width
-        if role != "stable" or loaded.batcher is not None:
-            return np.empty((1, width), dtype=np.float32)
-        if self._row.shape[1] != width:
-            self._row = np.empty((1, width), dtype=np.float32)
-        return self._row
+
+def _scores_here(loaded: Loaded, role: Role) -> bool:
+    """Whether a row of a version is scored on the event loop: stable's, and that of a canary known as quick."""
+    return loaded.batcher is None and (role == "stable" or loaded.pace.quick)
+
+
+def _matrix_for(question: Question) -> NDArray[np.float32]:
+    """What one row is encoded into: where it is scored here, no await may lie between the two."""
+    loaded = question.loaded
+    if loaded.single is not None and _scores_here(loaded, question.role):
+        return loaded.single.matrix
+    return np.empty((1, loaded.encoder.width), dtype=np.float32)
+
+
+def _timed_output(loaded: Loaded, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a model says of each row, and how long it takes for that."""
+    began, single = perf_counter(), loaded.single
+    outputs = single.output() if single and matrix is single.matrix else loaded.version.model.output(matrix)
+    loaded.pace.add(perf_counter() - began, len(matrix))
+    return outputs
+
+
+def _by_version(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[int]]:
+    """The places of the records of each version in each role."""
+    if len(records) == 1:
+        return {(records[0]["version"], records[0]["role"]): [0]}
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, record in enumerate(records):
+        places.setdefault((record["version"], record["role"]), []).append(place)
+    return places
 
 
 def _grouped(questions: Sequence[Question]) -> list[Group]:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
 from importlib import metadata
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,12 +29,15 @@ from clearway.serving.bodies import (
     JSON,
     REQUEST_ID,
     UNSAID,
+    check_announced,
+    check_length,
     new_request_id,
     parse_json,
     read_body,
     read_kind,
     read_request_id,
 )
+from clearway.serving.direct import AtOnce
 from clearway.serving.logs import AccessLog, failed, request_id, without_words
 from clearway.serving.metrics import (
     CONTENT_TYPE,
@@ -62,6 +66,9 @@ NOTICE_SECONDS = 0.05
 COUNT_SECONDS = 0.2
 """How soon they hear what it counted; no sooner than keeps the telling under ``COUNT_SHARE`` of the time."""
 COUNT_SHARE = 0.01
+MOST_AT_ONCE = 16_384
+"""Bytes of a body up to which it is worth a look whether it is a single row."""
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 logger = logging.getLogger("clearway.serving")
 
@@ -165,28 +172,59 @@ class Endpoint:
                 raise LookupFailed(503, self._follower.error or "no version is loaded yet")
             content, version = await answer(Exchange(scope, headers, receive, active, started, identity))
             status = 200
-        except RequestError as error:
-            status, content = error.status, refusal(error.status, str(error))
-        except LookupFailed as error:
-            status, content = error.status, refusal(error.status, str(error))
-            failed(identity, status, str(error) if status == 503 else without_words(str(error)), version)
-        except ModelError as error:
-            status, version = error.status, error.digest
-            content = {**refusal(status, str(error)), "version": version}
-            failed(identity, status, without_words(str(error)), version)
-        except ClientDisconnect:
-            status, content = 400, refusal(400, "the caller left before its request was complete")
         except Exception as error:  # no fault of the server may end a connection without an answer
-            logger.exception("POST %s", scope["path"], extra={"request_id": identity})
-            status, content = 500, refusal(500, f"the server failed: {type(error).__name__}")
+            status, content, version = _failure(error, scope["path"], identity, version, refusal)
         self._traffic.add(status, perf_counter() - started)
         await Reply(content, status, version, identity or new_request_id())(scope, receive, send)
+
+    def predict_at_once(self, asked: list[tuple[bytes, bytes]], content: bytes) -> "Reply | None":
+        """The same as :meth:`predict`, for a request that has arrived whole and has to wait for nothing.
+
+        Parameters
+        ----------
+        asked : list of (name, value)
+            The request's headers. Of a request that is not answered here, they hold its id afterwards: it may be what
+            it is routed by.
+        content : bytes
+            The request's body.
+
+        Returns
+        -------
+        Reply or None
+            None where it has to wait, or may hold more than one row; then nothing has happened.
+        """
+        if len(content) > MOST_AT_ONCE:
+            return None
+        started = perf_counter()
+        headers = dict(asked)
+        active = self._follower.active
+        version = None if active is None else active.table.stable
+        identity = ""
+        try:
+            identity = read_request_id(headers)
+            if active is None:
+                raise LookupFailed(503, self._follower.error or "no version is loaded yet")
+            read_kind(headers)
+            check_announced(headers, self._settings.max_body_bytes)
+            check_length(content, self._settings.max_body_bytes)
+            body, answered = parse_json(content), None
+            if not _is_many(body, active):
+                answered = self._answerer.answer_at_once(body, _wanted(headers), active, started, identity)
+            if answered is None:
+                asked.append((REQUEST_ID, identity.encode()))
+                return None
+            told, version = answered
+            status = 200
+        except Exception as error:
+            status, told, version = _failure(error, "/predict", identity, version, _plain)
+        self._traffic.add(status, perf_counter() - started)
+        return Reply(told, status, version, identity or new_request_id())
 
     async def _predict(self, asked: "Exchange") -> "tuple[Any, str]":
         read_kind(asked.headers)
         body = parse_json(await read_body(asked.headers, asked.receive, self._settings.max_body_bytes))
         active, wanted = asked.active, asked.wanted
-        if type(body) is dict and "rows" in body and "rows" not in active.names:
+        if _is_many(body, active):
             rows = self._rows(body)
             answers, digests = await self._answerer.answer_many(rows, wanted, active, asked.started, asked.identity)
             return {"predictions": answers}, ",".join(digests)
@@ -399,8 +437,7 @@ class Exchange(NamedTuple):
     @property
     def wanted(self) -> str | None:
         """The digest that a tester asked for."""
-        wanted = self.headers.get(_VERSION)
-        return None if wanted is None else wanted.decode("latin-1")
+        return _wanted(self.headers)
 
 
 Answer = Callable[[Exchange], Awaitable[tuple[Any, str]]]
@@ -426,6 +463,11 @@ class Reply:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._body})
+
+    def as_http(self, more_headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The same as a message of HTTP/1.1 (RFC 9112) on a connection that stays open."""
+        headers = b"".join([b"%b: %b\r\n" % header for header in (*more_headers, *self._headers)])
+        return b"%b%b\r\n%b" % (_STATUS_LINES[self._status], headers, self._body)
 
 
 class ModelsEndpoint:
@@ -479,6 +521,11 @@ class App(Starlette):
     """The ASGI application. Predictions pass by what Starlette does for each request: it costs more than they do."""
 
     endpoint: Endpoint
+
+    @property
+    def at_once(self) -> AtOnce | None:
+        """What answers predictions whose requests arrived whole; None where something wraps every request."""
+        return None if self.user_middleware else self.endpoint.predict_at_once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # what wraps every request, such as the access log, is wrapped around the rest
@@ -579,6 +626,35 @@ class _Json(Response):
         self.body = content
         self.raw_headers = headers
         self.background = None
+
+
+def _is_many(body: Any, active: Active) -> bool:
+    """Whether the body of ``POST /predict`` is ``{"rows": [...]}``, and no row with a feature of that name."""
+    return type(body) is dict and "rows" in body and "rows" not in active.names
+
+
+def _wanted(headers: Mapping[bytes, bytes]) -> str | None:
+    wanted = headers.get(_VERSION)
+    return None if wanted is None else wanted.decode("latin-1")
+
+
+def _failure(
+    error: Exception, path: str, identity: str, version: str | None, refusal: Callable[[int, str], Any]
+) -> tuple[int, Any, str | None]:
+    """Status, content and version of the answer to a request that ended so; what is the server's fault is logged."""
+    match error:
+        case RequestError():
+            return error.status, refusal(error.status, str(error)), version
+        case LookupFailed():
+            failed(identity, error.status, str(error) if error.status == 503 else without_words(str(error)), version)
+            return error.status, refusal(error.status, str(error)), version
+        case ModelError():
+            failed(identity, error.status, without_words(str(error)), error.digest)
+            return error.status, {**refusal(error.status, str(error)), "version": error.digest}, error.digest
+        case ClientDisconnect():
+            return 400, refusal(400, "the caller left before its request was complete"), version
+    logger.error("POST %s", path, extra={"request_id": identity}, exc_info=error)
+    return 500, refusal(500, f"the server failed: {type(error).__name__}"), version
 
 
 def _plain(status: int, message: str) -> dict[str, Any]:

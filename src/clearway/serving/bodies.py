@@ -78,12 +78,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     ClientDisconnect
         The caller left before it was complete.
     """
-    announced = headers.get(b"content-length")
-    if announced is not None and (len(announced) > 18 or not announced.isdigit() or int(announced) > limit):
-        said = announced[:20].decode("latin-1")
-        if not announced.isdigit():
-            raise RequestError(400, f"content-length must be a number of bytes, not {said!r}")
-        raise RequestError(413, f"the body has {said} bytes, more than serving.max_body_bytes = {limit}")
+    check_announced(headers, limit)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
@@ -99,9 +94,36 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
             parts.append(message.get("body", b""))
             size += len(parts[-1])
         content = b"".join(parts)
+    check_length(content, limit)
+    return content
+
+
+def check_announced(headers: Mapping[bytes, bytes], limit: int) -> None:
+    """Check the length that a request says of its body, before it is read.
+
+    Raises
+    ------
+    RequestError
+        It is more than ``limit`` bytes (413), or no number (400).
+    """
+    announced = headers.get(b"content-length")
+    if announced is not None and (len(announced) > 18 or not announced.isdigit() or int(announced) > limit):
+        said = announced[:20].decode("latin-1")
+        if not announced.isdigit():
+            raise RequestError(400, f"content-length must be a number of bytes, not {said!r}")
+        raise RequestError(413, f"the body has {said} bytes, more than serving.max_body_bytes = {limit}")
+
+
+def check_length(content: bytes, limit: int) -> None:
+    """Check the length of a body that has arrived.
+
+    Raises
+    ------
+    RequestError
+        It is more than ``limit`` bytes; 413.
+    """
     if len(content) > limit:
         raise RequestError(413, f"the body has more than serving.max_body_bytes = {limit} bytes")
-    return content
 
 
 def parse_json(content: bytes) -> Any:

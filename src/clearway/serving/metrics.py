@@ -60,12 +60,13 @@ class Answered:
         self.latency = Histogram(LATENCY_BOUNDS)
         self.scores = Histogram(score_bounds(target))
 
-    def add(self, status: int, seconds: float, score: float | None) -> None:
-        """Count one row; a row without a score was not answered."""
-        self.statuses[status] = self.statuses.get(status, 0) + 1
-        self.latency.add(seconds)
-        if score is not None:
-            self.scores.add(score)
+    def add(self, status: int, seconds: float, scores: Sequence[float | None]) -> None:
+        """Count the rows of one request, which took it so long; a row without a score was not answered."""
+        self.statuses[status] = self.statuses.get(status, 0) + len(scores)
+        self.latency.add(seconds, len(scores))
+        for score in scores:
+            if score is not None:
+                self.scores.add(score)
 
 
 class Traffic:

@@ -24,7 +24,7 @@ async def cut_off_slow_callers(connections: Collection[Any], seconds: float) -> 
     Parameters
     ----------
     connections
-        Live, of uvicorn's ``HttpToolsProtocol``.
+        Live, each a ``DirectProtocol``.
     seconds
         From the first byte of a request, or from the connection if it sends none, to the last byte of its body.
     """
@@ -51,6 +51,8 @@ def unfinished(connection: Any) -> Any:
     cycle, scope = connection.cycle, connection.scope
     if scope is None:
         return connection  # connected, and silent
+    if scope is connection.answered:
+        return None
     if cycle is None or cycle.scope is not scope:
         return scope  # its headers are not complete
     return cycle if cycle.more_body and not cycle.response_complete else None

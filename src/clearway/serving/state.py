@@ -7,14 +7,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from clearway.bundle import verify
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, kept_warm, quarantined, read_ledger
-from clearway.model import recorded_features
+from clearway.model import SingleRows, recorded_features
 from clearway.online_record import read_record
 from clearway.params import ENTITY_KEY, Params
 from clearway.routing import Role, RoutingTable, key_text, project_routing, read_routing, salt_of, split_of
@@ -42,6 +42,10 @@ MIN_PREFIX = 12
 """Characters of a digest that name a version."""
 GRACE_SECONDS = 60.0
 """How long requests that began before a swap may still read features as before it."""
+
+QUICK_SECONDS, QUICK_ROWS = 0.002, 16
+"""A canary scores on the event loop, beside stable, once so many of its rows in a row took less than this each, and
+until one takes longer. A thread of its own costs each of its callers more than that, and stable's some of it."""
 
 _NOTHING = object()
 """Like no fingerprint, so that a table that is missing from the start is reported too."""
@@ -75,10 +79,10 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
     }
     if (split := split_of(entries[: table.revision])) is not None:
         expected |= {"key": split.key, "salt": salt_of(entry.canary, split.salt)}
-    for field, value in expected.items():
-        if getattr(table, field) != value:
+    for name, value in expected.items():
+        if getattr(table, name) != value:
             raise ClearwayError(
-                f"routing.json: {field} is {getattr(table, field)!r}, but entry {entry.sequence} of the ledger of "
+                f"routing.json: {name} is {getattr(table, name)!r}, but entry {entry.sequence} of the ledger of "
                 f"{environment} says {value!r}: it was changed by hand; scripts/rollback.py rewrites it"
             )
     warm = kept_warm(entries[: table.revision])
@@ -89,6 +93,27 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
         )
     for digest in {table.stable, table.canary, table.shadow} & quarantined(entries):
         raise ClearwayError(f"routing.json: {digest} was quarantined after revision {table.revision}")
+
+
+class Pace:
+    """How fast a version scores single rows of late: one that is quick needs no thread of its own."""
+
+    __slots__ = ("_in_a_row",)
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    @property
+    def quick(self) -> bool:
+        """Whether the latest ``QUICK_ROWS`` took less than ``QUICK_SECONDS`` each."""
+        return self._in_a_row >= QUICK_ROWS
+
+    def add(self, seconds: float, rows: int) -> None:
+        """Count what was scored at once: of several rows only that it was too slow for one."""
+        if seconds > QUICK_SECONDS * rows:
+            self._in_a_row = 0
+        elif rows == 1:
+            self._in_a_row += 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +127,9 @@ class Loaded:
     not trained from the feature store."""
     keyed: KeyedRows | None
     """Set with ``reader``."""
+    single: SingleRows | None = None
+    """Set with ONNX: scores single rows on the event loop."""
+    pace: Pace = field(default_factory=Pace)
     batcher: Batcher | None = None
     """Scores what waits together in one batch; None for ONNX, whose single row costs less than to wait for others."""
 
@@ -135,6 +163,9 @@ class Active:
         self._loaded = {
             digest: self._load(version, (readers or {}).get(digest)) for digest, version in versions.items()
         }
+        self._sides: dict[Role, tuple[Role, Loaded]] = {"stable": ("stable", self._loaded[table.stable])}
+        if table.canary is not None:
+            self._sides["canary"] = ("canary", self._loaded[table.canary])
         self._any_keyed = any(loaded.keyed is not None for loaded in self._loaded.values())
 
         self._key = None if table.key == ENTITY_KEY else table.key
@@ -154,8 +185,9 @@ class Active:
     def _load(self, version: Version, reader: "FeatureReader | None") -> Loaded:
         encoder = RowEncoder(version.model.schema, also_known=self.names)
         keyed = None if reader is None else _keyed_rows(reader, version, self.names)
-        batcher = None if version.model.runtime == "onnx" else Batcher(version.model.output)
-        return Loaded(version, encoder, reader, keyed, batcher)
+        if version.model.runtime == "onnx":
+            return Loaded(version, encoder, reader, keyed, SingleRows(version.model))
+        return Loaded(version, encoder, reader, keyed, batcher=Batcher(version.model.output))
 
     @property
     def versions(self) -> dict[str, Version]:
@@ -212,16 +244,12 @@ class Active:
 
     def route(self, key: str) -> tuple[Role, Loaded]:
         """The version that answers ``key``, and its role."""
-        role = self.table.route(key)
-        digest = self.table.canary if role == "canary" else self.table.stable
-        assert digest is not None  # a table has a weight only together with a canary
-        return role, self._loaded[digest]
+        return self._sides[self.table.route(key)]
 
     def route_many(self, keys: Sequence[str]) -> list[tuple[Role, Loaded]]:
         """The same for each of many keys."""
-        if self.table.canary is None:
-            return [self.route("")] * len(keys)
-        return [self.route(key) for key in keys]
+        sides = self._sides
+        return [sides[role] for role in self.table.route_many(keys)]
 
     def live_digest(self, prefix: str) -> str:
         """The digest of the one live version that begins so.

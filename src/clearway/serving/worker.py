@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -23,6 +24,7 @@ from clearway.prediction_log import PredictionLog
 from clearway.serving.admin import Admin
 from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
+from clearway.serving.direct import DirectProtocol
 from clearway.serving.housekeeping import Housekeeper
 from clearway.serving.logs import set_up
 from clearway.serving.models import hosting
@@ -159,7 +161,7 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=partial(DirectProtocol, app.at_once),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         access_log=False,
