@@ -865,7 +865,7 @@ class ServingParams(Section):
     read_timeout_seconds: float = Field(10.0, gt=0, le=3600)
     """How long a request may take to arrive, headers and body; then its connection is closed (408)."""
     max_connections: int = Field(2000, ge=1)
-    """Connections that one process holds open; requests on further ones are refused (503)."""
+    """Connections that one process holds open; further callers are turned away (503)."""
     log: LogParams = LogParams()
     log_format: Literal["text", "json"] = "text"
     """Of the server's own log, on its standard error."""

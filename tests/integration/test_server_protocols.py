@@ -16,8 +16,8 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
-from fruit_server import MAX_ROWS, NAME, NULLS, ROW, make_project, serving
-from live_server import REPOSITORY, Server, deploy, running
+from fruit_server import MAX_CONNECTIONS, MAX_ROWS, NAME, NULLS, ROW, make_project, serving
+from live_server import REPOSITORY, Server, deploy, running, until
 
 from clearway.mlflow_model import Scorer
 from clearway.model import load_model
@@ -231,6 +231,48 @@ def test_a_silent_connection_is_closed_but_not_one_between_requests(server: Serv
     assert raw(server) == b""
     assert post(server, "/predict", ROW)[0] == 200
     assert server.local.connection.sock is kept, "an idle connection was closed too"
+
+
+@pytest.mark.parametrize(
+    ("request_line", "more"),
+    [(b"POST /predict", b"a"), (b"POST /nowhere", b"a"), (b"GET /v2", b"\r\n")],
+    ids=["too large", "nowhere", "empty lines"],
+)
+def test_callers_that_send_on_after_their_answer_are_cut_off_too(
+    server: Server, request_line: bytes, more: bytes
+) -> None:
+    length = b"" if request_line.startswith(b"GET") else b"content-length: 99999999\r\n"
+    head = request_line + b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + length + b"\r\n"
+    assert raw(server, head, more, pause=0.3).count(b"HTTP/1.1") == 1
+
+
+def test_callers_beyond_the_limit_are_turned_away_and_no_others(server: Server) -> None:
+    assert post(server, "/predict", ROW)[0] == 200
+    address = ("127.0.0.1", server.port)
+    silent = [socket.create_connection(address, timeout=30) for _ in range(MAX_CONNECTIONS)]
+    try:
+        answer = silent[-1].recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in answer
+        assert b"serving.max_connections" in answer
+        assert post(server, "/predict", ROW)[0] == 200, "a caller that was there before is refused"
+    finally:
+        for caller in silent:
+            caller.close()
+    until(lambda: raw(server, b"GET /v2 HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200"), "room")
+
+
+def test_a_request_that_offers_another_protocol_is_answered_in_its_own(server: Server) -> None:
+    body = json.dumps(ROW).encode()
+    offer = (
+        HEAD + b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+    )
+    length = b"content-length: %d\r\n\r\n" % len(body)
+    whole = offer + length + body
+    last = HEAD + b"connection: close\r\n" + length + body
+    for parts in ((whole, last), (whole * 3 + last,), (whole[:150], whole[150:-20], whole[-20:], last)):
+        answer = raw(server, *parts, pause=0.05)
+        assert answer.count(b"HTTP/1.1 200") == b"".join(parts).count(b"POST"), answer
 
 
 def test_wrong_lengths_and_chunked_bodies(server: Server) -> None:

@@ -53,12 +53,15 @@ def unfinished(connection: Any) -> Any:
         return connection  # connected, and silent
     if cycle is None or cycle.scope is not scope:
         return scope  # its headers are not complete
-    return cycle if cycle.more_body and not cycle.response_complete else None
+    if cycle.response_complete:  # answered before it was there: whatever still comes stops uvicorn's own timer
+        return cycle if connection.timeout_keep_alive_task is None else None
+    return cycle if cycle.more_body else None
 
 
 def _close(connection: Any) -> None:
-    cycle, transport = connection.cycle, connection.transport
-    answering = cycle is not None and cycle.response_started and not cycle.response_complete
-    if connection.scope is not None and not answering:
-        transport.write(ANSWER)
+    cycle, scope, transport = connection.cycle, connection.scope, connection.transport
+    if scope is not None:
+        own = cycle is not None and cycle.scope is scope  # else the cycle is of the request before
+        if not cycle.response_started if own else cycle is None or cycle.response_complete:
+            transport.write(ANSWER)
     transport.close()
