@@ -788,6 +788,11 @@ class LogParams(Section):
             raise ValueError(f"{min(both)} is both in leave_out and in hash: choose one")
         return self
 
+    @property
+    def hides(self) -> bool:
+        """Whether anything is left out or hashed."""
+        return bool(self.leave_out or self.hash)
+
 
 class ShadowParams(Section):
     """Copies of what the stable version answers, which a shadow version answers unseen."""
