@@ -156,7 +156,7 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
     follower = Follower(params, workspace, environment)
     hosted = hosting(params, workspace, environment)
-    admin = Admin(params, workspace, environment, follower.served)
+    admin = Admin(params, workspace, environment, lambda: app.endpoint.whole())
     app = build_app(params.serving, environment, follower, log, params.model_name, desk, hosted, admin)
     config = uvicorn.Config(
         app,
@@ -178,7 +178,8 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
         signal.signal(number, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     threading.Thread(target=_end_with_supervisor, args=(place.lifeline,), name="lifeline", daemon=True).start()
-    housekeeper = Housekeeper(workspace, environment, settings.compact_minutes if place.slot == 0 else None)
+    minutes, others = (settings.compact_minutes, hosted.folders.values()) if place.slot == 0 else (None, ())
+    housekeeper = Housekeeper(workspace, environment, minutes, others)
     try:
         server.run(sockets=[socket.socket(fileno=place.listener)])
     finally:
