@@ -107,7 +107,7 @@ class Answerer:
         self.without_key = 0
         """Rows that were routed by their id, because they had no routing key."""
         self._row = np.empty((0, 0), dtype=np.float32)
-        self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+        self._tried, self._trial = "", ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
         self._batches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")  # no thread before its first
 
     def close(self) -> None:
@@ -254,12 +254,14 @@ class Answerer:
         failure: ModelError | None = None
         try:
             if batcher is not None:
-                lane = self._batches if stable else self._trial
+                lane = self._batches if stable else self._lane(digest)
                 outputs = await batcher.output(group.matrix, lane, self._settings.batching)
             elif stable:
                 outputs = model.output(group.matrix)
             else:
-                outputs = await asyncio.get_running_loop().run_in_executor(self._trial, model.output, group.matrix)
+                outputs = await asyncio.get_running_loop().run_in_executor(
+                    self._lane(digest), model.output, group.matrix
+                )
             told: list[dict[str, Any] | None] = [*model.target.told(outputs, model.threshold)]
             if not all(math.isfinite(one["score"]) for one in told if one is not None):
                 raise ArithmeticError("it answered a score that is not finite")
@@ -369,6 +371,12 @@ class Answerer:
         """Log the rows by key whose features the model refuses: these are the store's, no caller can mend them."""
         by_key = [question for question in questions if question.outcomes is not None]
         self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
+
+    def _lane(self, digest: str) -> ThreadPoolExecutor:
+        """The thread of this canary: one that never ends must not keep the next one's callers waiting."""
+        if digest != self._tried:  # what the last one began goes on in its own, which ends with its work
+            self._tried, self._trial = digest, ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+        return self._trial
 
     def _scratch(self, loaded: Loaded, role: Role) -> NDArray[np.float32]:
         """The one row that stable's single requests are encoded into: no await lies between filling and scoring."""
