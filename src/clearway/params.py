@@ -664,8 +664,9 @@ class ModelCardParams(Section):
 
 
 class RegistryParams(Section):
-    model: str | None = None
-    """Name of the registered model; the project's name by default."""
+    model: str | None = Field(None, pattern=r"^[^/:\x00-\x1f\x7f]*[^/:\x00-\x1f\x7f. ][^/:\x00-\x1f\x7f]*$")
+    """Name of the registered model, without ``/`` and ``:``, which MLflow and the paths of the server cannot have; the
+    project's name by default."""
     tracking_uri: str | None = None
     """MLflow server; ``$MLFLOW_TRACKING_URI`` wins over it; SQLite under ``var/`` by default."""
 
