@@ -19,10 +19,14 @@ import pytest
 from fruit_server import MAX_CONNECTIONS, MAX_ROWS, NAME, NULLS, ROW, make_project, serving
 from live_server import REPOSITORY, Server, deploy, running, until
 
+from clearway.admin_api import TOKEN_VARIABLE
+from clearway.bundle import verify
+from clearway.bundle_tar import packed
 from clearway.mlflow_model import Scorer
 from clearway.model import load_model
 from clearway.prediction_log import read_log
 
+TOKEN = "t" * 64
 MODEL = f"/v2/models/{quote(NAME)}"
 DATATYPES = {"weight": "FP64", "sugar": "INT64", "organic": "BOOL", "colour": "BYTES", "shape": "BYTES"}
 FRAME = pd.DataFrame([ROW, {**ROW, "sugar": 5, "weight": np.nan}, {**ROW, "shape": "long", "colour": "mauve"}])
@@ -33,8 +37,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serves the challenger, with the simple model as a canary of half the traffic."""
     workspace, first, second = make_project(tmp_path_factory.mktemp("fruit"))
     deploy(workspace.environment("staging"), first, second, 50)
-    with running(workspace) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN_VARIABLE, TOKEN)
+        with running(workspace) as made:
+            yield made
 
 
 def digests(server: Server) -> tuple[str, str]:
@@ -244,6 +250,18 @@ def test_callers_that_send_on_after_their_answer_are_cut_off_too(
     length = b"" if request_line.startswith(b"GET") else b"content-length: 99999999\r\n"
     head = request_line + b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + length + b"\r\n"
     assert raw(server, head, more, pause=0.3).count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, b"200"), ("wrong", b"401")])
+def test_an_upload_may_take_longer_than_a_request_if_its_sender_is_let_in(
+    server: Server, token: str, status: bytes
+) -> None:
+    stable = digests(server)[0]
+    content = b"".join(packed(verify(server.workspace.bundles / stable, stable)))
+    head = f"PUT /admin/bundles/{stable} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n"
+    length = f"content-length: {len(content)}\r\n\r\n"
+    answer = raw(server, (head + length).encode() + content[:1000], content[1000:], pause=2.5)
+    assert answer.startswith(b"HTTP/1.1 " + status), answer
 
 
 def test_callers_beyond_the_limit_are_turned_away_and_no_others(server: Server) -> None:

@@ -34,6 +34,7 @@ from clearway.ledger import GENESIS, Entry, ledger_file, locked, quarantined, re
 from clearway.params import LocalTargetParams, Params, ServedHereParams, describe
 from clearway.routing import read_routing
 from clearway.serving.admin_access import AccessError, Caller, Guard
+from clearway.serving.slow_callers import OWN_PATIENCE
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ class Admin:
         announced = request.headers.get("content-length", "0")
         if len(announced) > 18 or int(announced) > limit:
             raise _too_large(announced, limit)
+        request.scope[OWN_PATIENCE] = True  # IDLE_SECONDS
         uploads = self._workspace.var / "uploads"
         uploads.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=uploads) as spool:

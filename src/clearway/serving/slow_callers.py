@@ -11,6 +11,8 @@ from typing import Any
 
 LOOKS = 4
 """How often within the limit the connections are looked at: a caller is cut off up to a quarter of it too late."""
+OWN_PATIENCE = "clearway.own_patience"
+"""Set in the scope of a request whose reader itself says how long it may take: a large upload of somebody let in."""
 _BODY = b'{"error":"the request took longer to arrive than serving.read_timeout_seconds"}'
 ANSWER = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -55,7 +57,7 @@ def unfinished(connection: Any) -> Any:
         return scope  # its headers are not complete
     if cycle.response_complete:  # answered before it was there: whatever still comes stops uvicorn's own timer
         return cycle if connection.timeout_keep_alive_task is None else None
-    return cycle if cycle.more_body else None
+    return cycle if cycle.more_body and OWN_PATIENCE not in cycle.scope else None
 
 
 def _close(connection: Any) -> None:
