@@ -336,7 +336,8 @@ class Answerer:
         Raises
         ------
         LookupFailed
-            The feature store does not answer, or a function of the project fails; all questions are logged as failed.
+            The feature store does not answer, or a function of the project fails; all questions of the
+            versions that need it are logged as failed.
         """
         by_reader: dict[int, list[Question]] = {}
         for question in questions:
@@ -361,7 +362,8 @@ class Answerer:
             from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
 
             status = 503 if isinstance(error, StoreUnavailable) else 500
-            self._write(questions, [None] * len(questions), status, active, started, tester=tester)
+            failed = [question for question in questions if question.loaded.reader is reader]  # the others never fared
+            self._write(failed, [None] * len(failed), status, active, started, tester=tester)
             raise LookupFailed(status, str(error)) from None
         for question, lookup in zip(by_key, lookups, strict=True):
             question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
