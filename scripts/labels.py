@@ -14,7 +14,7 @@ def main() -> int:
     options.add_argument("--known-at", metavar="TIME", help="when all became known, for a file without labelled_at")
     arguments = options.parse_args()
     from clearway.files import write_json
-    from clearway.labels import import_outcomes, read_outcomes
+    from clearway.labels import declared_labels, import_outcomes, read_outcomes
     from clearway.params import load_params
     from clearway.skew_report import parse_time
     from clearway.workspace import Workspace
@@ -22,7 +22,8 @@ def main() -> int:
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
     known_at = parse_time(arguments.known_at, "--known-at") if arguments.known_at else None
-    outcomes = read_outcomes(arguments.file, params, known_at)
+    declared = declared_labels(params, workspace.root)
+    outcomes = read_outcomes(arguments.file, params, known_at, declared)
     report = import_outcomes(params, workspace, arguments.env, outcomes, datetime.now(UTC))
     write_json(workspace.reports / "labels.json", report.model_dump(mode="json"))
     job_summary(f"### Labels of {arguments.env}: {report.sentence}")

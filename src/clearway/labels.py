@@ -4,7 +4,7 @@ A label is kept once for each question (``labels/day=*/part-*.parquet``: id, lab
 import). What is not sure is not kept, and is counted and named: see :class:`LabelReport`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from clearway.labelled_rows import read_labels as checked_labels
 from clearway.log_hiding import Hiding, hiding_of
 from clearway.params import CsvSource, DataParams, Kind, Params, ParquetSource
 from clearway.prediction_log import read_log
+from clearway.schema import load_schema
 from clearway.sources import read_source
 from clearway.target import class_names
 from clearway.workspace import Workspace
@@ -250,7 +251,23 @@ def import_outcomes(
     return matched.report
 
 
-def read_outcomes(path: Path, params: Params, known_at: datetime | None = None) -> pd.DataFrame:
+def declared_labels(params: Params, root: Path) -> tuple[Any, ...]:
+    """The values that ``schema.yaml`` allows for the label of a flat project; empty where it allows all.
+
+    Raises
+    ------
+    UsageError
+        ``schema.yaml`` is missing or wrong.
+    """
+    if params.data is None:
+        return ()
+    column = load_schema(root / params.data_schema).table(params.data.table).columns.get(params.data.label)
+    return () if column is None else tuple(column.values or ())
+
+
+def read_outcomes(
+    path: Path, params: Params, known_at: datetime | None = None, declared: Sequence[Any] = ()
+) -> pd.DataFrame:
     """A file of outcomes: CSV, Parquet (``.parquet``) or JSON lines (``.jsonl``).
 
     Parameters
@@ -261,6 +278,8 @@ def read_outcomes(path: Path, params: Params, known_at: datetime | None = None) 
         Says what a label is: ``target.kind``, and of a flat project ``data.positive``.
     known_at : datetime, optional
         For a file without ``labelled_at``.
+    declared : sequence, optional
+        :func:`declared_labels`: a word that is none of them is refused.
 
     Returns
     -------
@@ -287,7 +306,7 @@ def read_outcomes(path: Path, params: Params, known_at: datetime | None = None) 
         made[name] = _times_in(path, name, present)
     if (gone := made["labelled_at"].isna() & frame[LABEL].notna()).any():
         raise ClearwayError(f"{path}: labelled_at is missing in row {int(np.argmax(gone)) + 1}: say when it was known")
-    made[LABEL] = _labels_in(path, frame[LABEL], params.target.kind, params.data)
+    made[LABEL] = _labels_in(path, frame[LABEL], params.target.kind, params.data, declared)
     return made[list(OUTCOME)]
 
 
@@ -359,14 +378,45 @@ def _times_in(path: Path, name: str, column: "pd.Series[Any]") -> "pd.Series[Any
     return times.astype("datetime64[ns, UTC]").dt.floor("us")
 
 
-def _labels_in(path: Path, column: "pd.Series[Any]", kind: Kind, data: DataParams | None) -> "pd.Series[Any]":
+def _labels_in(
+    path: Path, column: "pd.Series[Any]", kind: Kind, data: DataParams | None, declared: Sequence[Any]
+) -> "pd.Series[Any]":
     """Labels as the log's readers need them; null stays null."""
+    for value in column:
+        if isinstance(value, (list, dict, np.ndarray)):
+            raise ClearwayError(f"{path}: label {value!r} is no single value")
     if kind == "multiclass":
         return class_names(column)
     known = column.dropna()
-    if kind == "binary" and data is not None and known.map(lambda value: isinstance(value, str)).any():
-        known = (known == data.positive).astype("float64")  # of a flat table: its own words
-    if known.map(lambda value: isinstance(value, str)).any():
-        raise ClearwayError(f"{path}: label {known.iloc[0]!r} is no number, as target.kind = {kind!r} needs")
+    words = [value for value in known if isinstance(value, str)]
+    if kind == "binary" and data is not None and (words or data.positive != 1):
+        known = _own_words(path, known, words, data.positive, declared)
+    elif words:
+        raise ClearwayError(f"{path}: label {words[0]!r} is no number, as target.kind = {kind!r} needs")
     found = pd.Series(checked_labels(known.astype("float64"), kind, str(path)), known.index, dtype="float64")
     return found.reindex(column.index)
+
+
+def _own_words(
+    path: Path, known: "pd.Series[Any]", words: Sequence[str], positive: Any, declared: Sequence[Any]
+) -> "pd.Series[Any]":
+    """Labels in the values of a flat table: ``data.positive`` is 1, every other value 0.
+
+    A file of a table of words may say 0 and 1 instead. What is nearly ``data.positive`` is a slip, and would be a no.
+    """
+    if not isinstance(positive, str):
+        if words:
+            raise ClearwayError(
+                f"{path}: label {words[0]!r} is a text, but data.positive is {positive!r}: write numbers"
+            )
+        return pd.Series(known == positive, dtype="float64")
+    if not words:
+        return known
+    for value in known:
+        near = isinstance(value, str) and value.strip().casefold() == positive.strip().casefold()
+        if value != positive and (near or not isinstance(value, str) or (declared and value not in declared)):
+            allowed = f", schema.yaml allows {', '.join(map(repr, declared))}" if declared else ""
+            raise ClearwayError(
+                f"{path}: label {value!r}: data.positive is {positive!r}{allowed}: write it as the table does"
+            )
+    return pd.Series(known == positive, dtype="float64")

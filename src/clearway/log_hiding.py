@@ -1,7 +1,7 @@
 """What the prediction log does not say: fields that are left out, and fields of which only a keyed hash is written."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from clearway.errors import UsageError
+from clearway.errors import ClearwayError, UsageError
 from clearway.params import LogParams
 
 KEY_VARIABLE = "CLEARWAY_LOG_KEY"
@@ -82,6 +82,64 @@ def hiding_of(settings: LogParams, environ: Mapping[str, str] = os.environ) -> H
             f"set it to a secret of at least {KEY_BYTES}, the same for every server and command of this project"
         )
     return Hiding(settings.leave_out, settings.hash, blake2b(key).digest() if settings.hash else b"")
+
+
+def check_hiding(
+    settings: LogParams,
+    routing_key: str,
+    features: Collection[str],
+    inputs: Collection[str],
+    elsewhere: Callable[[], Collection[str]],
+) -> None:
+    """Check that what ``serving.log`` names is hidden: that there is such a field, and that no other field tells it.
+
+    Parameters
+    ----------
+    settings
+        ``serving.log``.
+    routing_key
+        Name of the field whose value is logged as ``entity``.
+    features, inputs
+        Fields that the log can have of each group.
+    elsewhere
+        Fields of versions that are not served, and columns of the schema: asked for only where a name is in neither
+        group, since what comes to be served may bring it.
+
+    Raises
+    ------
+    ClearwayError
+        A name is that of no field, or its value stands in another field too; names both.
+    """
+    named = {"leave_out": settings.leave_out, "hash": settings.hash}
+    hidden = {*settings.leave_out, *settings.hash}
+    written = {name for group, names in zip(GROUPS, (features, inputs), strict=True) for name in _within(group, names)}
+    plain = {name for name in written - hidden if name.partition(".")[0] not in hidden}
+    for key, names in named.items():
+        for name in names:
+            group, dot, inner = name.partition(".")
+            same = _within("features", (inner,)) | _within("inputs", (inner,)) if dot else set[str]()
+            if dot and not same & written and inner not in elsewhere():
+                known = ", ".join(sorted(features if group == "features" else inputs)) or "none"
+                raise ClearwayError(
+                    f"params.yaml: serving.log.{key} names {name}, which no version here has and schema.yaml does not "
+                    f"know ({group}: {known}): it would hide nothing; correct or remove it"
+                )
+            if name == "entity":
+                same = _within("features", (routing_key,)) | _within("inputs", (routing_key,))
+            if told := sorted(same & plain):
+                raise ClearwayError(
+                    f"params.yaml: serving.log.{key} hides {name}, but the log tells the same value as "
+                    f"{' and '.join(told)}: add that to serving.log.hash or leave_out"
+                )
+            if dot and inner == routing_key and same & written and "entity" not in settings.hash:
+                raise ClearwayError(
+                    f"params.yaml: serving.log.{key} hides {name}, but it is serving.routing_key, and the log tells it "
+                    "as entity: add entity to serving.log.hash"
+                )
+
+
+def _within(group: str, names: Collection[str]) -> set[str]:
+    return {f"{group}.{name}" for name in names}
 
 
 def hidden_in(fields: str | None, group: str) -> frozenset[str] | None:

@@ -664,8 +664,9 @@ class ModelCardParams(Section):
 
 
 class RegistryParams(Section):
-    model: str | None = None
-    """Name of the registered model; the project's name by default."""
+    model: str | None = Field(None, pattern=r"^[^/:\x00-\x1f\x7f]*[^/:\x00-\x1f\x7f. ][^/:\x00-\x1f\x7f]*$")
+    """Name of the registered model, without ``/`` and ``:``, which MLflow and the paths of the server cannot have; the
+    project's name by default."""
     tracking_uri: str | None = None
     """MLflow server; ``$MLFLOW_TRACKING_URI`` wins over it; SQLite under ``var/`` by default."""
 
@@ -788,6 +789,11 @@ class LogParams(Section):
             raise ValueError(f"{min(both)} is both in leave_out and in hash: choose one")
         return self
 
+    @property
+    def hides(self) -> bool:
+        """Whether anything is left out or hashed."""
+        return bool(self.leave_out or self.hash)
+
 
 class ShadowParams(Section):
     """Copies of what the stable version answers, which a shadow version answers unseen."""
@@ -865,7 +871,7 @@ class ServingParams(Section):
     read_timeout_seconds: float = Field(10.0, gt=0, le=3600)
     """How long a request may take to arrive, headers and body; then its connection is closed (408)."""
     max_connections: int = Field(2000, ge=1)
-    """Connections that one process holds open; requests on further ones are refused (503)."""
+    """Connections that one process holds open; further callers are turned away (503)."""
     log: LogParams = LogParams()
     log_format: Literal["text", "json"] = "text"
     """Of the server's own log, on its standard error."""

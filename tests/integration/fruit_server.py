@@ -28,7 +28,7 @@ NAME = "fruit of the day"
 """A name that a path must quote."""
 ROW: dict[str, Any] = {"weight": 180.5, "sugar": 11, "organic": True, "colour": "red", "shape": "round"}
 NULLS: dict[str, Any] = {**ROW, "weight": None, "organic": None, "colour": None}
-MAX_ROWS, MAX_BYTES = 50, 65_536
+MAX_ROWS, MAX_BYTES, MAX_CONNECTIONS = 50, 65_536, 40
 
 
 def make_project(root: Path) -> tuple[Workspace, str, str]:
@@ -43,7 +43,12 @@ def make_project(root: Path) -> tuple[Workspace, str, str]:
             "arguments": {"max_iter": 5, "min_samples_leaf": 5},
         },
         "environments": {"staging": {"port": 0}, "single": {"port": 0}, "together": {"port": 0}},
-        "serving": {"max_rows": MAX_ROWS, "max_body_bytes": MAX_BYTES, "read_timeout_seconds": 1.5},
+        "serving": {
+            "max_rows": MAX_ROWS,
+            "max_body_bytes": MAX_BYTES,
+            "max_connections": MAX_CONNECTIONS,
+            "read_timeout_seconds": 1.5,
+        },
     }
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(params))

@@ -10,6 +10,7 @@ import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from clearway.prediction_log import PredictionLog, read_log
 from clearway.serving import models as hosting_module
 from clearway.serving.answering import Answerer
 from clearway.serving.app import Endpoint, _hosted_endpoint
+from clearway.serving.housekeeping import Housekeeper
 from clearway.serving.models import Hosting, Models, NotLoadedError, UnknownModelError, hosting
 from clearway.serving.state import Follower
 from clearway.serving.whole import Desk
@@ -451,6 +453,25 @@ def test_a_host_that_stops_withdraws_and_leaves_a_projects_own_server_alone(tmp_
         assert (theirs["b"].environment("staging") / "server.json").exists()
 
 
+def test_the_log_of_a_hosted_project_is_compacted_as_its_own_params_say(tmp_path: Path) -> None:
+    theirs = {name: write_tiny(tmp_path / name, serving=serving) for name, serving in (
+        ("a", {"log": {"compact_minutes": 0.001}}), ("b", {"log": {"compact_minutes": None}})
+    )}  # fmt: skip
+    logs = {name: workspace.environment("staging") / "predictions" for name, workspace in theirs.items()}
+    for folder in logs.values():
+        log = PredictionLog(folder)
+        log.append({"id": "1", "revision": 1, "version": "v", "status": 200, "served_at": datetime.now(UTC)})
+        log.close()
+    folders = [workspace.root for workspace in theirs.values()]
+    keeper = Housekeeper(Workspace(tmp_path / "own"), "staging", 0.001, folders)
+    try:
+        until(lambda: any(logs["a"].glob("parquet/day=*/part-*.parquet")), "compaction")
+    finally:
+        keeper.stop()
+    assert list(read_log(logs["a"])["id"]) == ["1"]
+    assert not (logs["b"] / "parquet").exists()
+
+
 def test_what_models_are_asked_is_counted_also_after_they_were_unloaded(server: Server) -> None:
     def counted() -> dict[str, float]:
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
@@ -474,8 +495,11 @@ def test_unknown_and_absent_models_are_named(server: Server) -> None:
     assert status == 404
     assert answer["error"].startswith("no model is called 'nobody' (models: own, gone, m000, m001, ")
     assert answer["error"].endswith(" and 90 more)")
-    status, answer, headers = server.ask("POST", "/models/gone/predict", body, content_type="application/json")
-    assert (status, int(headers["retry-after"]) >= 1) == (503, True)
+    told = {"content_type": "application/json", "x_request_id": "order-7"}
+    status, answer, headers = server.ask("POST", "/models/gone/predict", body, **told)
+    assert (status, int(headers["retry-after"]) >= 1, headers["x-request-id"]) == (503, True, "order-7")
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as metrics:
+        assert b'clearway_model_requests_total{model="gone",status="503"} ' in metrics.read()
     assert answer["error"].startswith("model 'gone' is not loaded: ")
     assert "params.yaml is missing" in answer["error"]
     assert ask(server, "own") == pytest.approx(0.5)

@@ -1,5 +1,6 @@
 """A real server under observation: by which key it routes, what its log says and keeps to itself, and its spans."""
 
+import asyncio
 import http.client
 import json
 import threading
@@ -24,7 +25,7 @@ from clearway.prediction_log import read_log
 from clearway.routing import read_routing
 from clearway.serving.loading import load_version
 from clearway.serving.requests import Envelope
-from clearway.serving.state import Active, check_vouched
+from clearway.serving.state import Active, Follower, check_vouched
 from clearway.workspace import Workspace
 
 WHO = {"actor": "test", "reason": "a test"}
@@ -191,6 +192,26 @@ def test_key_that_no_row_has_is_refused_by_the_server_too_while_a_rollout_is_ope
     with pytest.raises(ClearwayError, match="key is 'aircraft', which is no field of a request"):
         Active(wrong, versions)
     Active(wrong.model_copy(update={"canary": None, "canary_weight": 0}), versions)  # the way back is open
+
+
+@pytest.mark.parametrize(
+    ("hashed", "said"),
+    [
+        (["features.wieght"], "hash names features.wieght, which no version here has"),
+        (["features.tree"], "hides features.tree, but it is serving.routing_key"),
+        (["entity"], "hides entity, but the log tells the same value as features.tree"),
+        (["entity", "features.tree", "features.weight"], None),
+    ],
+)
+def test_a_server_whose_log_would_not_hide_what_it_should_serves_nothing(
+    observed: Observed, hashed: list[str], said: str | None
+) -> None:
+    content = yaml.safe_load(observed.workspace.params_file.read_text())
+    content["serving"]["log"] = {"hash": hashed}
+    follower = Follower(Params.model_validate(content), observed.workspace, "staging")
+    asyncio.run(follower.catch_up())
+    assert (follower.active is None) == (said is not None)
+    assert follower.error == said or (said is not None and said in (follower.error or ""))
 
 
 @pytest.mark.parametrize("change", [{"key": "weight"}, {"salt": "another"}, {"shadow": "c" * 64}])

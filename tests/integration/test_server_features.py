@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 from live_server import REPOSITORY, Server, deploy, running, until
@@ -90,6 +91,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, orchards: Orchards) -> Iter
     deploy(workspace.environment("staging"), orchards.stored)
     with running(workspace) as made:
         yield made
+
+
+def logged(server: Server, prefix: str) -> pd.DataFrame:
+    """The records whose ids begin so, once there are some."""
+
+    def found() -> pd.DataFrame:
+        log = read_log(server.folder / "predictions")
+        return log[log["id"].str.startswith(prefix)]
+
+    until(lambda: len(found()) > 0, "log")
+    return found()
 
 
 def metrics(server: Server) -> dict[tuple[str, ...], float]:
@@ -236,6 +248,11 @@ def test_canary_that_cannot_find_its_features_fails_its_own_callers_only(orchard
                 assert answer["score"] == pytest.approx(score({**SOIL, "variety": "gala"}))
             else:
                 assert (status, "no table" in answer["error"]) == (503, True)
+        batch = [{**BY_KEY, "entity": str(number), "id": f"batch-{number}"} for number in range(40)]
+        assert server.predict({"rows": batch})[0] == 503
+        log = logged(server, "batch-")
+        assert set(log["version"]) == {orchards.stored}, "rows of the stable version did not fail"
+        assert set(log["status"]) == {503}
         assert server.predict(BY_KEY, x_clearway_version=modest)[0] == 200
         assert server.predict(BY_KEY, x_clearway_version=orchards.stored)[0] == 503
         assert server.ask("GET", "/v2/health/ready")[:2] == (200, {"ready": True, "features": "degraded"})

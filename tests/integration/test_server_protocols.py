@@ -16,13 +16,17 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
-from fruit_server import MAX_ROWS, NAME, NULLS, ROW, make_project, serving
-from live_server import REPOSITORY, Server, deploy, running
+from fruit_server import MAX_CONNECTIONS, MAX_ROWS, NAME, NULLS, ROW, make_project, serving
+from live_server import REPOSITORY, Server, deploy, running, until
 
+from clearway.admin_api import TOKEN_VARIABLE
+from clearway.bundle import verify
+from clearway.bundle_tar import packed
 from clearway.mlflow_model import Scorer
 from clearway.model import load_model
 from clearway.prediction_log import read_log
 
+TOKEN = "t" * 64
 MODEL = f"/v2/models/{quote(NAME)}"
 DATATYPES = {"weight": "FP64", "sugar": "INT64", "organic": "BOOL", "colour": "BYTES", "shape": "BYTES"}
 FRAME = pd.DataFrame([ROW, {**ROW, "sugar": 5, "weight": np.nan}, {**ROW, "shape": "long", "colour": "mauve"}])
@@ -33,8 +37,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serves the challenger, with the simple model as a canary of half the traffic."""
     workspace, first, second = make_project(tmp_path_factory.mktemp("fruit"))
     deploy(workspace.environment("staging"), first, second, 50)
-    with running(workspace) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN_VARIABLE, TOKEN)
+        with running(workspace) as made:
+            yield made
 
 
 def digests(server: Server) -> tuple[str, str]:
@@ -296,6 +302,60 @@ def test_an_idle_connection_after_an_answer_is_kept_but_not_half_a_request(serve
 def test_what_follows_a_request_and_is_no_http_is_refused(server: Server) -> None:
     assert raw(server, whole(ROW) + b"nonsense\r\n\r\n").count(b"400 Bad Request") == 1
     assert post(server, "/predict", ROW)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("request_line", "more"),
+    [(b"POST /predict", b"a"), (b"POST /nowhere", b"a"), (b"GET /v2", b"\r\n")],
+    ids=["too large", "nowhere", "empty lines"],
+)
+def test_callers_that_send_on_after_their_answer_are_cut_off_too(
+    server: Server, request_line: bytes, more: bytes
+) -> None:
+    length = b"" if request_line.startswith(b"GET") else b"content-length: 99999999\r\n"
+    head = request_line + b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + length + b"\r\n"
+    assert raw(server, head, more, pause=0.3).count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, b"200"), ("wrong", b"401")])
+def test_an_upload_may_take_longer_than_a_request_if_its_sender_is_let_in(
+    server: Server, token: str, status: bytes
+) -> None:
+    stable = digests(server)[0]
+    content = b"".join(packed(verify(server.workspace.bundles / stable, stable)))
+    head = f"PUT /admin/bundles/{stable} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n"
+    length = f"content-length: {len(content)}\r\n\r\n"
+    answer = raw(server, (head + length).encode() + content[:1000], content[1000:], pause=2.5)
+    assert answer.startswith(b"HTTP/1.1 " + status), answer
+
+
+def test_callers_beyond_the_limit_are_turned_away_and_no_others(server: Server) -> None:
+    assert post(server, "/predict", ROW)[0] == 200
+    address = ("127.0.0.1", server.port)
+    silent = [socket.create_connection(address, timeout=30) for _ in range(MAX_CONNECTIONS)]
+    try:
+        answer = silent[-1].recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in answer
+        assert b"serving.max_connections" in answer
+        assert post(server, "/predict", ROW)[0] == 200, "a caller that was there before is refused"
+    finally:
+        for caller in silent:
+            caller.close()
+    until(lambda: raw(server, b"GET /v2 HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200"), "room")
+
+
+def test_a_request_that_offers_another_protocol_is_answered_in_its_own(server: Server) -> None:
+    body = json.dumps(ROW).encode()
+    offer = (
+        HEAD + b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+    )
+    length = b"content-length: %d\r\n\r\n" % len(body)
+    whole = offer + length + body
+    last = HEAD + b"connection: close\r\n" + length + body
+    for parts in ((whole, last), (whole * 3 + last,), (whole[:150], whole[150:-20], whole[-20:], last)):
+        answer = raw(server, *parts, pause=0.05)
+        assert answer.count(b"HTTP/1.1 200") == b"".join(parts).count(b"POST"), answer
 
 
 def test_wrong_lengths_and_chunked_bodies(server: Server) -> None:

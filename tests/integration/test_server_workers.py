@@ -20,15 +20,20 @@ from live_server import deploy as deploy_in
 from prometheus_client.parser import text_string_to_metric_families
 from small_bundle import ROW, small_bundle, write_small_project
 
+from clearway.admin_api import TOKEN_VARIABLE
 from clearway.prediction_log import read_log
 from clearway.workspace import Workspace
+
+TOKEN = "t" * 64
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two workers that serve a model which answers 0.25; beside it lies one that answers 0.75."""
-    with serving(tmp_path_factory.mktemp("workers")) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN_VARIABLE, TOKEN)
+        with serving(tmp_path_factory.mktemp("workers")) as made:
+            yield made
 
 
 def serving(root: Path) -> Any:
@@ -51,11 +56,11 @@ def bundles(workspace: Workspace) -> list[Path]:
     return list(workspace.bundles.iterdir())
 
 
-def get(server: Server, path: str) -> str:
+def get(server: Server, path: str, **headers: str) -> str:
     """Over a connection of its own: a kept one ends with its worker."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         return connection.getresponse().read().decode()
     finally:
         connection.close()
@@ -165,6 +170,21 @@ def test_counts_of_all_workers_are_added_and_outlive_them(server: Server) -> Non
     assert found[f"clearway_prediction_score_count[{who}]"] == before + 40
     assert found[f"clearway_prediction_score_sum[{who}]"] == pytest.approx(0.25 * (before + 40))
     assert found[f"clearway_prediction_seconds_count[{who}]"] == before + 40
+
+
+def test_the_admins_state_tells_of_all_workers_whichever_is_asked(server: Server) -> None:
+    until(lambda: both_work(server), "two workers")
+    for _ in range(20):  # each over a connection of its own, so that both workers refuse some
+        assert "the token is not the one" in get(server, "/admin/state", authorization="Bearer wrong")
+
+    def told() -> list[dict[str, Any]]:
+        return [json.loads(get(server, "/admin/state", authorization=f"Bearer {TOKEN}")) for _ in range(8)]
+
+    until(lambda: {state["refused"] for state in told()} == {20}, "the refusals of both")
+    assert counts(server)["clearway_admin_refused_total[]"] == 20
+    for state in told():
+        assert {one["pid"] for one in state["served"]["workers"]} == {one["pid"] for one in workers(server)}
+        assert (state["served"]["pid"], state["served"]["revision"]) == (server.process.pid, state["head"]["sequence"])
 
 
 def test_a_killed_worker_loses_its_own_connections_and_no_other_request(server: Server) -> None:

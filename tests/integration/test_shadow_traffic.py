@@ -19,6 +19,7 @@ from small_models import write_model, write_project
 from clearway.deployment import deploy, end_shadow, open_shadow, serve_again
 from clearway.errors import ClearwayError
 from clearway.local_target import describe_server, find_server, stop
+from clearway.log_hiding import KEY_BYTES, KEY_VARIABLE
 from clearway.params import Params, load_params
 from clearway.prediction_log import read_log
 from clearway.serving.shadow import BATCH
@@ -107,16 +108,18 @@ class Orchard:
 
 @pytest.fixture(scope="module")
 def orchard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orchard]:
-    shadow = {"queue": QUEUE, "timeout_seconds": 1.0}
-    workspace = write_project(tmp_path_factory.mktemp("orchard"), serving={"shadow": shadow}, canary={"shadow": RULES})
+    serving = {"shadow": {"queue": QUEUE, "timeout_seconds": 1.0}, "log": {"hash": ["entity"]}}
+    workspace = write_project(tmp_path_factory.mktemp("orchard"), serving=serving, canary={"shadow": RULES})
     stable, near = write_model(workspace, 0.05, 0.1), write_model(workspace, 0.05, 0.12)
     broken = write_model(workspace, 0.05, 0.1, least=8.0)
     params = load_params(workspace.params_file)
-    deploy(params, workspace, "staging", stable, **WHO)
-    try:
-        yield Orchard(workspace, params, near, broken)
-    finally:
-        stop(workspace, "staging")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, "k" * KEY_BYTES)
+        deploy(params, workspace, "staging", stable, **WHO)
+        try:
+            yield Orchard(workspace, params, near, broken)
+        finally:
+            stop(workspace, "staging")
 
 
 def test_shadow_answers_copies_that_only_the_log_sees(orchard: Orchard) -> None:
@@ -124,6 +127,10 @@ def test_shadow_answers_copies_that_only_the_log_sees(orchard: Orchard) -> None:
     answers = orchard.ask("near", 110)
     assert {answer["version"] for answer in answers} == {orchard.state()["stable"]}
     orchard.logged("near", 110)
+    log = read_log(orchard.workspace.environment("staging") / "predictions", columns=("id", "role", "entity", "hidden"))
+    entities = log[log["id"] == "near-7"].set_index("role")
+    assert entities.loc["shadow", "entity"] == entities.loc["stable", "entity"] != "near-7", "a shadow hashes too"
+    assert set(entities["hidden"]) == {"entity"}
     assert orchard.ask_for(orchard.near) == 422  # not even a tester sees it
     report = compare_shadow(orchard.params, orchard.workspace, "staging")
     counts = (report.copies, report.pairs, report.units, report.uncopied)

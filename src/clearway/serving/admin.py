@@ -34,6 +34,7 @@ from clearway.ledger import GENESIS, Entry, ledger_file, locked, quarantined, re
 from clearway.params import LocalTargetParams, Params, ServedHereParams, describe
 from clearway.routing import read_routing
 from clearway.serving.admin_access import AccessError, Caller, Guard
+from clearway.serving.slow_callers import OWN_PATIENCE
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ IDLE_SECONDS = 60.0
 """How long a sender may stay silent in the middle of its request."""
 TURN_SECONDS = 300.0
 """How long an upload waits for one that another worker process takes in."""
+ABOUT_SERVED = ("revision", "stable", "canary", "canary_weight", "error", "pid", "workers")
+"""What ``GET /admin/state`` tells of what is served."""
 
 _Made = TypeVar("_Made", bound=BaseModel)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -52,7 +55,7 @@ logger = logging.getLogger("clearway.serving.admin")
 
 
 Served = Callable[[], Mapping[str, Any]]
-"""What the server serves now: ``revision``, ``stable``, ``canary``, ``canary_weight``, ``error``."""
+"""What all workers of the server serve now, as ``GET /`` says it; and ``admin_refused``, the attempts they refused."""
 
 
 class Admin:
@@ -78,6 +81,11 @@ class Admin:
         """Take nothing on any more; what was begun is finished by its thread."""
         self._asking.shutdown(wait=False, cancel_futures=True)
         self._working.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def refused(self) -> int:
+        """Attempts that this worker let not in."""
+        return self._guard.refused
 
     def routes(self) -> list[Route]:
         """All of them ask who calls before they read anything else."""
@@ -140,7 +148,9 @@ class Admin:
     # --- reading ---
 
     async def _state(self, request: Request, caller: Caller) -> Response:
-        return _json(await self._do(self._read_state))
+        whole = self._served()
+        served = {name: whole[name] for name in ABOUT_SERVED}
+        return _json({**await self._do(self._read_state), "served": served, "refused": whole["admin_refused"]})
 
     def _read_state(self) -> dict[str, Any]:
         from clearway.canary_state import read_state
@@ -159,10 +169,8 @@ class Admin:
             "quarantined": sorted(quarantined(entries)),
             "bundles": sorted(path.name for path in bundles.glob("*") if _DIGEST.fullmatch(path.name)),
             "routing": _routing(self._folder / "routing.json"),
-            "served": {**self._served(), "pid": os.getpid()},
             "rollout": rollout.model_dump(mode="json") if rollout else None,
             "skew": skew.model_dump(mode="json") if skew else None,
-            "refused": self._guard.refused,
         }
 
     async def _ledger(self, request: Request, caller: Caller) -> Response:
@@ -221,6 +229,7 @@ class Admin:
         announced = request.headers.get("content-length", "0")
         if len(announced) > 18 or int(announced) > limit:
             raise _too_large(announced, limit)
+        request.scope[OWN_PATIENCE] = True  # IDLE_SECONDS
         uploads = self._workspace.var / "uploads"
         uploads.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=uploads) as spool:

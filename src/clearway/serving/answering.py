@@ -106,7 +106,7 @@ class Answerer:
         self._logs_features = "features" not in settings.log.leave_out
         self.without_key = 0
         """Rows that were routed by their id, because they had no routing key."""
-        self._trial = ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+        self._tried, self._trial = "", ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
         self._batches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")  # no thread before its first
 
     def close(self) -> None:
@@ -292,7 +292,7 @@ class Answerer:
     async def _output(self, group: Group) -> NDArray[np.float64]:
         """What the model says of each row of a group."""
         loaded, stable = group.loaded, group.questions[0].role == "stable"
-        lane = self._batches if stable else self._trial
+        lane = self._batches if stable else self._lane(loaded.digest)
         if loaded.batcher is not None:
             return await loaded.batcher.output(group.matrix, lane, self._settings.batching)
         if stable or (loaded.single is not None and group.matrix is loaded.single.matrix):
@@ -391,7 +391,8 @@ class Answerer:
         Raises
         ------
         LookupFailed
-            The feature store does not answer, or a function of the project fails; all questions are logged as failed.
+            The feature store does not answer, or a function of the project fails; all questions of the
+            versions that need it are logged as failed.
         """
         by_reader: dict[int, list[Question]] = {}
         for question in questions:
@@ -416,7 +417,8 @@ class Answerer:
             from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
 
             status = 503 if isinstance(error, StoreUnavailable) else 500
-            self._write(questions, [None] * len(questions), status, active, started, tester=tester)
+            failed = [question for question in questions if question.loaded.reader is reader]  # the others never fared
+            self._write(failed, [None] * len(failed), status, active, started, tester=tester)
             raise LookupFailed(status, str(error)) from None
         for question, lookup in zip(by_key, lookups, strict=True):
             question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
@@ -426,6 +428,12 @@ class Answerer:
         """Log the rows by key whose features the model refuses: these are the store's, no caller can mend them."""
         by_key = [question for question in questions if question.outcomes is not None]
         self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
+
+    def _lane(self, digest: str) -> ThreadPoolExecutor:
+        """The thread of this canary: one that never ends must not keep the next one's callers waiting."""
+        if digest != self._tried:  # what the last one began goes on in its own, which ends with its work
+            self._tried, self._trial = digest, ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
+        return self._trial
 
 
 def _scores_here(loaded: Loaded, role: Role) -> bool:

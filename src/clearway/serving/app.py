@@ -40,9 +40,11 @@ from clearway.serving.bodies import (
 from clearway.serving.direct import AtOnce
 from clearway.serving.logs import AccessLog, failed, request_id, without_words
 from clearway.serving.metrics import (
+    ADMIN_REFUSED,
     CONTENT_TYPE,
     Traffic,
     describe_readers,
+    of_admin,
     of_features,
     of_log,
     of_models,
@@ -91,6 +93,7 @@ class Endpoint:
     ) -> None:
         self.models: Models | None = None
         """All models of the server, where this is its own model's endpoint."""
+        self.admin: Admin | None = None
         self._settings = settings
         self._name = name
         self._environment = environment
@@ -119,6 +122,7 @@ class Endpoint:
             *of_log(self._log.written, self._log.dropped),
             *of_routing(self._answerer.without_key, active.copies.describe() if active and active.copies else None),
             *of_features(readers),
+            *(of_admin(self.admin.refused) if self.admin is not None else ()),
             *(of_models(self.models) if self.models is not None and self.models.traffic else ()),
         )
         try:
@@ -371,6 +375,16 @@ class Endpoint:
         self.publish()
         return _json(describe_whole(*self._desk.hear()), version=self._stable())
 
+    def whole(self) -> dict[str, Any]:
+        """What all workers serve, as ``GET /`` says it, and ``admin_refused``: attempts at ``/admin`` they refused."""
+        self.publish()
+        said, past = self._desk.hear()
+        refused = [one for one in families_of_whole(said, past) if one.name == ADMIN_REFUSED]
+        return {
+            **describe_whole(said, past),
+            "admin_refused": sum(int(sample.value) for family in refused for sample in family.samples),
+        }
+
     def _state(self) -> dict[str, Any]:
         """What this worker serves, and why it serves no newer table."""
         active = self._follower.active
@@ -480,11 +494,14 @@ class ModelsEndpoint:
         """``answer`` of the endpoint of the model that the path names."""
 
         async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            started = perf_counter()
             try:
                 async with self._models.use(scope["path_params"]["name"]) as endpoint:
                     await answer(endpoint, scope, receive, send)
             except (UnknownModelError, NotLoadedError) as error:
-                await _unavailable(error)(scope, receive, send)
+                if isinstance(error, NotLoadedError):
+                    self._models.traffic[scope["path_params"]["name"]].add(error.status, perf_counter() - started)
+                await _unavailable(error, dict(scope["headers"]))(scope, receive, send)
 
         return _Application(answered)
 
@@ -584,6 +601,7 @@ def build_app(
         answerer = TracedAnswerer(settings, log, tracing.tracer)
         middleware.append(Middleware(TraceRequests, tracing.tracer))
     endpoint = Endpoint(settings, environment, follower, log, answerer, desk or Desk.alone(), name)
+    endpoint.admin = admin
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
     endpoint.models = models = Models(settings, environment, endpoint, hosting or Hosting(name), _hosted_endpoint)
@@ -689,10 +707,16 @@ def _model_routes(endpoint: ModelsEndpoint) -> list[Route]:
     ]
 
 
-def _unavailable(error: UnknownModelError | NotLoadedError) -> Response:
-    """The answer for a model that is not there."""
-    later = {"retry-after": str(error.retry_after)} if isinstance(error, NotLoadedError) else None
-    return _json({"error": str(error)}, error.status, headers=later)
+def _unavailable(error: UnknownModelError | NotLoadedError, asked: Mapping[bytes, bytes] | None = None) -> Response:
+    """The answer for a model that is not there; ``asked`` are the headers of a request for predictions."""
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, NotLoadedError) else {}
+    if asked is not None:
+        try:
+            identity = read_request_id(asked)
+        except RequestError:
+            identity = new_request_id()
+        headers[REQUEST_ID.decode()] = identity
+    return _json({"error": str(error)}, error.status, headers=headers)
 
 
 def _json(

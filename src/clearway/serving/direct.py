@@ -7,7 +7,7 @@ is not a whole ``POST /predict`` in one piece, on a connection that is idle and 
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from clearway.serving.connections import Connection
 
 Headers = list[tuple[bytes, bytes]]
 PATH = b"/predict"
@@ -24,7 +24,7 @@ AtOnce = Callable[[Headers, bytes], Answer | None]
 """From headers, with names in lower case, and body to an answer; None where it cannot be given at once."""
 
 
-class DirectProtocol(HttpToolsProtocol):
+class DirectProtocol(Connection):
     """One connection.
 
     Parameters
@@ -32,7 +32,7 @@ class DirectProtocol(HttpToolsProtocol):
     at_once : AtOnce or None
         Answers predictions; None sends all through ASGI.
     options
-        Of ``HttpToolsProtocol``.
+        Of ``Connection``.
     """
 
     def __init__(self, at_once: AtOnce | None, **options: Any) -> None:
@@ -74,13 +74,11 @@ class DirectProtocol(HttpToolsProtocol):
 
     def _may_answer_at_once(self) -> bool:
         """Whether the request is of a kind that uvicorn would answer at once and leave the connection open."""
-        limit = self.limit_concurrency
         return (
             self._at_once is not None
             and (self.cycle is None or self.cycle.response_complete)
             and not self.expect_100_continue
             and not self.flow.write_paused
-            and (limit is None or (len(self.connections) < limit and len(self.tasks) < limit))
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()

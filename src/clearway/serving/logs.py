@@ -17,13 +17,14 @@ from typing import Any, Literal, TextIO
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clearway.serving.bodies import MAX_REQUEST_ID
+
 LogFormat = Literal["text", "json"]
 
 CAPACITY = 10_000
 """Lines that may wait for a standard error that nobody reads."""
 FLUSH_SECONDS = 0.05
 CLOSE_SECONDS = 2.0
-MAX_ID = 128
 FRAMES = 5
 ABOUT = ("request_id", "method", "path", "status", "ms", "version", "cause")
 """What a line may say beside its message."""
@@ -143,7 +144,7 @@ def as_text(record: logging.LogRecord) -> str:
 def request_id(headers: Mapping[bytes, bytes]) -> str | None:
     """The id that a caller or a proxy gave its request (``x-request-id``), if it is a short printable one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable() else None
+    return given if 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() else None
 
 
 def failed(identity: str | None, status: int, cause: str, version: str | None = None) -> None:

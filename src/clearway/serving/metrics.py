@@ -35,6 +35,7 @@ __all__ = [
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds."""
+ADMIN_REFUSED = "clearway_admin_refused"
 SHARE_BOUNDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Of scores that are probabilities."""
 KEPT_VERSIONS = 20
@@ -212,11 +213,16 @@ def _metric(family: Family) -> "Metric":
 
 def of_traffic(traffic: Traffic) -> Iterator[Family]:
     """What was asked."""
-    requests = Family("clearway_requests", "counter", "Answers to POST /predict by HTTP status.", ("status",))
+    requests = Family(
+        "clearway_requests",
+        "counter",
+        "Answers to requests for predictions, in every protocol, by HTTP status.",
+        ("status",),
+    )
     for status, count in sorted(traffic.statuses.items()):
         requests.add([str(status)], count)
     yield requests
-    latency = Family("clearway_request_seconds", "histogram", "Time to answer POST /predict, in seconds.")
+    latency = Family("clearway_request_seconds", "histogram", "Time to answer a request for predictions, in seconds.")
     yield latency.add_histogram([], traffic.latency)
     who = ("version", "role")
     rows = Family(
@@ -239,6 +245,11 @@ def of_log(written: int, dropped: int) -> Iterator[Family]:
     """What became of the records of the prediction log."""
     yield Family("clearway_log_written", "counter", "Predictions written to the log.").add([], written)
     yield Family("clearway_log_dropped", "counter", "Predictions that the log lost.").add([], dropped)
+
+
+def of_admin(refused: int) -> Iterator[Family]:
+    """Who knocked at ``/admin``."""
+    yield Family(ADMIN_REFUSED, "counter", "Requests to /admin that were not let in.").add([], refused)
 
 
 def of_features(readers: "Sequence[FeatureReader]") -> Iterator[Family]:
@@ -319,13 +330,13 @@ def of_models(models: "Models") -> Iterator[Family]:
     requests = Family(
         "clearway_model_requests",
         "counter",
-        "Answers to POST /models/NAME/predict by HTTP status.",
+        "Answers to requests for predictions of a hosted model, in every protocol, by HTTP status.",
         ("model", "status"),
     )
     latency = Family(
         "clearway_model_request_seconds",
         "histogram",
-        "Time to answer POST /models/NAME/predict, in seconds.",
+        "Time to answer a request for predictions of a hosted model, in seconds.",
         ("model",),
     )
     for name, traffic in models.traffic.items():

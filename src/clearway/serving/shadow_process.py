@@ -19,6 +19,7 @@ import orjson
 from clearway.bundle import verify
 from clearway.cli import parser
 from clearway.errors import ClearwayError
+from clearway.log_hiding import hiding_of
 from clearway.model import recorded_features
 from clearway.params import Params
 from clearway.prediction_log import PredictionLog
@@ -119,11 +120,12 @@ def main() -> int:
     workspace = Workspace(arguments.project)
     try:
         params = load_params(workspace.params_file)
+        hiding = hiding_of(params.serving.log)
         shadow = load_shadow(params, workspace, arguments.env, arguments.digest, arguments.stable)
     except ClearwayError as error:
         _say(channel, {"error": str(error)})
         return 1
-    log = PredictionLog(workspace.environment(arguments.env) / "predictions")
+    log = PredictionLog(workspace.environment(arguments.env) / "predictions", hiding=hiding)
     _say(channel, {"ready": True})
     for line in sys.stdin.buffer:
         records = [shadow.answer(copy) for copy in orjson.loads(line)]

@@ -11,6 +11,8 @@ from typing import Any
 
 LOOKS = 4
 """How often within the limit the connections are looked at: a caller is cut off up to a quarter of it too late."""
+OWN_PATIENCE = "clearway.own_patience"
+"""Set in the scope of a request whose reader itself says how long it may take: a large upload of somebody let in."""
 _BODY = b'{"error":"the request took longer to arrive than serving.read_timeout_seconds"}'
 ANSWER = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -51,16 +53,19 @@ def unfinished(connection: Any) -> Any:
     cycle, scope = connection.cycle, connection.scope
     if scope is None:
         return connection  # connected, and silent
-    if scope is connection.answered:
-        return None
+    if scope is connection.answered:  # what still comes and is no request stops uvicorn's own timer
+        return scope if connection.timeout_keep_alive_task is None else None
     if cycle is None or cycle.scope is not scope:
         return scope  # its headers are not complete
-    return cycle if cycle.more_body and not cycle.response_complete else None
+    if cycle.response_complete:  # answered before it was there: whatever still comes stops uvicorn's own timer
+        return cycle if connection.timeout_keep_alive_task is None else None
+    return cycle if cycle.more_body and OWN_PATIENCE not in cycle.scope else None
 
 
 def _close(connection: Any) -> None:
-    cycle, transport = connection.cycle, connection.transport
-    answering = cycle is not None and cycle.response_started and not cycle.response_complete
-    if connection.scope is not None and not answering:
-        transport.write(ANSWER)
+    cycle, scope, transport = connection.cycle, connection.scope, connection.transport
+    if scope is not None and scope is not connection.answered:
+        own = cycle is not None and cycle.scope is scope  # else the cycle is of the request before
+        if not cycle.response_started if own else cycle is None or cycle.response_complete:
+            transport.write(ANSWER)
     transport.close()

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from clearway.bundle import verify
 from clearway.errors import ClearwayError
 from clearway.ledger import Entry, kept_warm, quarantined, read_ledger
+from clearway.log_hiding import check_hiding
 from clearway.model import SingleRows, recorded_features
 from clearway.online_record import read_record
 from clearway.params import ENTITY_KEY, Params
 from clearway.routing import Role, RoutingTable, key_text, project_routing, read_routing, salt_of, split_of
+from clearway.schema import load_schema
 from clearway.serving.batching import Batcher
 from clearway.serving.loading import (
     OwnFeatures,
@@ -427,11 +429,30 @@ class Follower:
         readers = self._readers(versions)
         try:
             replacement = Active(table, versions, readers, self._copies(table))
+            self._check_hiding(replacement)
         except Exception:
             self._close_new(readers)
             raise
         self._warm, self._warm_until = self._keep_warm(table, present), table.warm_until or self._warm_until
         return replacement
+
+    def _check_hiding(self, replacement: Active) -> None:
+        """Refuse to log in plain what ``serving.log`` means to hide."""
+        if self._params.serving.log.hides:
+            inputs = frozenset[str]().union(*(reader.inputs for reader in replacement.readers.values()))
+            key = replacement.table.key
+            check_hiding(self._params.serving.log, key, replacement.names, inputs, self._known_elsewhere)
+
+    def _known_elsewhere(self) -> frozenset[str]:
+        """Features of all versions that are kept, and columns of the schema."""
+        names = set[str]()
+        with contextlib.suppress(ClearwayError):  # the line says what is wrong with it
+            schema = load_schema(self._workspace.root / self._params.data_schema)
+            names.update(schema.features, *(table.columns for table in schema.tables.values()))
+        for folder in self._bundles.glob("*"):
+            with contextlib.suppress(ClearwayError):
+                names.update(recorded_features(verify(folder, folder.name)))
+        return frozenset(names)
 
     def _keep_warm(self, table: RoutingTable, present: Mapping[str, Version]) -> Version | None:
         """The version that a rollback would bring back. It answers nobody: without it everything else goes on."""

@@ -19,11 +19,12 @@ import uvicorn
 
 from clearway.cli import make_importable
 from clearway.log_hiding import hiding_of
-from clearway.params import Params, load_params
+from clearway.params import Params, ServingParams, load_params
 from clearway.prediction_log import PredictionLog
 from clearway.serving.admin import Admin
 from clearway.serving.app import Endpoint, build_app
 from clearway.serving.board import Board
+from clearway.serving.connections import at_the_door
 from clearway.serving.direct import DirectProtocol
 from clearway.serving.housekeeping import Housekeeper
 from clearway.serving.logs import set_up
@@ -100,9 +101,9 @@ class Acceptor:
 class _Server(uvicorn.Server):
     """uvicorn's, with a listener that it shares; it listens when it has a version, or nobody has."""
 
-    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, desk: Desk, read_timeout: float) -> None:
+    def __init__(self, config: uvicorn.Config, endpoint: Endpoint, desk: Desk, settings: ServingParams) -> None:
         super().__init__(config)
-        self._read_timeout = read_timeout
+        self._settings = settings
         self._endpoint = endpoint
         self._desk = desk
 
@@ -113,13 +114,14 @@ class _Server(uvicorn.Server):
         self.servers = []
         self.started = True
         connections = self.server_state.connections
-        self._watch = asyncio.create_task(cut_off_slow_callers(connections, self._read_timeout))  # ends with the loop
+        slow = cut_off_slow_callers(connections, self._settings.read_timeout_seconds)
+        self._watch = asyncio.create_task(slow)  # ends with the loop
         await self._until_of_use()
         if self.should_exit:
             return
 
-        def answering() -> asyncio.BaseProtocol:
-            protocol: asyncio.BaseProtocol = self.config.http_protocol_class(
+        def answering() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = self.config.http_protocol_class(
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )  # type: ignore[call-arg]
             return protocol
@@ -127,7 +129,7 @@ class _Server(uvicorn.Server):
         assert sockets is not None
         (listener,) = sockets
         await self.on_tick(0)  # the date of the first answers
-        self.servers.append(Acceptor(listener, answering))  # type: ignore[arg-type]
+        self.servers.append(Acceptor(listener, at_the_door(connections, self._settings.max_connections, answering)))  # type: ignore[arg-type]
         self._desk.accepting = True
         self._endpoint.publish()
 
@@ -156,7 +158,7 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
     log = PredictionLog(workspace.environment(environment) / "predictions", hiding=hiding_of(settings))
     follower = Follower(params, workspace, environment)
     hosted = hosting(params, workspace, environment)
-    admin = Admin(params, workspace, environment, follower.served)
+    admin = Admin(params, workspace, environment, lambda: app.endpoint.whole())
     app = build_app(params.serving, environment, follower, log, params.model_name, desk, hosted, admin)
     config = uvicorn.Config(
         app,
@@ -167,19 +169,19 @@ def run_worker(params: Params, workspace: Workspace, environment: str, place: Pl
         access_log=False,
         log_config=None,
         log_level="warning",
-        limit_concurrency=params.serving.max_connections + 1,  # uvicorn counts the one that asks
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config, app.endpoint, desk, params.serving.read_timeout_seconds)
+    server = _Server(config, app.endpoint, desk, params.serving)
     # uvicorn raises the signal again after it has drained: to us that is the end of a good day, not a death
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     threading.Thread(target=_end_with_supervisor, args=(place.lifeline,), name="lifeline", daemon=True).start()
-    housekeeper = Housekeeper(workspace, environment, settings.compact_minutes if place.slot == 0 else None)
+    minutes, others = (settings.compact_minutes, hosted.folders.values()) if place.slot == 0 else (None, ())
+    housekeeper = Housekeeper(workspace, environment, minutes, others)
     try:
         server.run(sockets=[socket.socket(fileno=place.listener)])
     finally:

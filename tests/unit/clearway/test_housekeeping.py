@@ -37,3 +37,12 @@ def test_what_is_still_written_is_not_compacted(tmp_path: Path) -> None:
     assert not claim(tmp_path, 900)
     os.close(writing)  # as the kernel does when its process ends
     assert claim(tmp_path, 900)
+
+
+def test_what_is_compacted_is_looked_after_once_a_day_without_traffic(tmp_path: Path) -> None:
+    (tmp_path / "parquet").mkdir()
+    assert [claim(tmp_path, 900) for _ in range(2)] == [True, False]
+    for seconds, due in ((3_600, False), (86_401, True)):
+        ago = time.time() - seconds
+        os.utime(tmp_path / "compacted.lock", (ago, ago))
+        assert claim(tmp_path, 900) == due

@@ -191,6 +191,55 @@ def test_a_flat_table_speaks_its_own_words(workspace: Workspace) -> None:
     assert read_labels(workspace, "staging")["label"].tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("positive", "labels", "found"),
+    [
+        ("yes", ["yes", "maybe", None], [1.0, 0.0, None]),
+        ("yes", [1, 0, None], [1.0, 0.0, None]),
+        (0, [0, 1, None], [1.0, 0.0, None]),
+        (2, [2, 1, 3], [1.0, 0.0, 0.0]),
+        (False, [False, True, None], [1.0, 0.0, None]),
+        (1, [True, False, 1], [1.0, 0.0, 1.0]),
+    ],
+)
+def test_a_label_counts_as_it_did_in_training(
+    tmp_path: Path, positive: Any, labels: list[Any], found: list[Any]
+) -> None:
+    settings = params(data={"table": "apples", "label": "ripe", "positive": positive})
+    path = write_lines(tmp_path, labels)
+    read = read_outcomes(path, settings)["label"]
+    assert [None if pd.isna(one) else one for one in read] == found
+
+
+@pytest.mark.parametrize(
+    ("positive", "labels", "said"),
+    [
+        ("yes", ["Yes", "no"], "label 'Yes': data.positive is 'yes'"),
+        ("yes", ["yes ", "no"], "label 'yes ': data.positive is 'yes'"),
+        ("yes", ["yes", 1], "label 1: data.positive is 'yes'"),
+        ("yes", ["yess"], "label 'yess': .* schema.yaml allows 'yes', 'no': write it as the table does"),
+        (1, ["maybe", 1], "label 'maybe' is a text, but data.positive is 1"),
+        (1, ["1", "0"], "label '1' is a text, but data.positive is 1"),
+        (1, [2], "label must be 0 or 1, found 2"),
+        (1, [[1]], r"label \[1\] is no single value"),
+    ],
+)
+def test_a_label_that_is_nearly_one_is_refused(tmp_path: Path, positive: Any, labels: list[Any], said: str) -> None:
+    settings = params(data={"table": "apples", "label": "ripe", "positive": positive})
+    with pytest.raises(ClearwayError, match=said):
+        read_outcomes(write_lines(tmp_path, labels), settings, declared=("yes", "no") if "yess" in labels else ())
+
+
+def write_lines(folder: Path, labels: list[Any]) -> Path:
+    """A file of outcomes with these labels."""
+    lines = [
+        orjson.dumps({"id": str(n), "label": one, "labelled_at": f"{KNOWN}"}).decode() for n, one in enumerate(labels)
+    ]
+    path = folder / "outcomes.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
 def test_without_any_label_there_is_an_empty_table(workspace: Workspace) -> None:
     assert list(read_labels(workspace, "staging").columns) == list(LABELLED)
     write_log(workspace, prediction("q1"))

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from clearway.errors import UsageError
-from clearway.log_hiding import NOTHING_HIDDEN, Hiding, hidden_in, hiding_of
+from clearway.errors import ClearwayError, UsageError
+from clearway.log_hiding import NOTHING_HIDDEN, Hiding, check_hiding, hidden_in, hiding_of
 from clearway.params import LogParams
 
 RECORD: dict[str, Any] = {
@@ -76,3 +76,43 @@ def test_what_a_record_hides_is_read_from_it() -> None:
     assert hidden_in(None, "features") == frozenset()
     assert hidden_in("entity,features.x,features.y.z,inputs", "features") == {"x", "y.z"}
     assert hidden_in("entity,features.x,inputs", "inputs") is None
+
+
+def check(settings: dict[str, Any], routing_key: str = "entity") -> None:
+    """Of a model with the features x and both, asked by the keys both and k."""
+    check_hiding(LogParams.model_validate(settings), routing_key, {"x", "both"}, {"both", "k"}, lambda: {"older"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "routing_key"),
+    [
+        ({"leave_out": ["features.x"], "hash": ["entity"]}, "entity"),
+        ({"hash": ["inputs.k", "entity"]}, "k"),
+        ({"leave_out": ["features.both"], "hash": ["inputs.both"]}, "entity"),
+        ({"leave_out": ["features"], "hash": ["inputs.both"]}, "entity"),
+        ({"leave_out": ["inputs"], "hash": ["entity"]}, "k"),
+        ({"hash": ["features.older"]}, "entity"),
+        ({"leave_out": ["features"]}, "x"),
+    ],
+)
+def test_what_hides_its_values_everywhere_is_accepted(settings: dict[str, Any], routing_key: str) -> None:
+    check(settings, routing_key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "routing_key", "said"),
+    [
+        ({"hash": ["features.X"]}, "entity", r"hash names features.X, which no version here has .*both, x"),
+        ({"leave_out": ["inputs.kk"]}, "entity", r"leave_out names inputs.kk, which no version here has .*both, k"),
+        ({"leave_out": ["features.k"]}, "entity", "hides features.k, but the log tells the same value as inputs.k"),
+        ({"hash": ["features.both"]}, "entity", "hides features.both, but .* as inputs.both"),
+        ({"hash": ["entity"]}, "k", "hides entity, but the log tells the same value as inputs.k"),
+        ({"hash": ["entity", "inputs.both"]}, "both", "hides entity, but .* as features.both"),
+        ({"leave_out": ["inputs.k"]}, "k", "hides inputs.k, but it is serving.routing_key"),
+    ],
+)
+def test_what_would_hide_nothing_or_stands_elsewhere_is_refused(
+    settings: dict[str, Any], routing_key: str, said: str
+) -> None:
+    with pytest.raises(ClearwayError, match=said):
+        check(settings, routing_key)

@@ -46,6 +46,8 @@ def test_unresolved_auto_is_refused_by_the_stages(tmp_path: Path) -> None:
     [
         ("gates: {flors: {roc_auc: 0.7}}", "unknown key gates.flors"),
         ("seed: many", "seed = 'many'"),
+        ("registry: {model: fruit/apples}", "registry.model = 'fruit/apples'"),
+        ("registry: {model: '..'}", r"registry.model = '\.\.'"),
         ("split: {holdout_days: 0}", "split.holdout_days = 0"),
         ("as_of: yesterday", "as_of.*= 'yesterday'"),
         ("canary: {steps: [{weight: 50, margin: 0.1}, {weight: 10, margin: 0.1}]}", "steps must rise"),

@@ -164,6 +164,34 @@ def test_a_canary_that_never_ends_keeps_no_caller_of_the_stable_version_waiting(
     assert stuck.batches == [1, 2]
 
 
+def test_a_canary_that_never_ends_keeps_nobody_waiting_for_the_next_one(tmp_path: Path) -> None:
+    stuck, next_one, later = Gated(), Gated(), "c" * 64
+    next_one.go.set()
+    served, log = endpoint(
+        tmp_path,
+        Active(
+            table(canary=CANARY, canary_weight=100), {STABLE: version(STABLE, next_one), CANARY: version(CANARY, stuck)}
+        ),
+    )
+
+    async def main() -> None:
+        waiting = asyncio.create_task(post(served, {"x": 1}))
+        await asyncio.sleep(0.02)
+        versions = {STABLE: version(STABLE, next_one), later: version(later, next_one)}
+        served._follower.active = Active(table(canary=later, canary_weight=100), versions)
+        status, answer, _ = await asyncio.wait_for(post(served, {"x": 2}), 15)
+        assert (status, answer["version"], waiting.done()) == (200, later, False)
+        stuck.go.set()
+        assert (await asyncio.wait_for(waiting, 20))[1]["version"] == CANARY
+
+    try:
+        asyncio.run(main())
+    finally:
+        stuck.go.set()
+        served.close()
+        log.close()
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_many_rows_of_one_request_are_answered_in_their_order(tmp_path: Path, rows: int) -> None:
     model = Gated()
