@@ -88,9 +88,7 @@ def stretches(entries: Sequence[Entry]) -> tuple[Stretch, ...]:
 
 
 def provisional(entries: Sequence[Entry]) -> Provisional | None:
-    """The promotion of the version that is stable now, if it still waits for labels and no canary is open."""
-    if not entries or entries[-1].canary is not None:
-        return None
+    """The promotion of the version that is stable now, if it still waits for labels; a canary may be open beside it."""
     for entry in reversed(entries):
         if entry.stable != entries[-1].stable:
             return None
