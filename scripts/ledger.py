@@ -13,13 +13,14 @@ def main() -> int:
     from clearway.ledger import anchor_is_late, head_hash, read_ledger
     from clearway.ledger_view import export, show
     from clearway.params import load_params
+    from clearway.targets import target_of
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
     named = [arguments.env] if arguments.env else [params.production]
     for name in list(params.environments) if arguments.verb == "verify" and not arguments.env else named:
-        params.environment(name)
+        target_of(params, workspace, name).pull()  # of a server elsewhere this folder has a copy
         folder = workspace.environment(name)
         entries = read_ledger(folder, name)
         if arguments.verb == "show":

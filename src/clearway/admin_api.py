@@ -61,6 +61,8 @@ class Deploy(Order):
     required: Standing | None = None
     bootstrap: bool = False
     """The labelled baseline becomes the first control: only where nothing was ever deployed."""
+    warm_minutes: float | None = Field(None, gt=0)
+    """How long the version before is kept in memory, whatever strategy the server's own params.yaml names."""
 
 
 class Canary(Order):

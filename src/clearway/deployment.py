@@ -560,6 +560,7 @@ def open_shadow(
         The digest is unknown or does not verify, :func:`plan_shadow` forbids it, the ledger moved meanwhile, or the
         shadow does not start; the traffic is served by others in any case.
     """
+    _check_shadows(params, workspace, environment)
     entries = reconcile(params, workspace, environment)
     if digest is None:
         built = read_built(workspace.bundle)
@@ -584,9 +585,18 @@ def end_shadow(params: Params, workspace: Workspace, environment: str, *, actor:
     ClearwayError
         Nothing was ever deployed here, or the ledger moved meanwhile.
     """
+    _check_shadows(params, workspace, environment)
     entries = reconcile(params, workspace, environment)
     change = plan_shadow(Situation(environment, entries), None, actor=actor, reason=reason)
     return _carry_out(params, workspace, environment, entries, change)
+
+
+def _check_shadows(params: Params, workspace: Workspace, environment: str) -> None:
+    if not target_of(params, workspace, environment).here:
+        raise UsageError(
+            f"{environment} is served elsewhere (environments.{environment}.target in params.yaml), and a shadow is "
+            f"opened and ended on its own machine: run scripts/deploy.py --env {environment} there"
+        )
 
 
 def _await_shadow(target: Target, environment: str, digest: str) -> None:
