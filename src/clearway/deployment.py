@@ -415,8 +415,16 @@ def deploy(
         or the server does not follow.
     """
     check_said(actor, reason)
-    if strategy == "ab" and params.deployment.strategy != "ab":
-        raise UsageError("--strategy ab: set deployment.strategy: ab in params.yaml too, for the judge reads it there")
+    if strategy in ("ab", "canary") and (strategy == "ab") != (params.deployment.strategy == "ab"):
+        raise UsageError(
+            f"--strategy {strategy}: deployment.strategy is {params.deployment.strategy!r} in params.yaml, and the judge "
+            f"reads it there: set it to {strategy}, too"
+        )
+    if strategy == "canary" and canary_weight is None:
+        raise UsageError(
+            f"--strategy canary: say with --canary N how many percent see it first, canary.steps begins with "
+            f"{params.canary.weights()[0]}"
+        )
     if canary_weight is None and (strategy or params.deployment.strategy) == "ab":
         canary_weight = params.deployment.ab.weight
     if canary_weight is not None:

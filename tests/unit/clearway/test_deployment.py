@@ -15,6 +15,7 @@ from clearway.canary_state import CanaryState, as_evidence, follow, provisional,
 from clearway.deployment import (
     Situation,
     check_same_features,
+    deploy,
     deploy_built,
     find_bundle,
     plan_canary,
@@ -700,3 +701,23 @@ def test_a_canary_is_promoted_from_its_last_step_only_and_leaves_a_control(tmp_p
     raised = plan_canary(now, B, 95, **WHO)
     assert raised is not None
     assert raised.canary_weight == 95
+
+
+@pytest.mark.parametrize(
+    ("own", "strategy", "weight", "said"),
+    [
+        ("canary", "canary", None, "say with --canary N"),
+        ("blue-green", "canary", None, "say with --canary N"),
+        ("ab", "canary", 10, "deployment.strategy is 'ab'"),
+        ("canary", "ab", None, "deployment.strategy is 'canary'"),
+        ("canary", "blue-green", 10, "it has no weight"),
+    ],
+)
+def test_a_strategy_that_would_do_something_else_than_it_says_is_wrong_usage(
+    params: Params, workspace: Workspace, own: str, strategy: str, weight: int | None, said: str
+) -> None:
+    settings = params.deployment.model_copy(update={"strategy": own})
+    mixed = params.model_copy(update={"deployment": settings})
+    with pytest.raises(UsageError, match=said):
+        deploy(mixed, workspace, ENV, A, weight, strategy=strategy, **WHO)
+    assert not (workspace.environment(ENV) / "ledger.jsonl").exists()
