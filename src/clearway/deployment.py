@@ -38,7 +38,7 @@ from clearway.ledger import (
     stable_history,
 )
 from clearway.params import ENTITY_KEY, Params
-from clearway.routing import Split, project_routing, read_routing, split_of, write_routing
+from clearway.routing import Split, check_not_ahead, project_routing, read_routing, split_of, write_routing
 from clearway.signing import check_for
 from clearway.targets import Endpoint, Target, target_of
 from clearway.trust import trust_of
@@ -417,8 +417,8 @@ def deploy(
     check_said(actor, reason)
     if strategy in ("ab", "canary") and (strategy == "ab") != (params.deployment.strategy == "ab"):
         raise UsageError(
-            f"--strategy {strategy}: deployment.strategy is {params.deployment.strategy!r} in params.yaml, and the judge "
-            f"reads it there: set it to {strategy}, too"
+            f"--strategy {strategy}: deployment.strategy is {params.deployment.strategy!r} in params.yaml, and the "
+            f"judge reads it there: set it to {strategy}, too"
         )
     if strategy == "canary" and canary_weight is None:
         raise UsageError(
@@ -817,6 +817,7 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
             current = read_routing(routing)
         except ClearwayError:  # missing or damaged: either way the ledger knows better
             current = None
+        check_not_ahead(routing, current, entries)
         if current != table:
             with _disk(f"{routing} cannot be written, the ledger of {environment} stands at entry {len(entries)}"):
                 write_routing(routing, table)

@@ -14,7 +14,7 @@ from clearway.deployment import BOOTSTRAP_REASON, SHOWN, serve_again
 from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import Entry, anchor_is_late, read_ledger
 from clearway.params import Params
-from clearway.routing import RoutingTable, project_routing, read_routing
+from clearway.routing import check_not_ahead, present_routing, project_routing
 from clearway.targets import Target, target_of
 from clearway.workspace import Workspace
 
@@ -68,7 +68,9 @@ def examine(params: Params, workspace: Workspace, environment: str, parts: Seque
         raise
     except ClearwayError as error:  # only what is elsewhere has to be asked
         return [Finding(environment=environment, part=part, agrees=False, sentence=f"{error}") for part in asked]
+    table = present_routing(workspace.environment(environment) / "routing.json")  # before the ledger, which may grow
     entries = read_ledger(workspace.environment(environment), environment)
+    check_not_ahead(workspace.environment(environment) / "routing.json", table, entries)
     looks = {
         "ledger": lambda: _ledger(workspace, environment, entries),
         "bundles": lambda: _bundles(workspace, target, entries),
@@ -129,7 +131,7 @@ def _bundles(workspace: Workspace, target: Target, entries: Sequence[Entry]) -> 
 
 
 def _routing(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
-    found = _table(workspace, environment)
+    found = present_routing(workspace.environment(environment) / "routing.json")
     projected = project_routing(entries, params.serving.salt, params.serving.routing_key)
     if projected is None:
         gone = found is None
@@ -169,10 +171,3 @@ def _alias(params: Params, workspace: Workspace, entries: Sequence[Entry]) -> tu
     if found == champion:
         return True, f"champion is {champion[:SHOWN]}, as the ledger says"
     return False, f"champion is {found[:SHOWN] if found else 'nobody'}, but the ledger says {champion[:SHOWN]}"
-
-
-def _table(workspace: Workspace, environment: str) -> RoutingTable | None:
-    try:
-        return read_routing(workspace.environment(environment) / "routing.json")
-    except ClearwayError:
-        return None
