@@ -15,7 +15,6 @@ from clearway.canary_state import read_state, write_state
 from clearway.deployment import (
     confirm,
     deploy,
-    end_shadow,
     hold,
     open_shadow,
     quarantine,
@@ -64,11 +63,6 @@ def twice(site: Site) -> None:
     survive(lambda: site.do(deploy, site.b))
 
 
-def shadowed(site: Site) -> None:
-    survive(lambda: site.do(deploy, site.a))
-    survive(lambda: site.do(open_shadow, site.b))
-
-
 def barred(site: Site) -> None:
     survive(lambda: site.do(deploy, site.a))
     survive(lambda: site.do(quarantine, site.b))
@@ -85,7 +79,6 @@ ACTIONS: dict[str, tuple[Before, Action]] = {
     "hold": (opened, lambda site: hold(site.params, site.workspace, ENV, verdict("hold", 10), actor="tester")),
     "rollback": (twice, lambda site: site.do(rollback)),
     "shadow": (lambda site: survive(lambda: site.do(deploy, site.a)), lambda site: site.do(open_shadow, site.b)),
-    "end shadow": (shadowed, lambda site: site.do(end_shadow)),
     "confirm": (
         twice,
         lambda site: confirm(site.params, site.workspace, ENV, site.b, verdict("promote", 95), actor="tester"),
