@@ -58,6 +58,8 @@ class Tick:
     verdict: CanaryVerdict
     state: CanaryState
     stable: str
+    missing: str = ""
+    """What the prediction log lacks, of this rollout or of an earlier day: a sentence, or nothing."""
 
 
 def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, now: datetime | None = None) -> Tick:
@@ -104,7 +106,7 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
         say(rollback(params, workspace, environment, actor=actor, reason=verdict.sentence, evidence=evidence))
     elif verdict.verdict == "withdraw":
         say(deploy(params, workspace, environment, state.digest, 0, actor=actor, reason=verdict.sentence))
-    return Tick(verdict, state, last.stable)
+    return Tick(verdict, state, last.stable, trial.missing)
 
 
 def _settle(params: Params, workspace: Workspace, environment: str, waiting: Provisional, *, actor: str) -> Tick:
@@ -127,7 +129,7 @@ def _settle(params: Params, workspace: Workspace, environment: str, waiting: Pro
         say(rollback(params, workspace, environment, before, actor=actor, reason=why, evidence=evidence))
     elif verdict.verdict == "promote":
         confirm(params, workspace, environment, waiting.digest, verdict, actor=actor)
-    return Tick(verdict, state, waiting.stable_before)
+    return Tick(verdict, state, waiting.stable_before, trial.missing)
 
 
 def settled(verdict: CanaryVerdict) -> CanaryVerdict:
@@ -286,6 +288,7 @@ def write_report(params: Params, workspace: Workspace, environment: str, now: Ti
         "stable": now.stable,
         "weight": now.state.weight,
         "provisional": now.verdict.provisional,
+        "missing": now.missing,
         "more_requests": now.verdict.more_requests,
         "more_minutes": now.verdict.more_minutes,
         "steps": [step.model_dump(mode="json") for step in steps],
@@ -305,6 +308,7 @@ def write_report(params: Params, workspace: Workspace, environment: str, now: Ti
             ("canary", now.state.digest),
             ("stable", now.stable),
             ("expected", _expected(now.verdict)),
+            *([("not seen", now.missing)] if now.missing else []),
             ("written", datetime.now(UTC).isoformat(timespec="seconds")),
         ),
         blocks=(*tables, Picture("Sequences", alt, png)),
@@ -339,7 +343,8 @@ def summary_text(now: Tick) -> str:
     rows = [SUMMARY_COLUMNS, *summary_rows([step.verdict for step in now.state.verdicts])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(SUMMARY_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
+    warned = [f"check canary: warning: {now.missing}"] if now.missing else []
+    return "\n".join([*lines, *warned, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
 
 
 @dataclass(frozen=True)
@@ -351,6 +356,7 @@ class _Trial:
     target: Target
     extras: tuple[Extra, ...]
     segment: int
+    missing: str = ""
 
     def judge(self, step: CanaryStep, minutes: float) -> CanaryVerdict:
         if self.params.deployment.strategy != "ab":
@@ -401,6 +407,7 @@ def _trial(
     folder = workspace.environment(environment) / "predictions"
     columns = ("revision", *(OBSERVED if target.kind == "multiclass" else OBSERVED[:-1]))
     log = read_log(folder, revisions=range(trial[0].since_revision, trial[-1].last_revision + 1), columns=columns)
+    missing = missing_from(log)
     log = log[log["version"].isin([stable, digest])]
     begins = [stretch.since_revision for stretch in trial]
     segment = np.searchsorted(begins, log["revision"].to_numpy(dtype=np.int64), side="right") - 1
@@ -410,7 +417,20 @@ def _trial(
     if params.canary.labels is not None:
         labelled = _labelled(workspace, environment, trial[0].since_revision, log)
         extras.append(label_metric(labelled, params.canary.labels, target, params.train.threshold))
-    return _Trial(params, log, target, tuple(extras), len(trial) - 1)
+    return _Trial(params, log, target, tuple(extras), len(trial) - 1, missing)
+
+
+def missing_from(log: pd.DataFrame) -> str:
+    """What :func:`read_log` could not read, or knows to be lost, in a sentence; empty where nothing is."""
+    losses, damaged = log.attrs["losses"], log.attrs["damaged_lines"]
+    parts = []
+    if losses:
+        count = sum((loss.lost or 0) + (loss.dropped or 0) for loss in losses)
+        unknown = ", and an unknown number" if any(loss.lost is None for loss in losses) else ""
+        parts.append(f"{count:,} records{unknown} of {len(losses)} server processes that were killed or overrun")
+    if damaged:
+        parts.append(f"{damaged:,} damaged line{'s' if damaged > 1 else ''} ({log.attrs['damaged']})")
+    return f"the prediction log lacks {' and '.join(parts)}: the judge has not seen them" if parts else ""
 
 
 def _labelled(workspace: Workspace, environment: str, since_revision: int, log: pd.DataFrame) -> pd.DataFrame:
