@@ -611,8 +611,8 @@ def test_another_environment_at_the_address_is_told_apart(far: Far, near: Near) 
 
 
 def test_another_release_there_is_told_apart(far: Far, near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clearway.targets.http.API", 2)
-    assert "whose /admin speaks version 1, and this one 2: bring both to the same release" in refusal(near)
+    monkeypatch.setattr("clearway.targets.http.API", 3)
+    assert "whose /admin speaks version 2, and this one 3: bring both to the same release" in refusal(near)
 
 
 def test_a_history_that_was_cut_or_rewritten_there_is_noticed_here(far: Far, near: Near) -> None:
