@@ -21,6 +21,8 @@ def main() -> int:
     options.add_argument("--actor", metavar="WHO", help="who, for the ledger (default: $GITHUB_ACTOR or the user)")
     options.add_argument("--strategy", choices=("canary", "blue-green", "ab"), help="default: deployment.strategy")
     arguments = options.parse_args()
+    if (arguments.end_shadow or arguments.ensure_serving) and (arguments.digest or arguments.strategy):
+        options.error("--digest and --strategy say nothing beside --end-shadow or --ensure-serving: leave them out")
     from clearway.deployment import default_actor, deploy_built, end_shadow, open_shadow, serve_again
     from clearway.params import load_params
     from clearway.workspace import Workspace
@@ -37,8 +39,7 @@ def main() -> int:
     else:
         target = (arguments.env, arguments.digest, arguments.canary)
         outcome = deploy_built(params, workspace, *target, strategy=arguments.strategy, **who)
-    for warning in outcome.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    sys.stderr.writelines(f"warning: {warning}\n" for warning in outcome.warnings)
     url = outcome.server.url if outcome.server else ""
     print(f"deploy: {outcome.sentence}{f' → {url}/predict' if url else ''}", flush=True)
     job_summary(f"**{arguments.env}** {outcome.sentence}")

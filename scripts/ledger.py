@@ -13,15 +13,19 @@ def main() -> int:
     from clearway.ledger import anchor_is_late, head_hash, read_ledger
     from clearway.ledger_view import export, show
     from clearway.params import load_params
+    from clearway.routing import check_not_ahead, present_routing
+    from clearway.targets import target_of
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
     params = load_params(workspace.params_file)
     named = [arguments.env] if arguments.env else [params.production]
     for name in list(params.environments) if arguments.verb == "verify" and not arguments.env else named:
-        params.environment(name)
+        target_of(params, workspace, name).pull()  # of a server elsewhere this folder has a copy
         folder = workspace.environment(name)
+        table = present_routing(folder / "routing.json")  # before the ledger, which may grow meanwhile
         entries = read_ledger(folder, name)
+        check_not_ahead(folder / "routing.json", table, entries)
         if arguments.verb == "show":
             print(show(entries, name, arguments.last))
         elif arguments.verb == "export":

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clearway.errors import ClearwayError
 from clearway.ledger import Digest, Entry, head_hash
 
-API = 1
+API = 2
 """Raised with every change that an older client or server would misunderstand."""
 TOKEN_VARIABLE = "CLEARWAY_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE_VARIABLE = "CLEARWAY_ADMIN_TOKEN_FILE"  # noqa: S105 - likewise
@@ -61,6 +61,8 @@ class Deploy(Order):
     required: Standing | None = None
     bootstrap: bool = False
     """The labelled baseline becomes the first control: only where nothing was ever deployed."""
+    warm_minutes: float | None = Field(None, gt=0)
+    """How long the version before is kept in memory, whatever strategy the server's own params.yaml names."""
 
 
 class Canary(Order):

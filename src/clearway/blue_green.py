@@ -23,13 +23,14 @@ from clearway.ledger import Entry, read_ledger
 from clearway.params import BlueGreenParams, Params
 from clearway.prediction_log import read_log
 from clearway.reporting import Page, Table, write_page
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 LOOK_SECONDS = 1.0
 REMEMBERED = 20_000
 """Answers of the version before, the latest, that it is judged by."""
 _METRICS = ("errors", "slow answers")
-_COLUMNS = ("version", "role", "revision", "served_at", "status", "latency_ms")
+_COLUMNS = ("version", "role", "revision", "served_at", "status", "latency_ms", "score")
 
 
 class Shift(BaseModel):
@@ -115,6 +116,8 @@ def watch_switch(
     environment = switch.environment
     folder = workspace.environment(environment)
     slow_ms = params.canary.latency_ms
+    target = target_of(params, workspace, environment)
+    target.pull_log()
     before = _answers(
         read_log(folder / "predictions", columns=_COLUMNS), switch.previous_stable, slow_ms, switch, past=True
     )
@@ -122,6 +125,8 @@ def watch_switch(
     progress(f"deploy: watching {switch.stable[:SHOWN]} for {settings.watch_minutes:g} minutes")
     while True:
         ended = time.monotonic() >= deadline
+        target.pull()
+        target.pull_log(switch.sequence)
         log = read_log(folder / "predictions", since_revision=switch.sequence, columns=_COLUMNS)
         found = judge_switch(before, _answers(log, switch.stable, slow_ms, switch, past=False), settings)
         entries = read_ledger(folder, environment)
@@ -181,7 +186,9 @@ def _shift(name: str, before: Floats, now: Floats, alpha: float) -> Shift:
 def _answers(log: pd.DataFrame, digest: str | None, slow_ms: float, switch: Entry, *, past: bool) -> Answers:
     ours = log[(log["version"] == digest) & (log["role"] == "stable") & ((log["revision"] < switch.sequence) == past)]
     ours = ours.tail(REMEMBERED)
-    errors, slow = ours["status"] >= 500, ours["latency_ms"] > slow_ms
+    # as the canary's judge takes them: a row that the version refuses, no number, and an unknown latency are harm, too
+    errors = (ours["status"] != 200) | ~np.isfinite(ours["score"])
+    slow = ~(ours["latency_ms"] <= slow_ms)
     return Answers(np.asarray(errors, dtype=np.float64), np.asarray(slow, dtype=np.float64))
 
 

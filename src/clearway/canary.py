@@ -60,6 +60,8 @@ CONTRADICTION = 1.0
 """Standard errors by which a step's own difference may lie over its margin, whatever earlier steps said."""
 LARGE = 0.25
 """A size of harm that is looked for beside the steps' margins, so that a bad canary ends early."""
+CLUSTERED = 3.0
+"""Design effect from which a verdict that is held says that a metric's events stick to few keys."""
 AHEAD = 1000.0
 """How many times its present traffic a step is followed into the future, to say when it will be decided."""
 
@@ -648,7 +650,8 @@ def _sentence(
         return f"{traffic}: fewer canary requests than the {step.min_requests:,} the step asks for{wait}"
     undecided = [metric for metric in metrics if metric.status == "open" and not metric.late]
     if undecided:
-        return f"{traffic}: not decided yet: " + "; ".join(_doubt(metric) for metric in undecided) + wait
+        doubts = "; ".join(_doubt(metric) + _clusters(metric) for metric in undecided)
+        return f"{traffic}: not decided yet: {doubts}{wait}"
     return f"{traffic}: {float(now.minutes):.1f} of the {step.min_minutes:g} minutes that the step asks for have passed"
 
 
@@ -664,6 +667,16 @@ def _doubt(metric: MetricVerdict) -> str:
     if is_score(metric.name):
         return f"{metric.name} differs by {metric.lower:+.3f} to {metric.upper:+.3f} (margin ±{metric.margin:g})"
     return f"{metric.name} at most {metric.upper:+.3f} (margin {metric.margin:g})"
+
+
+def _clusters(metric: MetricVerdict) -> str:
+    """Why so much traffic says so little, where its events stick to few keys."""
+    if metric.design < CLUSTERED:
+        return ""
+    return (
+        f", in which {metric.design:.0f} requests say as much as one, because few of the {metric.keys_canary:,} keys "
+        "have most of it: further keys decide that, not more of the same"
+    )
 
 
 def _mean(values: Floats) -> float | None:

@@ -31,6 +31,9 @@ class CanaryState(BaseModel):
     weight: int = Field(ge=1, le=99)
     since_revision: int
     """Ledger entry that opened the current step: only answers since then count for it."""
+    opened: str = ""
+    """Hash of the ledger entry that opened the rollout: what another environment's, or another history's, judge said of
+    the same version at the same weight is nothing to this one."""
     verdicts: tuple[StepVerdict, ...] = ()
     """One per step, the current step last once it has been judged."""
 
@@ -88,9 +91,7 @@ def stretches(entries: Sequence[Entry]) -> tuple[Stretch, ...]:
 
 
 def provisional(entries: Sequence[Entry]) -> Provisional | None:
-    """The promotion of the version that is stable now, if it still waits for labels and no canary is open."""
-    if not entries or entries[-1].canary is not None:
-        return None
+    """The promotion of the version that is stable now, if it still waits for labels; a canary may be open beside it."""
     for entry in reversed(entries):
         if entry.stable != entries[-1].stable:
             return None
@@ -126,10 +127,12 @@ def follow(saved: CanaryState | None, entries: Sequence[Entry]) -> CanaryState |
             break
         since = entry.sequence
     verdicts: tuple[StepVerdict, ...] = ()
-    if saved is not None and saved.digest == now.canary:
+    opened = entries[began - 1].hash
+    if saved is not None and (saved.digest, saved.opened) == (now.canary, opened):
         verdicts = tuple(step for step in saved.verdicts if began <= step.since_revision <= since)
     assert now.canary is not None
-    return CanaryState(digest=now.canary, weight=now.canary_weight, since_revision=since, verdicts=verdicts)
+    head = {"digest": now.canary, "weight": now.canary_weight, "since_revision": since, "opened": opened}
+    return CanaryState.model_validate({**head, "verdicts": verdicts})
 
 
 def read_state(folder: Path, entries: Sequence[Entry]) -> CanaryState | None:

@@ -38,7 +38,7 @@ from clearway.ledger import (
     stable_history,
 )
 from clearway.params import ENTITY_KEY, Params
-from clearway.routing import Split, project_routing, read_routing, split_of, write_routing
+from clearway.routing import Split, check_not_ahead, project_routing, read_routing, split_of, write_routing
 from clearway.signing import check_for
 from clearway.targets import Endpoint, Target, target_of
 from clearway.trust import trust_of
@@ -415,8 +415,16 @@ def deploy(
         or the server does not follow.
     """
     check_said(actor, reason)
-    if strategy == "ab" and params.deployment.strategy != "ab":
-        raise UsageError("--strategy ab: set deployment.strategy: ab in params.yaml too, for the judge reads it there")
+    if strategy in ("ab", "canary") and (strategy == "ab") != (params.deployment.strategy == "ab"):
+        raise UsageError(
+            f"--strategy {strategy}: deployment.strategy is {params.deployment.strategy!r} in params.yaml, and the "
+            f"judge reads it there: set it to {strategy}, too"
+        )
+    if strategy == "canary" and canary_weight is None:
+        raise UsageError(
+            f"--strategy canary: say with --canary N how many percent see it first, canary.steps begins with "
+            f"{params.canary.weights()[0]}"
+        )
     if canary_weight is None and (strategy or params.deployment.strategy) == "ab":
         canary_weight = params.deployment.ab.weight
     if canary_weight is not None:
@@ -560,6 +568,7 @@ def open_shadow(
         The digest is unknown or does not verify, :func:`plan_shadow` forbids it, the ledger moved meanwhile, or the
         shadow does not start; the traffic is served by others in any case.
     """
+    _check_shadows(params, workspace, environment)
     entries = reconcile(params, workspace, environment)
     if digest is None:
         built = read_built(workspace.bundle)
@@ -584,9 +593,18 @@ def end_shadow(params: Params, workspace: Workspace, environment: str, *, actor:
     ClearwayError
         Nothing was ever deployed here, or the ledger moved meanwhile.
     """
+    _check_shadows(params, workspace, environment)
     entries = reconcile(params, workspace, environment)
     change = plan_shadow(Situation(environment, entries), None, actor=actor, reason=reason)
     return _carry_out(params, workspace, environment, entries, change)
+
+
+def _check_shadows(params: Params, workspace: Workspace, environment: str) -> None:
+    if not target_of(params, workspace, environment).here:
+        raise UsageError(
+            f"{environment} is served elsewhere (environments.{environment}.target in params.yaml), and a shadow is "
+            f"opened and ended on its own machine: run scripts/deploy.py --env {environment} there"
+        )
 
 
 def _await_shadow(target: Target, environment: str, digest: str) -> None:
@@ -799,6 +817,7 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
             current = read_routing(routing)
         except ClearwayError:  # missing or damaged: either way the ledger knows better
             current = None
+        check_not_ahead(routing, current, entries)
         if current != table:
             with _disk(f"{routing} cannot be written, the ledger of {environment} stands at entry {len(entries)}"):
                 write_routing(routing, table)

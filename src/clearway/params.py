@@ -1040,8 +1040,9 @@ class DeploymentParams(Section):
 
     strategy: Literal["canary", "blue-green", "ab"] = "canary"
     """What a deployment without ``--strategy`` and without ``--canary`` does: ``canary`` replaces the stable version
-    and forgets it, a trial being asked for by ``--canary N``; ``blue-green`` keeps the one before ready and watches;
-    ``ab`` opens a fixed split, which ``check_canary.py`` then judges as such."""
+    and forgets it, a trial being asked for by ``--canary N`` (``--strategy canary`` without it is refused);
+    ``blue-green`` keeps the one before ready and watches; ``ab`` opens a fixed split, which ``check_canary.py`` then
+    judges as such."""
     blue_green: BlueGreenParams = BlueGreenParams()
     ab: ABParams = ABParams()
 

@@ -13,9 +13,9 @@ from clearway.bundle import BundleError, verify
 from clearway.deployment import BOOTSTRAP_REASON, SHOWN, serve_again
 from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import Entry, anchor_is_late, read_ledger
-from clearway.local_target import describe_server, find_server
 from clearway.params import Params
-from clearway.routing import RoutingTable, project_routing, read_routing
+from clearway.routing import check_not_ahead, present_routing, project_routing
+from clearway.targets import Target, target_of
 from clearway.workspace import Workspace
 
 PARTS = ("ledger", "bundles", "routing", "server", "alias")
@@ -58,22 +58,28 @@ def examine(params: Params, workspace: Workspace, environment: str, parts: Seque
     ClearwayError
         The ledger does not verify: there is no truth to compare with.
     """
-    params.environment(environment)
-    folder = workspace.environment(environment)
-    entries = read_ledger(folder, environment)
+    target = target_of(params, workspace, environment)
+    asked = [part for part in PARTS if part in parts and (part != "alias" or environment == params.production)]
+    if not asked:
+        return []
+    try:
+        target.pull()
+    except UsageError:
+        raise
+    except ClearwayError as error:  # only what is elsewhere has to be asked
+        return [Finding(environment=environment, part=part, agrees=False, sentence=f"{error}") for part in asked]
+    table = present_routing(workspace.environment(environment) / "routing.json")  # before the ledger, which may grow
+    entries = read_ledger(workspace.environment(environment), environment)
+    check_not_ahead(workspace.environment(environment) / "routing.json", table, entries)
     looks = {
         "ledger": lambda: _ledger(workspace, environment, entries),
-        "bundles": lambda: _bundles(workspace, entries),
+        "bundles": lambda: _bundles(workspace, target, entries),
         "routing": lambda: _routing(params, workspace, environment, entries),
-        "server": lambda: _server(workspace, environment, entries),
+        "server": lambda: _server(target, entries),
         "alias": lambda: _alias(params, workspace, entries),
     }
-    found = []
-    for part in PARTS:
-        if part in parts and (part != "alias" or environment == params.production):
-            agrees, sentence = looks[part]()
-            found.append(Finding(environment=environment, part=part, agrees=agrees, sentence=sentence))
-    return found
+    looked = [(part, *looks[part]()) for part in asked]
+    return [Finding(environment=environment, part=part, agrees=agrees, sentence=said) for part, agrees, said in looked]
 
 
 def repair(params: Params, workspace: Workspace, environment: str, parts: Sequence[str] = PARTS) -> None:
@@ -106,9 +112,17 @@ def _ledger(workspace: Workspace, environment: str, entries: Sequence[Entry]) ->
     return True, f"{len(entries)} entries verify"
 
 
-def _bundles(workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]:
-    live = [digest for digest in (entries[-1].stable, entries[-1].canary) if digest is not None] if entries else []
+def _bundles(workspace: Workspace, target: Target, entries: Sequence[Entry]) -> tuple[bool, str]:
+    now = entries[-1] if entries else None
+    live = [digest for digest in (now.stable, now.canary, now.shadow) if digest is not None] if now else []
     for digest in live:
+        if not target.here:  # where it is verified before it is served
+            if target.lacks(digest):
+                return (
+                    False,
+                    f"{digest[:SHOWN]} is not kept there: deploy it again, or go back with scripts/rollback.py",
+                )
+            continue
         try:
             verify(workspace.bundles / digest, digest)
         except BundleError as error:
@@ -117,7 +131,7 @@ def _bundles(workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]
 
 
 def _routing(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
-    found = _table(workspace, environment)
+    found = present_routing(workspace.environment(environment) / "routing.json")
     projected = project_routing(entries, params.serving.salt, params.serving.routing_key)
     if projected is None:
         gone = found is None
@@ -128,13 +142,14 @@ def _routing(params: Params, workspace: Workspace, environment: str, entries: Se
     return sentence is None, sentence or f"routing.json follows from entry {found.revision}"
 
 
-def _server(workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
-    server = find_server(workspace, environment)
+def _server(target: Target, entries: Sequence[Entry]) -> tuple[bool, str]:
+    server = target.find()
     if not entries:
-        return server is None, "nothing was ever deployed" + ("" if server is None else ", yet a server runs")
+        idle = server is None or not target.here  # one that is elsewhere runs before anything is deployed to it
+        return idle, "nothing was ever deployed" + ("" if idle else ", yet a server runs")
     if server is None:
         return False, f"no server runs, and the ledger says {entries[-1].stable[:SHOWN]} is served"
-    answer = describe_server(server)
+    answer = target.describe()
     if answer is None:
         return False, "the server runs and does not answer"
     if answer.get("error"):
@@ -156,10 +171,3 @@ def _alias(params: Params, workspace: Workspace, entries: Sequence[Entry]) -> tu
     if found == champion:
         return True, f"champion is {champion[:SHOWN]}, as the ledger says"
     return False, f"champion is {found[:SHOWN] if found else 'nobody'}, but the ledger says {champion[:SHOWN]}"
-
-
-def _table(workspace: Workspace, environment: str) -> RoutingTable | None:
-    try:
-        return read_routing(workspace.environment(environment) / "routing.json")
-    except ClearwayError:
-        return None

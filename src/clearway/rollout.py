@@ -4,6 +4,7 @@ Every tick reads the ledger, the prediction log and ``canary.json`` anew and kee
 can be watched by one command, killed, and carried on by another.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from clearway.canary_state import (
 from clearway.deployment import confirm, deploy, hold, reconcile, rollback, say
 from clearway.errors import ClearwayError
 from clearway.files import atomic_path, write_json
-from clearway.ledger import read_ledger
+from clearway.ledger import canary_digest, read_ledger
 from clearway.model import recorded_target
 from clearway.params import CanaryParams, CanaryStep, Params
 from clearway.prediction_log import read_log
@@ -57,13 +58,16 @@ class Tick:
     verdict: CanaryVerdict
     state: CanaryState
     stable: str
+    missing: str = ""
+    """What the prediction log lacks, of this rollout or of an earlier day: a sentence, or nothing."""
 
 
 def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, now: datetime | None = None) -> Tick:
     """Judge the open canary's current step on all that was answered since its rollout began, and record the verdict.
 
-    A verdict *rollback* is carried out at once, and so is *withdraw*, which ends an A/B test without blame. Without an
-    open canary, a promotion that waits for labels is judged instead: *promote* confirms it, *rollback* revokes it.
+    A verdict *rollback* is carried out at once, and so is *withdraw*, which ends an A/B test without blame. A promotion
+    that waits for labels is judged first: *promote* confirms it, *rollback* revokes it, and with it ends the canary,
+    which was compared with what is revoked. Without an open canary that is all there is to judge.
 
     Parameters
     ----------
@@ -77,14 +81,17 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
     """
     entries = reconcile(params, workspace, environment)
     folder = workspace.environment(environment)
+    waiting = provisional(entries)
+    if waiting is not None:
+        found = _settle(params, workspace, environment, waiting, actor=actor)
+        if found.verdict.verdict == "rollback" or entries[-1].canary is None:
+            return found
+        entries = read_ledger(folder, environment)  # one entry longer where it was confirmed
     state = read_state(folder, entries)
     if state is None:
-        waiting = provisional(entries)
-        if waiting is None:
-            raise ClearwayError(
-                f"{environment} has no open canary: open one with scripts/deploy.py --env {environment} --canary N"
-            )
-        return _settle(params, workspace, environment, waiting, actor=actor)
+        raise ClearwayError(
+            f"{environment} has no open canary: open one with scripts/deploy.py --env {environment} --canary N"
+        )
     last = entries[-1]
     stages = stretches(entries)
     target_of(params, workspace, environment).pull_log(stages[0].since_revision)
@@ -99,7 +106,7 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
         say(rollback(params, workspace, environment, actor=actor, reason=verdict.sentence, evidence=evidence))
     elif verdict.verdict == "withdraw":
         say(deploy(params, workspace, environment, state.digest, 0, actor=actor, reason=verdict.sentence))
-    return Tick(verdict, state, last.stable)
+    return Tick(verdict, state, last.stable, trial.missing)
 
 
 def _settle(params: Params, workspace: Workspace, environment: str, waiting: Provisional, *, actor: str) -> Tick:
@@ -107,17 +114,22 @@ def _settle(params: Params, workspace: Workspace, environment: str, waiting: Pro
     target_of(params, workspace, environment).pull_log(waiting.stretches[0].since_revision)
     trial = _trial(params, workspace, environment, waiting.stretches, waiting.digest, waiting.stable_before)
     weight = waiting.stretches[-1].weight
-    verdict = settled(trial.judge(step_at(params.canary, weight), float("inf")))
+    verdict = settled(trial.judge_harm(step_at(params.canary, weight), float("inf")))
     since = waiting.stretches[-1]
     state = CanaryState(digest=waiting.digest, weight=weight, since_revision=since.since_revision)
     state = state.judged(verdict, since.last_revision)
     if verdict.verdict == "rollback":
         before, evidence = waiting.stable_before, as_evidence(verdict)
         why = verdict.sentence
+        trial_of = canary_digest(read_ledger(workspace.environment(environment), environment))
+        if trial_of is not None:  # withdrawn and not barred: what it was compared with was bad, not it
+            ended = f"its control is revoked: {why}"
+            with contextlib.suppress(ClearwayError):  # the rollback, which cannot wait, ends it too
+                say(deploy(params, workspace, environment, trial_of, 0, actor=actor, reason=ended))
         say(rollback(params, workspace, environment, before, actor=actor, reason=why, evidence=evidence))
     elif verdict.verdict == "promote":
         confirm(params, workspace, environment, waiting.digest, verdict, actor=actor)
-    return Tick(verdict, state, waiting.stable_before)
+    return Tick(verdict, state, waiting.stable_before, trial.missing)
 
 
 def settled(verdict: CanaryVerdict) -> CanaryVerdict:
@@ -166,7 +178,7 @@ def judge_step(
     entries = reconcile(params, workspace, environment)
     if entries:
         target_of(params, workspace, environment).serve(entries[-1].sequence)
-    if provisional(entries) is not None:  # no traffic of now says anything about it
+    if entries and entries[-1].canary is None and provisional(entries) is not None:  # no traffic of now says more of it
         now = tick(params, workspace, environment, actor=actor)
         progress(f"{now.verdict.verdict}: {now.verdict.sentence}")
         return now
@@ -217,7 +229,7 @@ def watch(
     """
     deadline = time.monotonic() + timeout
     while True:
-        entries = read_ledger(workspace.environment(environment), environment)
+        entries = reconcile(params, workspace, environment)
         now = judge_step(
             params,
             workspace,
@@ -228,7 +240,7 @@ def watch(
             timeout=deadline - time.monotonic(),
         )
         following = [weight for weight in params.trial_weights() if weight > now.state.weight]
-        if provisional(entries) is not None:
+        if entries[-1].canary is None:  # a promotion was judged
             return now
         if now.verdict.verdict == "hold":
             say(hold(params, workspace, environment, now.verdict, actor=actor))
@@ -276,6 +288,7 @@ def write_report(params: Params, workspace: Workspace, environment: str, now: Ti
         "stable": now.stable,
         "weight": now.state.weight,
         "provisional": now.verdict.provisional,
+        "missing": now.missing,
         "more_requests": now.verdict.more_requests,
         "more_minutes": now.verdict.more_minutes,
         "steps": [step.model_dump(mode="json") for step in steps],
@@ -295,6 +308,7 @@ def write_report(params: Params, workspace: Workspace, environment: str, now: Ti
             ("canary", now.state.digest),
             ("stable", now.stable),
             ("expected", _expected(now.verdict)),
+            *([("not seen", now.missing)] if now.missing else []),
             ("written", datetime.now(UTC).isoformat(timespec="seconds")),
         ),
         blocks=(*tables, Picture("Sequences", alt, png)),
@@ -329,7 +343,8 @@ def summary_text(now: Tick) -> str:
     rows = [SUMMARY_COLUMNS, *summary_rows([step.verdict for step in now.state.verdicts])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(SUMMARY_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
+    warned = [f"check canary: warning: {now.missing}"] if now.missing else []
+    return "\n".join([*lines, *warned, f"check canary: {now.verdict.verdict}: {now.verdict.sentence}"])
 
 
 @dataclass(frozen=True)
@@ -341,18 +356,11 @@ class _Trial:
     target: Target
     extras: tuple[Extra, ...]
     segment: int
+    missing: str = ""
 
     def judge(self, step: CanaryStep, minutes: float) -> CanaryVerdict:
         if self.params.deployment.strategy != "ab":
-            return judge(
-                self.observations,
-                step,
-                self.params.canary,
-                self.target,
-                segment=self.segment,
-                extras=self.extras,
-                minutes=minutes,
-            )
+            return self.judge_harm(step, minutes)
         from clearway.ab_test import judge_ab
 
         rules = self.params.deployment.ab
@@ -367,6 +375,18 @@ class _Trial:
             low=low,
             extras=self.extras,
             segment=self.segment,
+        )
+
+    def judge_harm(self, step: CanaryStep, minutes: float) -> CanaryVerdict:
+        """Whether it is worse than stable, whatever the strategy asks for beside."""
+        return judge(
+            self.observations,
+            step,
+            self.params.canary,
+            self.target,
+            segment=self.segment,
+            extras=self.extras,
+            minutes=minutes,
         )
 
     def measure(self, step: CanaryStep) -> list[Trace]:
@@ -387,6 +407,7 @@ def _trial(
     folder = workspace.environment(environment) / "predictions"
     columns = ("revision", *(OBSERVED if target.kind == "multiclass" else OBSERVED[:-1]))
     log = read_log(folder, revisions=range(trial[0].since_revision, trial[-1].last_revision + 1), columns=columns)
+    missing = missing_from(log)
     log = log[log["version"].isin([stable, digest])]
     begins = [stretch.since_revision for stretch in trial]
     segment = np.searchsorted(begins, log["revision"].to_numpy(dtype=np.int64), side="right") - 1
@@ -396,7 +417,20 @@ def _trial(
     if params.canary.labels is not None:
         labelled = _labelled(workspace, environment, trial[0].since_revision, log)
         extras.append(label_metric(labelled, params.canary.labels, target, params.train.threshold))
-    return _Trial(params, log, target, tuple(extras), len(trial) - 1)
+    return _Trial(params, log, target, tuple(extras), len(trial) - 1, missing)
+
+
+def missing_from(log: pd.DataFrame) -> str:
+    """What :func:`read_log` could not read, or knows to be lost, in a sentence; empty where nothing is."""
+    losses, damaged = log.attrs["losses"], log.attrs["damaged_lines"]
+    parts = []
+    if losses:
+        count = sum((loss.lost or 0) + (loss.dropped or 0) for loss in losses)
+        unknown = ", and an unknown number" if any(loss.lost is None for loss in losses) else ""
+        parts.append(f"{count:,} records{unknown} of {len(losses)} server processes that were killed or overrun")
+    if damaged:
+        parts.append(f"{damaged:,} damaged line{'s' if damaged > 1 else ''} ({log.attrs['damaged']})")
+    return f"the prediction log lacks {' and '.join(parts)}: the judge has not seen them" if parts else ""
 
 
 def _labelled(workspace: Workspace, environment: str, since_revision: int, log: pd.DataFrame) -> pd.DataFrame:

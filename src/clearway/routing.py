@@ -176,6 +176,37 @@ def read_routing(path: Path) -> RoutingTable:
         raise ClearwayError(f"{path} is damaged ({describe(error)}): scripts/rollback.py rewrites it") from None
 
 
+def present_routing(path: Path) -> RoutingTable | None:
+    """The routing table as it stands; None if it is missing or damaged."""
+    try:
+        return read_routing(path)
+    except ClearwayError:
+        return None
+
+
+def check_not_ahead(path: Path, table: RoutingTable | None, entries: Sequence[Entry]) -> None:
+    """Whether the ledger still has the entry that a routing table, read before it, was made from.
+
+    The table is a second anchor: it finds a tail that was cut together with ``head.json``, or a folder of which only a
+    part was restored.
+
+    Raises
+    ------
+    ClearwayError
+        The ledger ends before that entry, or has another in its place.
+    """
+    if table is None or table.revision == 0:
+        return
+    found = entries[table.revision - 1].hash if table.revision <= len(entries) else None
+    if found != table.ledger_hash:
+        raise ClearwayError(
+            f"{path} follows from entry {table.revision} ({table.ledger_hash[:12]}), but the ledger beside it "
+            + (f"ends at entry {len(entries)}" if found is None else f"has {found[:12]} there")
+            + ": it was cut or replaced; restore the folder from its last good copy (on GitHub: the branch "
+            f"clearway-state), or, if the older ledger is meant, delete {path.name}"
+        )
+
+
 def write_routing(path: Path, table: RoutingTable) -> None:
     """Write a routing table, whole or not at all."""
     write_text(path, table.model_dump_json(indent=2) + "\n")

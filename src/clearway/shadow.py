@@ -23,6 +23,7 @@ from clearway.errors import ClearwayError
 from clearway.ledger import Entry, read_ledger
 from clearway.params import Params, ShadowRules
 from clearway.target import BINARY, Target
+from clearway.targets import target_of
 from clearway.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -242,12 +243,16 @@ def compare_shadow(params: Params, workspace: Workspace, environment: str, diges
     from clearway.model import recorded_target, recorded_threshold  # imports ONNX Runtime's types
     from clearway.prediction_log import read_log
 
-    params.environment(environment)
+    target = target_of(params, workspace, environment)
+    target.pull()
     folder = workspace.environment(environment)
     trial = latest_trial(read_ledger(folder, environment), environment, digest)
+    target.pull_log(trial[0].sequence)
     log = read_log(folder / "predictions", since_revision=trial[0].sequence, columns=READ)
     log = log[log["revision"] <= trial[-1].sequence]
     shadow, stable = str(trial[0].shadow), trial[0].stable
+    target.fetch(stable)
+    target.fetch(shadow)
     bundles = [verify(workspace.bundles / one, one) for one in (stable, shadow)]
     thresholds = (recorded_threshold(bundles[0]), recorded_threshold(bundles[1]))
     versions = Versions(stable, shadow, recorded_target(bundles[0]), thresholds)

@@ -314,8 +314,10 @@ def test_traffic_that_runs_out_is_hold_and_another_command_carries_on(shop: Shop
     assert later.verdict.n_canary + later.verdict.n_stable > 200
 
 
-@pytest.mark.parametrize(("right", "verdict"), [(False, "rollback"), (True, "promote")])
-def test_labels_that_come_after_a_promotion_revoke_or_confirm_it(shop: Shop, right: bool, verdict: str) -> None:
+@pytest.mark.parametrize("right", [False, True])
+def test_labels_that_come_after_a_promotion_revoke_or_confirm_it_also_beside_an_open_canary(
+    shop: Shop, right: bool
+) -> None:
     labels = pytest.importorskip("clearway.labels")
     written = yaml.safe_load(shop.workspace.params_file.read_text())
     written["canary"]["steps"] = [{"weight": 50, "margin": 0.05, "min_requests": 150}]
@@ -329,6 +331,9 @@ def test_labels_that_come_after_a_promotion_revoke_or_confirm_it(shop: Shop, rig
     waiting = tick(shop.params, shop.workspace, ENV, actor="tester")
     assert (waiting.verdict.verdict, waiting.verdict.provisional) == ("hold", True)
     assert shop.history()[-1] == ("promote", shop.challenger, None, 0), "waiting writes nothing"
+    deploy(shop.params, shop.workspace, ENV, shop.fragile, 10, **WHO)
+    own = tick(shop.params, shop.workspace, ENV, actor="tester")
+    assert (own.verdict.verdict, own.state.digest) == ("hold", shop.fragile), "the canary is judged meanwhile"
 
     log = read_log(shop.folder / "predictions")
     agrees = (log["role"] == "canary") == right  # so that one version is always right and the other never
@@ -338,14 +343,16 @@ def test_labels_that_come_after_a_promotion_revoke_or_confirm_it(shop: Shop, rig
     )
     labels.import_outcomes(shop.params, shop.workspace, ENV, outcomes, datetime.now(UTC))
     settled = tick(shop.params, shop.workspace, ENV, actor="tester")
-    assert settled.verdict.verdict == verdict, settled.verdict.sentence
     write_report(shop.params, shop.workspace, ENV, settled)
     last = read_ledger(shop.folder, ENV)[-1]
     if right:
         assert (last.action, last.stable, last.evidence["labels"]) == ("promote", shop.challenger, "confirmed")
-    else:
-        assert (last.action, last.stable, last.quarantines) == ("rollback", shop.baseline, (shop.challenger,))
-        assert last.reason.startswith("labels revoke the promotion: loss: differs by")
+        assert (last.canary, settled.verdict.verdict) == (shop.fragile, "hold"), "whose trial goes on"
+        return
+    assert settled.verdict.verdict == "rollback", settled.verdict.sentence
+    assert (last.action, last.stable, last.quarantines) == ("rollback", shop.baseline, (shop.challenger,))
+    assert last.reason.startswith("labels revoke the promotion: loss: differs by")
+    assert shop.history()[-2] == ("canary", shop.challenger, None, 0), "its control was bad: ended, not barred"
     with pytest.raises(ClearwayError, match="has no open canary"):
         tick(shop.params, shop.workspace, ENV, actor="tester")
 

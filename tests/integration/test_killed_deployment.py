@@ -12,7 +12,16 @@ from small_site import ENV, Site, make_site
 
 from clearway.canary import CanaryVerdict
 from clearway.canary_state import read_state, write_state
-from clearway.deployment import deploy, hold, quarantine, reconcile, release, rollback
+from clearway.deployment import (
+    confirm,
+    deploy,
+    hold,
+    open_shadow,
+    quarantine,
+    reconcile,
+    release,
+    rollback,
+)
 from clearway.ledger import Entry
 from clearway.routing import project_routing, read_routing
 from clearway.serving.state import Follower
@@ -69,6 +78,11 @@ ACTIONS: dict[str, tuple[Before, Action]] = {
     "promote": (passed, lambda site: site.do(deploy, site.b, 100)),
     "hold": (opened, lambda site: hold(site.params, site.workspace, ENV, verdict("hold", 10), actor="tester")),
     "rollback": (twice, lambda site: site.do(rollback)),
+    "shadow": (lambda site: survive(lambda: site.do(deploy, site.a)), lambda site: site.do(open_shadow, site.b)),
+    "confirm": (
+        twice,
+        lambda site: confirm(site.params, site.workspace, ENV, site.b, verdict("promote", 95), actor="tester"),
+    ),
     "quarantine": (opened, lambda site: site.do(quarantine, site.c)),
     "release": (barred, lambda site: site.do(release, site.b)),
 }

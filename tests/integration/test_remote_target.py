@@ -22,15 +22,17 @@ from far_server import GitHub, proxy, self_signed
 from hand_made import ROW, make_bundle, write_params
 from live_server import REPOSITORY, Server, running, until
 
+from clearway.blue_green import watch_switch
 from clearway.bundle import Bundle, verify
 from clearway.bundle_tar import packed
 from clearway.canary_state import read_state
-from clearway.deployment import deploy, quarantine, reconcile, release, rollback, serve_again
-from clearway.errors import ClearwayError
+from clearway.deployment import deploy, open_shadow, quarantine, reconcile, release, rollback, serve_again
+from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_json
 from clearway.ledger import GENESIS, Change, append, head_hash, quarantined, read_ledger
 from clearway.params import Params, load_params
 from clearway.prediction_log import read_log
+from clearway.reconciliation import examine
 from clearway.rollout import watch
 from clearway.targets import target_of
 from clearway.workspace import Workspace
@@ -280,6 +282,44 @@ def test_a_rollout_without_traffic_is_held_and_carried_on_from_another_machine(
     withdrawn = deploy(other.params, other.workspace, ENV, b, 0, **WHO).entry
     assert withdrawn is not None
     assert (withdrawn.action, withdrawn.canary) == ("canary", None)
+
+
+def test_a_switch_elsewhere_is_kept_warm_watched_by_its_own_log_and_undone(far: Far, near: Near) -> None:
+    a, b = far.bundles["a"].digest, far.bundles["b"].digest
+    stage(near, b)
+    for number in range(60):
+        assert far.server.predict({**ROW, "id": f"before-{number}"})[0] == 200
+    switched = deploy(near.params, near.workspace, ENV, b, strategy="blue-green", **WHO).switch
+    assert switched is not None
+    assert switched.warm_minutes == 60
+    assert far.server.state()["warm"] == a
+    failed = {"version": b, "role": "stable", "revision": switched.sequence, "status": 500, "latency_ms": 1.0}
+    until(lambda: len(read_log(far.server.folder / "predictions")) >= 60, "the log")
+    with (far.server.folder / "predictions" / "19990101-failed.jsonl").open("w") as log:
+        log.writelines(
+            json.dumps({**failed, "served_at": "2026-01-01T00:00:00Z", "id": str(n)}) + "\n" for n in range(99)
+        )
+    found = watch_switch(near.params, near.workspace, switched, actor="ann")
+    (far.server.folder / "predictions" / "19990101-failed.jsonl").unlink()
+    assert (found.verdict, found.n_now) == ("rollback", 99), found.sentence
+    assert found.n_before >= 60
+    assert (far.entries()[-1].stable, far.entries()[-1].quarantines) == (a, (b,))
+
+
+def test_what_a_server_elsewhere_serves_is_compared_there_and_one_that_is_gone_agrees_with_nothing(
+    far: Far, near: Near, tmp_path: Path
+) -> None:
+    parts = ("ledger", "bundles", "routing", "server")
+    found = examine(near.params, near.workspace, ENV, parts)
+    assert [(one.part, one.agrees) for one in found] == [(part, True) for part in parts], found
+    assert found[0].sentence == f"{len(far.entries())} entries verify"
+    shown = near.script("ledger.py", "export", "--env", ENV)  # not what another command happened to copy
+    assert [entry["hash"] for entry in json.loads(shown.stdout)] == [entry.hash for entry in far.entries()]
+    gone = neighbour(tmp_path / "gone", "http://127.0.0.1:1", far.bundles, retries=0)
+    for one in examine(gone.params, gone.workspace, ENV, parts):
+        assert (one.agrees, "is out of reach" in one.sentence) == (False, True)
+    with pytest.raises(UsageError, match="a shadow is opened and ended on its own machine"):
+        open_shadow(near.params, near.workspace, ENV, far.bundles["b"].digest, **WHO)
 
 
 def test_a_verdict_on_another_canary_is_not_kept(far: Far, near: Near) -> None:
@@ -571,8 +611,8 @@ def test_another_environment_at_the_address_is_told_apart(far: Far, near: Near) 
 
 
 def test_another_release_there_is_told_apart(far: Far, near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clearway.targets.http.API", 2)
-    assert "whose /admin speaks version 1, and this one 2: bring both to the same release" in refusal(near)
+    monkeypatch.setattr("clearway.targets.http.API", 3)
+    assert "whose /admin speaks version 2, and this one 3: bring both to the same release" in refusal(near)
 
 
 def test_a_history_that_was_cut_or_rewritten_there_is_noticed_here(far: Far, near: Near) -> None:

@@ -322,8 +322,13 @@ class Admin:
     def _deploy(self, params: Params, order: Deploy, actor: str) -> "Outcome":
         from clearway.deployment import deploy
 
-        found = order.digest
-        return deploy(params, self._workspace, self._environment, found, None, actor=actor, reason=order.reason)
+        # the sender has chosen the strategy
+        own, kept = params.deployment, order.warm_minutes
+        warm = own.blue_green if kept is None else own.blue_green.model_copy(update={"keep_warm_minutes": kept})
+        how = {"strategy": "canary" if kept is None else "blue-green", "blue_green": warm}
+        params = params.model_copy(update={"deployment": own.model_copy(update=how)})
+        to = (self._environment, order.digest, None)
+        return deploy(params, self._workspace, *to, actor=actor, reason=order.reason)
 
     def _canary(self, params: Params, order: Canary, actor: str) -> "Outcome":
         from clearway.deployment import deploy

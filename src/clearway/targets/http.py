@@ -220,6 +220,7 @@ class HttpTarget:
         action = "canary" if change.action == "promote" else change.action
         if action == "deploy":
             order |= {"digest": change.stable, "bootstrap": change.reason == BOOTSTRAP_REASON}
+            order |= {} if change.warm_minutes is None else {"warm_minutes": change.warm_minutes}
         elif change.action == "promote":
             order |= {"digest": change.stable, "weight": 100}
         elif action == "canary":
@@ -463,7 +464,7 @@ def _entry(content: Any) -> Entry | None:
 
 def _is_as_planned(entry: Entry, change: Change, expected: Head) -> bool:
     """Whether an entry follows on the expected one and says what was planned; the server adds to actor and evidence."""
-    same = ("action", "stable", "canary", "canary_weight", "quarantines", "releases", "reason")
+    same = ("action", "stable", "canary", "canary_weight", "quarantines", "releases", "warm_minutes", "reason")
     return entry.previous_hash == expected.hash and all(
         getattr(entry, field) == getattr(change, field) for field in same
     )

@@ -1,9 +1,11 @@
 """When a switch is undone, kept, or left without a verdict."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from clearway.blue_green import Answers, judge_switch
+from clearway.blue_green import Answers, _answers, judge_switch
+from clearway.ledger import Entry
 from clearway.params import BlueGreenParams
 
 
@@ -23,6 +25,17 @@ def test_one_that_is_slow_is_undone_too_but_not_within_the_margin() -> None:
     before, now = answers(5000), answers(5000, slow=0.05)
     assert "slow answers rose" in judge_switch(before, now, BlueGreenParams()).sentence
     assert judge_switch(before, now, BlueGreenParams(margin=0.1)).verdict == "keep"
+
+
+def test_what_counts_as_failed_and_slow_is_what_the_canarys_judge_counts() -> None:
+    log = pd.DataFrame({
+        "version": "new", "role": "stable", "revision": 2, "status": [200, 200, 422, 500, 200],
+        "score": [0.5, np.nan, np.nan, np.nan, 0.5], "latency_ms": [1.0, 1.0, 1.0, 900.0, np.nan],
+    })  # fmt: skip
+    switch = Entry.model_construct(sequence=2)
+    found = _answers(log, "new", 100.0, switch, past=False)
+    assert found.errors.tolist() == [0, 1, 1, 1, 0]
+    assert found.slow.tolist() == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(("count", "verdict"), [(0, "hold"), (99, "hold"), (100, "keep")])

@@ -237,6 +237,22 @@ def test_a_key_that_fails_each_time_is_one_failure_and_not_forty() -> None:
     assert metric(verdict, "errors").design > 10
 
 
+def test_a_hold_whose_failures_stick_to_few_keys_says_so() -> None:
+    even = STEP.model_copy(update={"weight": 50})
+    sticky = traffic(3000, 3000, errors=0.0, per_entity=30)
+    names = pd.Series(sticky["entity"].unique())
+    bad = sticky["entity"].isin(names[names.str.startswith("c")].head(3))
+    sticky.loc[bad, ["status", "score"]] = (500, np.nan)
+    held = judge(sticky, even, PARAMS)
+    assert held.verdict == "hold"
+    design = metric(held, "errors").design
+    assert f"in which {design:.0f} requests say as much as one, because few of the " in held.sentence
+    assert (
+        "say as much as one"
+        not in judge(traffic(300, 100), STEP.model_copy(update={"min_requests": 50}), PARAMS).sentence
+    )
+
+
 def test_keys_that_are_not_split_as_promised_are_hold_and_said_to_be() -> None:
     verdict = judge(traffic(4500, 600), STEP, PARAMS)
     assert verdict.verdict == "hold"

@@ -15,6 +15,7 @@ from clearway.canary_state import CanaryState, as_evidence, follow, provisional,
 from clearway.deployment import (
     Situation,
     check_same_features,
+    deploy,
     deploy_built,
     find_bundle,
     plan_canary,
@@ -33,6 +34,7 @@ from clearway.files import canonical_json, sha256_bytes, write_json
 from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_ledger
 from clearway.local_target import find_server
 from clearway.params import CanaryParams, CanaryStep, Params
+from clearway.reconciliation import examine
 from clearway.registry import register
 from clearway.rollout import settled, step_at
 from clearway.routing import Split, project_routing, read_routing
@@ -493,7 +495,7 @@ def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path
     assert read_state(tmp_path, []) is None
     entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10))
     state = read_state(tmp_path, entries)
-    assert state == CanaryState(digest=B, weight=10, since_revision=2)
+    assert state == CanaryState(digest=B, weight=10, since_revision=2, opened=entries[1].hash)
     write_state(tmp_path, state.judged(verdict("promote", 10), 2))
     state = read_state(tmp_path, entries)
     assert state is not None
@@ -508,11 +510,42 @@ def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path
 
 def test_holding_does_not_begin_a_step_anew_and_a_second_trial_forgets_the_first(tmp_path: Path) -> None:
     entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10), change("hold", A, B, 10))
-    saved = CanaryState(digest=B, weight=10, since_revision=2).judged(verdict("promote", 10), 3)
+    opened = {"digest": B, "weight": 10, "since_revision": 2, "opened": entries[1].hash}
+    saved = CanaryState.model_validate(opened).judged(verdict("promote", 10), 3)
     assert follow(saved, entries) == saved
     entries = write(tmp_path, change("canary", A), change("canary", A, B, 10))
     again = follow(saved, entries)
-    assert again == CanaryState(digest=B, weight=10, since_revision=5)
+    assert again == CanaryState(digest=B, weight=10, since_revision=5, opened=entries[4].hash)
+
+
+def test_a_verdict_of_another_environment_or_history_is_nothing_to_this_one(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        entries = write(tmp_path / name, change("deploy", A), change("canary", A, B, 10))
+        state = read_state(tmp_path / name, entries)
+        assert state is not None
+        write_state(tmp_path / name, state.judged(verdict("promote", 10), 2))
+    shutil.copy(tmp_path / "here" / "canary.json", tmp_path / "there")
+    state = read_state(tmp_path / "there", entries)
+    assert state is not None
+    assert (state.digest, state.weight, state.verdicts) == (B, 10, ())
+
+
+def test_a_tail_that_was_cut_together_with_its_anchor_is_found_by_the_routing_table(
+    params: Params, workspace: Workspace
+) -> None:
+    folder = workspace.environment(ENV)
+    write(folder, change("deploy", A), change("deploy", B), change("rollback", A, quarantines=(B,)))
+    reconcile(params, workspace, ENV)
+    lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "ledger.jsonl").write_bytes(b"".join(lines[:2]))
+    last = json.loads(lines[1])
+    write_json(folder / "head.json", {name: last[name] for name in ("environment", "sequence", "hash")})
+    for looks in (lambda: reconcile(params, workspace, ENV), lambda: examine(params, workspace, ENV, ("ledger",))):
+        with pytest.raises(ClearwayError, match=r"follows from entry 3 .* ends at entry 2: it was cut or replaced"):
+            looks()
+    assert read_routing(folder / "routing.json").stable == A, "what was barred does not come back"
+    (folder / "routing.json").unlink()
+    assert len(reconcile(params, workspace, ENV)) == 2
 
 
 def test_judging_a_step_again_replaces_its_verdict() -> None:
@@ -700,3 +733,23 @@ def test_a_canary_is_promoted_from_its_last_step_only_and_leaves_a_control(tmp_p
     raised = plan_canary(now, B, 95, **WHO)
     assert raised is not None
     assert raised.canary_weight == 95
+
+
+@pytest.mark.parametrize(
+    ("own", "strategy", "weight", "said"),
+    [
+        ("canary", "canary", None, "say with --canary N"),
+        ("blue-green", "canary", None, "say with --canary N"),
+        ("ab", "canary", 10, "deployment.strategy is 'ab'"),
+        ("canary", "ab", None, "deployment.strategy is 'canary'"),
+        ("canary", "blue-green", 10, "it has no weight"),
+    ],
+)
+def test_a_strategy_that_would_do_something_else_than_it_says_is_wrong_usage(
+    params: Params, workspace: Workspace, own: str, strategy: str, weight: int | None, said: str
+) -> None:
+    settings = params.deployment.model_copy(update={"strategy": own})
+    mixed = params.model_copy(update={"deployment": settings})
+    with pytest.raises(UsageError, match=said):
+        deploy(mixed, workspace, ENV, A, weight, strategy=strategy, **WHO)
+    assert not (workspace.environment(ENV) / "ledger.jsonl").exists()
