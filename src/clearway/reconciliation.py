@@ -16,6 +16,7 @@ from clearway.ledger import Entry, anchor_is_late, read_ledger
 from clearway.local_target import describe_server, find_server
 from clearway.params import Params
 from clearway.routing import RoutingTable, project_routing, read_routing
+from clearway.targets import Target, target_of
 from clearway.workspace import Workspace
 
 PARTS = ("ledger", "bundles", "routing", "server", "alias")
@@ -58,14 +59,18 @@ def examine(params: Params, workspace: Workspace, environment: str, parts: Seque
     ClearwayError
         The ledger does not verify: there is no truth to compare with.
     """
-    params.environment(environment)
+    target = target_of(params, workspace, environment)
+    try:
+        target.pull()
+    except ClearwayError as error:  # it is elsewhere, or its ledger is: nothing can be compared
+        return [Finding(environment=environment, part="ledger", agrees=False, sentence=str(error))]
     folder = workspace.environment(environment)
     entries = read_ledger(folder, environment)
     looks = {
         "ledger": lambda: _ledger(workspace, environment, entries),
-        "bundles": lambda: _bundles(workspace, entries),
+        "bundles": lambda: _bundles(workspace, entries) if target.here else _brought(target, entries),
         "routing": lambda: _routing(params, workspace, environment, entries),
-        "server": lambda: _server(workspace, environment, entries),
+        "server": lambda: _server(workspace, environment, entries) if target.here else _elsewhere(target, entries),
         "alias": lambda: _alias(params, workspace, entries),
     }
     found = []
@@ -116,6 +121,18 @@ def _bundles(workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]
     return True, f"{len(live)} live and whole"
 
 
+def _brought(target: Target, entries: Sequence[Entry]) -> tuple[bool, str]:
+    """Where the bundles are elsewhere, those here do not matter."""
+    live = [digest for digest in (entries[-1].stable, entries[-1].canary) if digest is not None] if entries else []
+    try:
+        missing = [digest[:SHOWN] for digest in live if target.lacks(digest)]
+    except ClearwayError as error:
+        return False, str(error)
+    if missing:
+        return False, f"{', '.join(missing)} cannot be found where it is served: bring it with scripts/deploy.py"
+    return True, f"{len(live)} live and where they are served"
+
+
 def _routing(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry]) -> tuple[bool, str]:
     found = _table(workspace, environment)
     projected = project_routing(entries, params.serving.salt, params.serving.routing_key)
@@ -141,6 +158,20 @@ def _server(workspace: Workspace, environment: str, entries: Sequence[Entry]) ->
         return False, f"the server reports: {answer['error']}"
     sentence = disagreement("the server", wanted(entries[-1]), answer)
     return sentence is None, sentence or f"the server serves entry {answer['revision']}"
+
+
+def _elsewhere(target: Target, entries: Sequence[Entry]) -> tuple[bool, str]:
+    answer = target.describe()
+    if not entries:
+        return answer is None or answer.get("stable") is None, "nothing was ever deployed" + (
+            "" if answer is None or answer.get("stable") is None else ", yet something is served"
+        )
+    if answer is None:
+        return False, f"nothing answers, and the ledger says {entries[-1].stable[:SHOWN]} is served"
+    if answer.get("error"):
+        return False, f"the server reports: {answer['error']}"
+    sentence = disagreement("what is served", wanted(entries[-1]), answer)
+    return sentence is None, sentence or f"entry {answer['revision']} is served"
 
 
 def _alias(params: Params, workspace: Workspace, entries: Sequence[Entry]) -> tuple[bool, str]:
