@@ -164,6 +164,12 @@ class KServeTarget:
             )
         copy_ledger(b"".join([*known[: began - 1], *lines]), self._folder, self._environment, self._where)
 
+    def _verified(self, ledger: _Ledger) -> list[Entry]:
+        """Its entries, by the copy that was verified: a line that was changed under its old hash is not believed."""
+        with locked(self._folder):
+            self._take_over(ledger.lines)
+        return read_ledger(self._folder, self._environment)
+
     def _known_lines(self) -> list[bytes]:
         path = ledger_file(self._folder)
         return path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -316,7 +322,7 @@ class KServeTarget:
             ledger = self._ledger()
             if ledger is None:
                 return None
-            head = _parsed_entry(ledger.lines[-1], self._where)
+            head = self._verified(ledger)[-1]
             made = self._manifest(found.digest if found and found.digest else head.stable, None)
             step = next_step(Wanted.of(head), found, template_of(made))
             if step.kind == "done":
@@ -379,7 +385,7 @@ class KServeTarget:
         ledger = self._ledger()
         if ledger is None:
             return
-        head = _parsed_entry(ledger.lines[-1], self._where)
+        head = self._verified(ledger)[-1]
         served = _served(ledger)
         if head.sequence < revision or str(head.sequence) in served:
             return
