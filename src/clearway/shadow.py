@@ -236,15 +236,21 @@ def compare_shadow(params: Params, workspace: Workspace, environment: str, diges
     UsageError
         There is no such environment.
     ClearwayError
-        No shadow is open and none is named, or it was never one; a bundle does not verify.
+        No shadow is open and none is named, or it was never one; a bundle does not verify; the environment is elsewhere
+        and its log cannot be had.
     """
     from clearway.bundle import verify
     from clearway.model import recorded_target, recorded_threshold  # imports ONNX Runtime's types
     from clearway.prediction_log import read_log
+    from clearway.targets import target_of
 
-    params.environment(environment)
+    target = target_of(params, workspace, environment)
+    target.pull()
     folder = workspace.environment(environment)
     trial = latest_trial(read_ledger(folder, environment), environment, digest)
+    target.pull_log(trial[0].sequence)
+    for one in (trial[0].stable, str(trial[0].shadow)):
+        target.fetch(one)
     log = read_log(folder / "predictions", since_revision=trial[0].sequence, columns=READ)
     log = log[log["revision"] <= trial[-1].sequence]
     shadow, stable = str(trial[0].shadow), trial[0].stable

@@ -170,6 +170,11 @@ class HttpTarget:
     # --- changes ---
 
     def record(self, change: Change, expected_head: str) -> Entry:
+        if change.action == "shadow":
+            raise ClearwayError(
+                f"{self.url}: its /admin opens and ends no shadows: run scripts/deploy.py --env {self._environment} "
+                "with --shadow or --end-shadow on the server's own machine"
+            )
         from clearway.deployment import BOOTSTRAP_REASON
 
         entries = read_ledger(self._folder, self._environment)
