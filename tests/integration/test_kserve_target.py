@@ -19,13 +19,14 @@ import pytest
 from far_server import self_signed
 from hand_made import make_bundle, write_params
 from kube_server import Cluster, Fault, faults_of, kubernetes
-from live_server import REPOSITORY
+from live_server import REPOSITORY, until
 
 from clearway.bundle import Bundle
 from clearway.deployment import deploy, open_shadow, quarantine, release, rollback, serve_again
 from clearway.errors import ClearwayError, UsageError
 from clearway.kserve import manifest
 from clearway.ledger import anchor_file, ledger_file, quarantined, read_ledger
+from clearway.local_target import describe_server, find_server
 from clearway.params import KServeTargetParams, Params, load_params
 from clearway.reconciliation import examine, repair
 from clearway.rollout import tick
@@ -718,7 +719,7 @@ def test_the_scripts_speak_to_it(site: Site) -> None:
 
     done = script("deploy.py", "--env", ENV, "--digest", site.bundles["a"].digest)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "a" * 0 + "→ http://apples.models.example.org/predict" in done.stdout
+    assert "→ http://apples.models.example.org/predict" in done.stdout
     agreed = script("reconcile.py", "--env", ENV)
     assert (agreed.returncode, agreed.stdout.count("agrees")) == (0, 4)
 
@@ -744,6 +745,24 @@ def test_a_pod_serves_the_bundle_that_its_manifest_names_and_no_other(tmp_path: 
     serve_alone(params, workspace, ENV, site.bundles["a"].path, digest)  # its container starts again
     with pytest.raises(ClearwayError, match="whose var/ is empty"):
         serve_alone(params, workspace, ENV, site.bundles["b"].path, site.bundles["b"].digest)
+
+
+@pytest.mark.lines
+def test_what_a_pod_runs_answers(tmp_path: Path, site: Site) -> None:
+    workspace = write_params(tmp_path / "pod", {ENV: {"port": 0, "target": {"kind": "kserve", **_minimal()}}})
+    bundle = site.bundles["a"]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "serve.py"), "--env", ENV, "--host", "127.0.0.1"]
+    command += ["--project", str(workspace.root), "--bundle", str(bundle.path), "--digest"]
+    refused = subprocess.run([*command, "f" * 64], capture_output=True, text=True, timeout=120, check=False)
+    assert (refused.returncode, "is of another bundle" in refused.stderr) == (1, True)
+    with subprocess.Popen([*command, bundle.digest], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: find_server(workspace, ENV) is not None, "a server")
+            server = find_server(workspace, ENV)
+            assert server is not None
+            until(lambda: (describe_server(server) or {}).get("stable") == bundle.digest, "its version")
+        finally:
+            process.terminate()
 
 
 def _minimal() -> dict[str, Any]:
