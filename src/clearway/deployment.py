@@ -800,7 +800,8 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
     ClearwayError
         The ledger is damaged, or was lost while its routing table remains.
     """
-    target_of(params, workspace, environment).pull()
+    target = target_of(params, workspace, environment)
+    target.pull()
     folder = workspace.environment(environment)
     routing = folder / "routing.json"
     with locked(folder):
@@ -821,6 +822,7 @@ def reconcile(params: Params, workspace: Workspace, environment: str) -> list[En
         if current != table:
             with _disk(f"{routing} cannot be written, the ledger of {environment} stands at entry {len(entries)}"):
                 write_routing(routing, table)
+    target.project()
     return entries
 
 

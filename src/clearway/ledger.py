@@ -182,12 +182,17 @@ def append(folder: Path, environment: str, change: Change, *, expected_head: str
                 f"{ledger_file(folder)}: the head moved while this command decided: expected {expected_head[:12]}, "
                 f"found {found[:12]} (entry {len(entries)}): look at what changed and run the command again"
             )
-        content = _content(change, entries, environment, datetime.now(UTC))
-        entry = Entry.model_validate(content)
-        _add(folder, canonical_json(content) + b"\n", whole_bytes)
+        entry, line = next_line(entries, environment, change)
+        _add(folder, line, whole_bytes)
         with contextlib.suppress(OSError):  # the entry stands; the next writer moves the anchor up, or writes nothing
             _write_anchor(folder, entry)
         return entry
+
+
+def next_line(entries: Sequence[Entry], environment: str, change: Change) -> tuple[Entry, bytes]:
+    """The entry that ``change`` becomes after ``entries``, and its line; for a ledger that is kept elsewhere."""
+    content = _content(change, entries, environment, datetime.now(UTC))
+    return Entry.model_validate(content), canonical_json(content) + b"\n"
 
 
 def _content(change: Change, before: Sequence[Entry], environment: str, now: datetime) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from clearway.strict_yaml import read_mapping
 
 SLUG = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Slug = Annotated[str, Field(pattern=SLUG)]
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 ENTITY_KEY = "entity"
 """The routing key unless params.yaml names another."""
 
@@ -706,6 +707,65 @@ class HttpTargetParams(Section):
     """How often a request is sent again that the network lost, each time after twice the wait."""
 
 
+class KServeTargetParams(Section):
+    """A KServe ``InferenceService`` in a Kubernetes cluster; see docs/kserve.md."""
+
+    kind: Literal["kserve"]
+    api: str | None = None
+    """Where the Kubernetes API answers, such as ``https://10.0.0.1:6443``; ``CLEARWAY_<ENV>_URL`` comes before it. Left
+    out, it is the cluster that the command runs in."""
+    ca_file: str | None = None
+    """Certificate authorities in PEM to check its certificate with; in a cluster its own by default, else the
+    system's."""
+    plain_http: bool = False
+    """Let a token travel unencrypted to another machine; on this machine it always may."""
+    timeout_seconds: float = Field(30.0, gt=0)
+    """Longest wait for one answer."""
+    retries: int = Field(4, ge=0, le=10)
+    """How often a request is sent again that the network lost or the API asks to repeat."""
+    namespace: KubernetesName
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+    """Of the ``InferenceService``; its ledger is the ConfigMap ``<name>-ledger``."""
+    image: str = Field(pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$")
+    """This project's server (deploy/Dockerfile), by its digest: it is what verifies the bundle."""
+    bundles: str = Field(pattern=r"^[a-z0-9]+://[^\s?#]+$")
+    """Where bundles are kept for the cluster, as fsspec names it, such as ``s3://models/apples``: each in a folder that
+    its digest names."""
+    storage_uri: str | None = Field(None, pattern=r"^[a-z0-9]+://[^\s?#]+$")
+    """The same place as KServe names it (``storageUri``), if that is another name, such as ``pvc://models/apples``."""
+    service_account: KubernetesName | None = None
+    """Whose credentials KServe's storage initializer reads the bundle with."""
+    cpu: str = Field("1", pattern=r"^[0-9]+(\.[0-9]+)?m?$")
+    """Of each pod, as request and as limit."""
+    memory: str = Field("1Gi", pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMK]i?)?$")
+    min_replicas: int = Field(1, ge=0)
+    """Pods of each version that gets traffic; 0 lets it start with the first request."""
+    max_replicas: int = Field(3, ge=1)
+    env: dict[str, str] = Field(default_factory=dict)
+    """More environment variables of the server. No secrets: they are readable in the manifest."""
+    log_claim: KubernetesName | None = None
+    """A PersistentVolumeClaim (ReadWriteMany) in which all pods write their prediction log."""
+    log_folder: str | None = None
+    """Where this machine has that volume mounted, or its copy: without it no canary can be judged, and none begins."""
+    ready_seconds: float = Field(600.0, gt=0)
+    """How long a version may take to get its traffic."""
+
+    @property
+    def stored_at(self) -> str:
+        """Where KServe finds the bundles."""
+        return (self.storage_uri or self.bundles).rstrip("/")
+
+    @model_validator(mode="after")
+    def _can_be_rendered(self) -> Self:
+        if self.max_replicas < max(1, self.min_replicas):
+            raise ValueError(f"max_replicas is {self.max_replicas}, less than min_replicas ({self.min_replicas})")
+        if (self.log_claim is None) != (self.log_folder is None):
+            raise ValueError("log_claim and log_folder belong together: where pods write, and where that is read")
+        if taken := {"STORAGE_URI", "CLEARWAY_ENV", "PROTOCOL", "PORT"} & self.env.keys():
+            raise ValueError(f"env cannot set {min(taken)}: the manifest does")
+        return self
+
+
 class EnvironmentParams(Section):
     """Where one environment serves."""
 
@@ -713,8 +773,9 @@ class EnvironmentParams(Section):
     port: int = Field(ge=0, le=65535)
     workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     """Processes that answer on this port; ``auto`` is one for each core that this process may use."""
-    target: LocalTargetParams | HttpTargetParams = Field(LocalTargetParams(), discriminator="kind")
-    """How its server is reached: a process of this machine, or ``/admin`` of a server elsewhere (docs/remote.md)."""
+    target: LocalTargetParams | HttpTargetParams | KServeTargetParams = Field(LocalTargetParams(), discriminator="kind")
+    """How its server is reached: a process of this machine, ``/admin`` of a server elsewhere (docs/remote.md), or
+    through KServe (docs/kserve.md)."""
     requires: str | None = None
     """The environment in which a digest must be live before it may come here."""
     signature: SignaturePolicy = SignaturePolicy()
@@ -1118,6 +1179,18 @@ class Params(Section):
     def _fits_kind(self) -> Self:
         for key, cause in _misfits(self):
             raise ValueError(f"{key} does not fit target.kind = {self.target.kind!r}: {cause}")
+        return self
+
+    @model_validator(mode="after")
+    def _logs_of_pods_stay_lines(self) -> Self:
+        for name, each in self.environments.items():
+            if not isinstance(each.target, KServeTargetParams) or each.target.log_claim is None:
+                continue
+            if self.serving.log.compact_minutes is not None:
+                raise ValueError(
+                    f"environments.{name}.target.log_claim is shared by pods, which must not compact each other's log: "
+                    "set serving.log.compact_minutes: null"
+                )
         return self
 
     @model_validator(mode="after")

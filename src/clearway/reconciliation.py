@@ -117,11 +117,13 @@ def _bundles(workspace: Workspace, target: Target, entries: Sequence[Entry]) -> 
     live = [digest for digest in (now.stable, now.canary, now.shadow) if digest is not None] if now else []
     for digest in live:
         if not target.here:  # where it is verified before it is served
-            if target.lacks(digest):
-                return (
-                    False,
-                    f"{digest[:SHOWN]} is not kept there: deploy it again, or go back with scripts/rollback.py",
-                )
+            try:
+                gone = target.lacks(digest)
+            except ClearwayError as error:
+                return False, str(error)
+            if gone:
+                again = "deploy it again, or go back with scripts/rollback.py"
+                return False, f"{digest[:SHOWN]} is not kept where it is served: {again}"
             continue
         try:
             verify(workspace.bundles / digest, digest)

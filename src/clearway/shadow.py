@@ -237,7 +237,8 @@ def compare_shadow(params: Params, workspace: Workspace, environment: str, diges
     UsageError
         There is no such environment.
     ClearwayError
-        No shadow is open and none is named, or it was never one; a bundle does not verify.
+        No shadow is open and none is named, or it was never one; a bundle does not verify; the environment is elsewhere
+        and its log cannot be had.
     """
     from clearway.bundle import verify
     from clearway.model import recorded_target, recorded_threshold  # imports ONNX Runtime's types

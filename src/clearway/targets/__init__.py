@@ -7,11 +7,12 @@ and which :meth:`Target.record` never writes to on its own: the ledger that coun
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from clearway.bundle import Bundle
 from clearway.ledger import Change, Entry
-from clearway.params import HttpTargetParams, Params
+from clearway.params import HttpTargetParams, KServeTargetParams, Params
 from clearway.workspace import Workspace
 
 
@@ -21,6 +22,13 @@ class Endpoint(Protocol):
     @property
     def url(self) -> str:
         """Without a slash at its end."""
+
+
+@dataclass(frozen=True)
+class RemoteServer:
+    """A server elsewhere."""
+
+    url: str
 
 
 class Target(Protocol):
@@ -92,6 +100,12 @@ class Target(Protocol):
     def publish(self) -> None:
         """Make known where the open rollout stands, after ``canary.json`` or ``skew.json`` was written here."""
 
+    def project(self) -> None:
+        """Begin what a killed command left undone, without waiting for it; nothing where servers follow by themselves.
+
+        What does not succeed is a warning: it shows in :meth:`serve`, and must not stand in the way of a rollback.
+        """
+
     def serve(self, revision: int) -> Endpoint:
         """Have the environment serve ledger revision ``revision`` or a later one.
 
@@ -121,6 +135,10 @@ def target_of(params: Params, workspace: Workspace, environment: str) -> Target:
         from clearway.targets.http import HttpTarget  # imports an HTTP client
 
         return HttpTarget(params, workspace, environment, settings)
+    if isinstance(settings, KServeTargetParams):
+        from clearway.targets.kserve import KServeTarget
+
+        return KServeTarget(params, workspace, environment, settings)
     from clearway.targets.local import LocalTarget
 
     return LocalTarget(params, workspace, environment, settings)

@@ -1,7 +1,7 @@
 """The environment is elsewhere: a Clearway server's ``/admin`` is asked, and what it says is kept here as a copy.
 
-The copy of the ledger is verified, and ``head.json`` beside it remembers the last entry that was ever seen: a remote
-history that was cut or rewritten since is found out by any later command, on a machine that kept the folder.
+The copy of the ledger is verified, and a history that was cut or rewritten since is found out
+(:mod:`clearway.ledger_copy`).
 
 Every request may be sent twice: what reads changes nothing, a bundle is kept under its digest, and a change names the
 head it follows on, so that the second one finds its own entry there. That is why requests that the network lost are
@@ -29,10 +29,12 @@ from clearway.bundle import Bundle, keep
 from clearway.bundle_tar import CHUNK, packed, unpack
 from clearway.canary_state import canary_file
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import atomic_path, write_json, write_text
-from clearway.ledger import GENESIS, Anchor, Change, Entry, anchor_file, ledger_file, locked, read_ledger
+from clearway.files import atomic_path, write_json
+from clearway.ledger import Change, Entry, locked, read_ledger
+from clearway.ledger_copy import copy_ledger, is_copied
 from clearway.params import HttpTargetParams, Params, describe
 from clearway.skew_state import skew_file
+from clearway.targets import RemoteServer
 from clearway.workspace import Workspace
 
 CONNECT_SECONDS = 10.0
@@ -46,13 +48,6 @@ LOG_ATTEMPTS = 5
 """The files of a log may be packed into others while they are copied."""
 _LOST = (urllib3.exceptions.HTTPError, OSError)
 """What a request that the network lost raises, in any of its stages."""
-
-
-@dataclass(frozen=True)
-class RemoteServer:
-    """A server elsewhere."""
-
-    url: str
 
 
 @dataclass(frozen=True)
@@ -103,8 +98,9 @@ class HttpTarget:
         state = self._state(again=True)
         head = _parsed_head(state, self.url)
         with locked(self._folder):
-            if not _is_at(self._folder, head):
-                self._copy_ledger(self._ask("GET", "/admin/ledger").content)
+            if not is_copied(self._folder, head):
+                content = self._ask("GET", "/admin/ledger").content
+                copy_ledger(content, self._folder, self._environment, self.url)
             table = self._folder / "routing.json"
             for key, path in (
                 ("rollout", canary_file(self._folder)),
@@ -115,37 +111,6 @@ class HttpTarget:
                     write_json(path, state[key])
                 else:
                     path.unlink(missing_ok=True)
-
-    def _copy_ledger(self, content: bytes) -> None:
-        """Take over a ledger that holds by itself and goes on from where it was last seen."""
-        with TemporaryDirectory() as folder:
-            found = Path(folder)
-            ledger_file(found).write_bytes(content)
-            lines = content.splitlines()
-            with_head = _anchor_of(lines[-1], self._environment) if lines else None
-            if with_head is not None:
-                write_json(anchor_file(found), with_head.model_dump(mode="json"))
-            try:
-                entries = read_ledger(found, self._environment)
-            except ClearwayError as error:
-                raise ClearwayError(f"{self.url}: the ledger there is damaged: {_without(folder, error)}") from None
-        remembered = _remembered(self._folder)
-        if remembered is not None:
-            seen = f"entry {remembered.sequence} ({remembered.hash[:12]}) was seen before"
-            aside = f"find out why; for a new server, move {self._folder} aside"
-            if len(entries) < remembered.sequence:
-                raise ClearwayError(f"{self.url}: the ledger ends at entry {len(entries)}, but {seen}: cut; {aside}")
-            now = entries[remembered.sequence - 1].hash
-            if now != remembered.hash:
-                raise ClearwayError(
-                    f"{self.url}: entry {remembered.sequence} of the ledger is {now[:12]}, but {seen}: the history was "
-                    f"rewritten; {aside}"
-                )
-        if entries:
-            write_text(ledger_file(self._folder), content.decode("utf-8"))
-            last = entries[-1]
-            anchor = Anchor(environment=self._environment, sequence=last.sequence, hash=last.hash)
-            write_json(anchor_file(self._folder), anchor.model_dump(mode="json"))
 
     def pull_log(self, since_revision: int | None = None) -> None:
         folder, query = self._folder / "predictions", {"since_revision": str(since_revision or 0)}
@@ -205,6 +170,11 @@ class HttpTarget:
     # --- changes ---
 
     def record(self, change: Change, expected_head: str) -> Entry:
+        if change.action == "shadow":
+            raise ClearwayError(
+                f"{self.url}: its /admin opens and ends no shadows: run scripts/deploy.py --env {self._environment} "
+                "with --shadow or --end-shadow on the server's own machine"
+            )
         from clearway.deployment import BOOTSTRAP_REASON
 
         entries = read_ledger(self._folder, self._environment)
@@ -264,6 +234,9 @@ class HttpTarget:
             if path.is_file():
                 content[key] = json.loads(path.read_bytes())
         self._ask("PUT", "/admin/judgement", body=content)
+
+    def project(self) -> None:
+        """The server there does it, with the change."""
 
     def serve(self, revision: int) -> RemoteServer:
         deadline = time.monotonic() + FOLLOW_SECONDS
@@ -468,42 +441,6 @@ def _is_as_planned(entry: Entry, change: Change, expected: Head) -> bool:
     return entry.previous_hash == expected.hash and all(
         getattr(entry, field) == getattr(change, field) for field in same
     )
-
-
-def _remembered(folder: Path) -> Anchor | None:
-    path = anchor_file(folder)
-    try:
-        return Anchor.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise ClearwayError(f"{path} is damaged ({describe(error)}): restore it, or move the folder aside") from None
-
-
-def _anchor_of(line: bytes, environment: str) -> Anchor | None:
-    """Of a ledger's last line as it stands; whether it holds is judged with the whole ledger."""
-    try:
-        content = json.loads(line)
-        return Anchor(environment=environment, sequence=content["sequence"], hash=content["hash"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # pydantic's error is a ValueError
-        return None
-
-
-def _is_at(folder: Path, head: Head) -> bool:
-    """Whether the copy already ends with that head."""
-    remembered = _remembered(folder)
-    if remembered is None:
-        return head.hash == GENESIS
-    if (remembered.sequence, remembered.hash) != (head.sequence, head.hash):
-        return False
-    try:
-        return Head.of(read_ledger(folder, remembered.environment)) == head
-    except ClearwayError:  # a copy that was half written: made again
-        return False
-
-
-def _without(folder: str, error: Exception) -> str:
-    return str(error).replace(f"{folder}/", "").partition("; restore")[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -67,6 +67,9 @@ class LocalTarget:
     def publish(self) -> None:
         """Whoever asks reads this folder."""
 
+    def project(self) -> None:
+        """Its server follows the routing table."""
+
     def serve(self, revision: int) -> Server:
         if not self._settings.supervised:
             return local_target.ensure_serving(self._params, self._workspace, self._environment, revision)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from clearway.errors import UsageError
+from clearway.errors import ClearwayError, UsageError
+from clearway.ledger import GENESIS, Change
 from clearway.params import HttpTargetParams, LocalTargetParams, Params
 from clearway.targets import target_of
 from clearway.targets.http import HttpTarget
@@ -94,3 +95,9 @@ def test_two_servers_elsewhere_may_have_the_same_port() -> None:
     content = params(url="https://a").model_dump(by_alias=True)
     content["environments"]["live-us"] = content["environments"]["live-eu"]
     assert isinstance(Params.model_validate(content).environments["live-us"].target, HttpTargetParams)
+
+
+def test_a_shadow_is_not_asked_of_a_server_elsewhere(tmp_path: Path) -> None:
+    change = Change(action="shadow", stable="a" * 64, shadow="b" * 64, actor="ann", reason="a test")
+    with pytest.raises(ClearwayError, match=r"opens and ends no shadows: .* on the server's own machine"):
+        made(tmp_path, url="https://a").record(change, GENESIS)
