@@ -197,8 +197,9 @@ def _measured(before: Round, params: Params, workspace: Workspace, environment: 
 
 def _with_canary(before: Round, params: Params, workspace: Workspace, environment: str) -> Round:
     """A canary is judged whatever else could not be measured."""
+    target = target_of(params, workspace, environment)
     try:
-        target_of(params, workspace, environment).pull()
+        target.pull()
     except ClearwayError:
         if before.alarms:  # it was said already that it is out of reach
             return before
@@ -212,6 +213,8 @@ def _with_canary(before: Round, params: Params, workspace: Workspace, environmen
     from clearway.rollout import advance, write_report
     from clearway.skew_report import check_skew
 
+    for needed in {entries[-1].stable, digest or entries[-1].stable}:
+        target.fetch(needed)
     actor = default_actor()
     now = advance(params, workspace, environment, actor=actor)
     write_report(params, workspace, environment, now)
