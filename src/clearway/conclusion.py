@@ -11,6 +11,8 @@ from clearway.cli import markdown_cell
 from clearway.errors import UsageError
 from clearway.params import RunEnding, describe
 
+LINE = ("validate", "decide", "train", "deploy-staging", "deploy-production")
+"""The jobs in the order in which they run; GitHub names them in none."""
 SHOWN = 12
 """Characters of a digest that people read."""
 
@@ -100,8 +102,9 @@ def markdown(found: Conclusion, jobs: Mapping[str, Job], of: str = "delivery") -
     """The head of a run's summary: what ended how."""
     mark = {"failure": "❌", "warning": "⚠️"}.get(found.kind, "✅")
     reasons = jobs["decide"].outputs.get("reasons", "") if "decide" in jobs else ""
+    names = sorted(jobs, key=lambda name: LINE.index(name) if name in LINE else len(LINE))
     rows = [
-        f"| {name} | {job.result} | {markdown_cell(job.outputs.get('verdict', ''))} |" for name, job in jobs.items()
+        f"| {name} | {jobs[name].result} | {markdown_cell(jobs[name].outputs.get('verdict', ''))} |" for name in names
     ]
     return "\n".join(
         [
