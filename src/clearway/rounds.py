@@ -67,9 +67,9 @@ def look(params: Params, workspace: Workspace, environment: str, now: datetime) 
         return Round(alarms=(Alarm(MONITOR, str(error)),))
     as_of = resolve_as_of(params, asked=None, scheduled=False, last=last.as_of if last else None, now=now)
     params = params.model_copy(update={"as_of": as_of})
-    found = _guarded(MONITOR, Round(), lambda before: _measured(before, params, workspace, environment, now))
-    found = _guarded(CANARY, found, lambda before: _with_canary(before, params, workspace, environment))
-    return _guarded(REGISTRY, found, lambda before: _with_registry(before, params, workspace, environment))
+    found = guarded(MONITOR, Round(), lambda before: _measured(before, params, workspace, environment, now))
+    found = guarded(CANARY, found, lambda before: _with_canary(before, params, workspace, environment))
+    return guarded(REGISTRY, found, lambda before: _with_registry(before, params, workspace, environment))
 
 
 def tell_people(
@@ -173,7 +173,8 @@ def raise_broken(params: Params, workspace: Workspace, environment: str, sentenc
         print(f"warning: monitor: {warning}", file=sys.stderr, flush=True)
 
 
-def _guarded(kind: str, before: Round, step: Callable[[Round], Round]) -> Round:
+def guarded(kind: str, before: Round, step: Callable[[Round], Round]) -> Round:
+    """What ``step`` makes of a round, or an alarm of that kind, whatever it raised."""
     try:
         return step(before)
     except ClearwayError as error:

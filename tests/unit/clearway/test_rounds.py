@@ -18,7 +18,7 @@ from clearway.alarms import Alarm
 from clearway.github_settings import GitHub
 from clearway.monitoring import judge_staleness
 from clearway.params import FreshnessTrigger, Params, load_params
-from clearway.rounds import Round, look, repeat, spoken, tell_github, tell_people
+from clearway.rounds import Round, guarded, look, repeat, spoken, tell_github, tell_people
 from clearway.workspace import Workspace
 from github_stand_in import REPOSITORY, github
 
@@ -102,12 +102,13 @@ def test_what_cannot_be_measured_is_an_alarm_and_the_canary_is_looked_at_all_the
     assert found.failed
 
 
-def test_a_fault_of_our_own_is_an_alarm(params: Params, workspace: Workspace) -> None:
-    folder = workspace.environment("production")
-    folder.mkdir(parents=True)
-    (folder / "ledger.jsonl").mkdir()  # no reader expects that
-    found = look(params, workspace, "production", NOW)
-    assert {alarm.kind for alarm in found.alarms} == {"monitor", "canary"}
+def test_a_fault_of_our_own_is_an_alarm_and_what_was_found_stays() -> None:
+    def broken(before: Round) -> Round:
+        return {}["absent"]
+
+    before = Round(alarms=(Alarm("server", "it is away"),), canary="hold")
+    found = guarded("canary", before, broken)
+    assert found == before.also(Alarm("canary", "KeyError: 'absent'"))
 
 
 def test_an_address_that_is_none_is_said_and_the_alarm_kept(
