@@ -14,7 +14,7 @@ PROJECT ?= .
 # Moves time: AS_OF=2013-10-01
 AS_OF ?=
 
-.PHONY: help setup run stop drill ui repro data-push data-pull test test-lines test-unit test-integration test-workflows coverage lint format bench docs lock clean
+.PHONY: help setup setup-serve run stop drill ui repro data-push data-pull test test-lines test-unit test-integration test-workflows coverage lint format bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -28,6 +28,15 @@ $(VENV)/.ready: requirements-dev.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --require-hashes --compile-bytecode -r requirements-dev.txt
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup-serve: $(VENV)/.serve ## make .venv with what serves and rolls back, and nothing that trains
+
+$(VENV)/.serve: requirements-serve.txt
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements-serve.txt
+	@$(VENV)/bin/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "clearway.pth").write_text("$(abspath src)\n")'
 	@touch $@
 
 run: setup ## take the model from raw data to 100% of production traffic (AS_OF=2013-10-01, PROJECT=folder)

@@ -22,7 +22,7 @@ def main() -> int:
     params = load_params(workspace.params_file)
     actor = arguments.actor or default_actor()
     outcome = rollback(
-        *(params, workspace, arguments.env, arguments.to),
+        *(params, workspace, arguments.env, arguments.to or None),
         actor=actor,
         reason=arguments.reason,
         progress=lambda said: print(f"rollback: {said}", flush=True),  # others are told afterwards

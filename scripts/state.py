@@ -10,10 +10,12 @@ def main() -> int:
     made.add_argument("verb", choices=("restore", "verify", "pack", "save"))
     made.add_argument("--remote", default="origin", metavar="NAME", help="git remote that has the branch")
     made.add_argument("--artifact", default="clearway-store", metavar="NAME", help="artifact that holds build/store")
-    made.add_argument("--as-of", default="", metavar="TIME", help="save: the time this run worked as of")
+    made.add_argument(
+        "--as-of", default="", metavar="TIME", help="save: as of when this run worked (default: as before)"
+    )
     arguments = made.parse_args()
     from clearway.as_of import parse_as_of
-    from clearway.state import BRANCH, Remote, RunRecord, pack_store, restore, save, verify_bundles
+    from clearway.state import BRANCH, Remote, RunRecord, last_run, pack_store, restore, save, verify_bundles
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
@@ -33,11 +35,12 @@ def main() -> int:
         job_output(store_run=state.store.run_id if state.store else "")
         job_output(store_artifact=state.store.artifact if state.store else "")
     else:
+        before = last_run(workspace)
         record = RunRecord(
             run_id=os.environ.get("GITHUB_RUN_ID", "0"),
             trigger=os.environ.get("GITHUB_EVENT_NAME", "local"),
             commit=os.environ.get("GITHUB_SHA"),
-            as_of=parse_as_of(arguments.as_of) if arguments.as_of else None,
+            as_of=parse_as_of(arguments.as_of) if arguments.as_of else before.as_of if before else None,
         )
         found = f"saved: {save(workspace, remote, record, arguments.artifact)}"
     print(f"state: {found}")

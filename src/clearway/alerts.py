@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +27,13 @@ MOST = 20
 """Entries told at once; of more, the newest."""
 OLDEST = timedelta(hours=24)
 """What happened longer ago is no news."""
-_TYPES = {"rollback": "failure", "quarantine": "warning", "hold": "warning", "promote": "success"}
+NotifyKind = Literal["info", "success", "warning", "failure"]
+_TYPES: dict[str, NotifyKind] = {
+    "rollback": "failure",
+    "quarantine": "warning",
+    "hold": "warning",
+    "promote": "success",
+}
 _LOCK_SECONDS = 10.0
 
 
@@ -70,7 +76,8 @@ def tell(
         found = untold(entries, begin, params.alerts.events, now)
         for entry in found:
             title, body = message(entry, params.project.name)
-            silent = [name for name, receiver in receivers if not _notify(receiver, title, body, entry)]
+            kind = _TYPES.get(entry.action, "info")
+            silent = [name for name, receiver in receivers if not _notify(receiver, title, body, kind)]
             if len(silent) < len(receivers):  # whom one dead receiver would tell everything again, and again
                 write_json(folder / "alerted.json", {"sequence": entry.sequence})
             if silent:
@@ -80,6 +87,24 @@ def tell(
                     f"see whether they run and the addresses in $CLEARWAY_ALERT_URLS still hold{again}"
                 )
     return found
+
+
+def announce(urls: str, title: str, body: str, kind: NotifyKind) -> None:
+    """Tell the receivers at ``urls`` of what no ledger holds: how a run ended, an alarm of the monitor.
+
+    Raises
+    ------
+    UsageError
+        An address is none that Apprise knows.
+    ClearwayError
+        No receiver took it, or some did not; names their kinds, not their addresses.
+    """
+    silent = [name for name, receiver in _receivers(urls) if not _notify(receiver, title, body, kind)]
+    if silent:
+        raise ClearwayError(
+            f"{' and '.join(silent)} did not take {title!r}: see whether they run and the addresses in "
+            "$CLEARWAY_ALERT_URLS still hold"
+        )
 
 
 def untold(entries: Sequence[Entry], told: int, events: Collection[str], now: datetime) -> list[Entry]:
@@ -143,8 +168,8 @@ def _receivers(urls: str) -> "list[tuple[str, NotifyBase]]":
     return found
 
 
-def _notify(receiver: "NotifyBase", title: str, body: str, entry: Entry) -> bool:
+def _notify(receiver: "NotifyBase", title: str, body: str, kind: NotifyKind) -> bool:
     try:
-        return bool(receiver.notify(title=title, body=body, notify_type=_TYPES.get(entry.action, "info")))
+        return bool(receiver.notify(title=title, body=body, notify_type=kind))
     except Exception:  # a plug-in may raise what it likes; the others are told all the same
         return False

@@ -930,7 +930,7 @@ def _origin(bundle: Bundle) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _run_url() -> str | None:
+def run_url() -> str | None:
     """The page of the run on GitHub that this command is part of."""
     server, repository, run = (os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
     return f"{server}/{repository}/actions/runs/{run}" if server and repository and run else None
@@ -942,7 +942,7 @@ def _with_evidence(change: Change, more: Mapping[str, str]) -> Change:
 
 def _record(params: Params, workspace: Workspace, environment: str, entries: Sequence[Entry], change: Change) -> Entry:
     """Ledger first, then its projection."""
-    run = _run_url()
+    run = run_url()
     change = _with_evidence(Change.model_validate(change.model_dump()), {"run": run} if run else {})
     change = with_shadow(entries, change)
     target = target_of(params, workspace, environment)

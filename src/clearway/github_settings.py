@@ -1,17 +1,30 @@
-"""The settings of a repository on GitHub, asked of its REST API (version 2022-11-28)."""
+"""The REST API of GitHub (version 2022-11-28), and the settings of a repository as it tells them."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from clearway.doctor import STATE_BRANCH, Facts, Told, Unread
-from clearway.errors import ClearwayError
+from clearway.errors import ClearwayError, UsageError
 
 SECONDS = 15.0
 PER_PAGE = 100
+RETRIES = Retry(
+    total=3,
+    backoff_factor=0.5,
+    backoff_jitter=0.2,
+    retry_after_max=60,
+    status_forcelist=(429, 502, 503, 504),
+    allowed_methods=("GET", "PUT", "PATCH"),  # a POST whose answer was lost may have made what it asks for
+    raise_on_status=False,
+)
+"""What is asked again, after 0, 1 and 2 seconds or what GitHub says: connections refused, and passing failures."""
 
 
 class GitHub:
@@ -20,6 +33,8 @@ class GitHub:
     def __init__(self, repository: str, token: str | None, api: str = "https://api.github.com") -> None:
         self._address = f"{api.rstrip('/')}/repos/{repository}"
         self._session = requests.Session()
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=RETRIES))
         self._session.headers.update({"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"})
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
@@ -32,9 +47,34 @@ class GitHub:
         ClearwayError
             GitHub cannot be reached, or does not answer in JSON.
         """
+        return self._call("GET", path, None)
+
+    def send(self, method: str, path: str, content: Mapping[str, Any], right: str) -> Any:
+        """Change something; what GitHub answers.
+
+        Parameters
+        ----------
+        right : str
+            What the token must be allowed to do, such as ``issues: write``, for the message.
+
+        Raises
+        ------
+        ClearwayError
+            GitHub cannot be reached, or refuses.
+        """
+        status, answer = self._call(method, path, content)
+        if status >= 300:
+            said = " ".join(str(answer.get("message", "")).split())[:200] if isinstance(answer, dict) else ""
+            raise ClearwayError(
+                f"GitHub answers {method} {path} with {status}{f' ({said})' if said else ''}: "
+                f"the token needs permissions: {right}"
+            )
+        return answer
+
+    def _call(self, method: str, path: str, content: Mapping[str, Any] | None) -> tuple[int, Any]:
         address = f"{self._address}{path}"
         try:
-            answer = self._session.get(address, timeout=SECONDS, allow_redirects=True)
+            answer = self._session.request(method, address, json=content, timeout=SECONDS, allow_redirects=True)
             return answer.status_code, answer.json() if answer.content else {}
         except (requests.RequestException, ValueError) as error:
             raise ClearwayError(
@@ -50,6 +90,20 @@ class GitHub:
             return absent
         reason = {401: "the token is refused", 403: "the token may not read it", 404: "the token may not read it"}
         return Unread(reason.get(status, f"GitHub answers {status}"))
+
+
+def this_repository(environ: Mapping[str, str] = os.environ) -> GitHub:
+    """The repository whose workflow runs this, with its token.
+
+    Raises
+    ------
+    UsageError
+        No workflow of GitHub runs this.
+    """
+    repository = environ.get("GITHUB_REPOSITORY", "")
+    if repository.count("/") != 1 or not environ.get("GITHUB_TOKEN"):
+        raise UsageError("GITHUB_REPOSITORY (owner/name) and GITHUB_TOKEN must be set, as in a job of GitHub Actions")
+    return GitHub(repository, environ["GITHUB_TOKEN"], environ.get("GITHUB_API_URL") or "https://api.github.com")
 
 
 def read_settings(github: GitHub, root: Path) -> Facts:

@@ -3,11 +3,13 @@
 from datetime import datetime
 
 import pandas as pd
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from clearway.acceptance import accept_raw
 from clearway.bundle import Bundle, verify
+from clearway.cli import job_output, job_summary
 from clearway.columns import LABEL, ROW_ID
 from clearway.drift_reference import reference_of
 from clearway.errors import ClearwayError
@@ -26,9 +28,11 @@ from clearway.monitoring import (
     judge_performance,
     judge_scores,
     judge_silence,
+    judge_staleness,
     recent,
     reconcile,
     served_features,
+    summary,
     traffic,
 )
 from clearway.params import Params
@@ -96,12 +100,23 @@ def monitor(params: Params, workspace: Workspace, environment: str, now: datetim
             judge_scores(past, window[window["version"] == entry.stable], params.drift, params.seed),
             judge_errors(log),
             judge_silence(last, now, params.monitoring.max_silence_hours),
+            judge_staleness(bundle.lineage().trained_until, params.time(), params.decision.freshness),
             *reconcile(entry, _routing(workspace, environment), server is not None, answer),
         ),
         drift=drift,
     )
     write_json(workspace.reports / "monitoring.json", {**report.model_dump(mode="json"), "alarms": report.alarms})
     return report
+
+
+def publish(report: MonitoringReport, workspace: Workspace) -> None:
+    """Show a report on the terminal, and in the outputs and the summary of a job."""
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(terminal_table(report))
+    job_output(alarms=",".join(report.alarms), retrain=str(report.retrain).lower())
+    job_summary("\n".join([f"### Monitoring {summary(report)}", *(f"- {c.status}: {c.name}" for c in report.checks)]))
+    print(f"monitor: {summary(report)} → {workspace.reports / 'monitoring.json'}")
 
 
 def terminal_table(report: MonitoringReport) -> Table:

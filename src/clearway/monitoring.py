@@ -25,14 +25,14 @@ from clearway.labelled_rows import read_labels
 from clearway.ledger import Entry
 from clearway.log_hiding import hidden_in
 from clearway.metrics import Metric
-from clearway.params import DriftParams, PerformanceTrigger
+from clearway.params import DriftParams, FreshnessTrigger, PerformanceTrigger
 from clearway.profile import ANSWER, SCORE
 from clearway.routing import RoutingTable
 from clearway.target import BINARY, Target, judged
 
 Status = Literal["pass", "alarm", "unknown"]
 
-RETRAIN_CHECKS = ("performance", "feature_drift", "prediction_drift")
+RETRAIN_CHECKS = ("performance", "feature_drift", "prediction_drift", "staleness")
 """Alarms that a new model could answer; the others are for an operator."""
 
 
@@ -291,6 +291,24 @@ def judge_silence(last_served: datetime | None, now: datetime, max_hours: float)
         sentence=f"the last prediction was served {hours:.1f} hours ago (limit {max_hours:g})",
         observed=hours,
         threshold=max_hours,
+    )
+
+
+def judge_staleness(trained_until: datetime | None, as_of: datetime | None, limits: FreshnessTrigger) -> Check:
+    """How long before ``as_of`` the last answer lies that the stable model learnt from."""
+    if not limits.enabled:
+        return Check(name="staleness", status="pass", sentence="not asked for: decision.freshness.enabled is false")
+    if trained_until is None or as_of is None:
+        sentence = "how old the stable model's knowledge is, is not known: its answers or the data have no time"
+        return Check(name="staleness", status="unknown", sentence=sentence, threshold=limits.max_age_days)
+    days = max((as_of - trained_until).total_seconds() / 86_400, 0.0)
+    return Check(
+        name="staleness",
+        status="alarm" if days >= limits.max_age_days else "pass",
+        sentence=f"the last answer that the stable model learnt from is {days:.1f} days old "
+        f"(limit {limits.max_age_days:g})",
+        observed=days,
+        threshold=limits.max_age_days,
     )
 
 

@@ -892,6 +892,8 @@ class OidcParams(Section):
     """``owner/name``."""
     environment: str | None = Field(None, min_length=1)
     """GitHub environment that the job must run in; null is the served environment's own name."""
+    also: tuple[str, ...] = ()
+    """Further ones that are let in, such as ``watch``, in which the hourly monitor runs without a reviewer."""
     audience: str = Field("clearway", min_length=1)
     """Whom the token must be meant for; the ``http`` target asks GitHub for it."""
     events: tuple[str, ...] = Field(("push", "schedule", "workflow_dispatch"), min_length=1)
@@ -1108,6 +1110,8 @@ class DeploymentParams(Section):
     ab: ABParams = ABParams()
 
 
+RunEnding = Literal["delivered", "staged", "skipped", "rejected", "unchanged", "held", "rolled_back", "failed"]
+"""How a delivery may end: :mod:`clearway.conclusion`."""
 AlertEvent = Literal["deploy", "canary", "promote", "hold", "rollback", "quarantine", "release"]
 
 
@@ -1118,6 +1122,8 @@ class AlertParams(Section):
     """Actions of the ledger that people are told of."""
     timeout_seconds: float = Field(15.0, gt=0)
     """Longest time that a command spends on telling, after the environment serves what the ledger says."""
+    runs: tuple[RunEnding, ...] = ("failed", "rolled_back", "held", "rejected")
+    """Endings of a delivery that people are told of."""
 
 
 class MonitoringParams(Section):
@@ -1125,6 +1131,12 @@ class MonitoringParams(Section):
 
     max_silence_hours: float = Field(24.0, gt=0)
     """Longest time without a prediction, by the wall clock."""
+    every_minutes: float = Field(15.0, gt=0)
+    """Pause between two rounds of ``scripts/monitor.py --watch``."""
+    round_minutes: float = Field(30.0, gt=0)
+    """Longest time of one round of it, which is then ended and is an alarm itself."""
+    deliver_hours: float = Field(24.0, gt=0)
+    """While an alarm that a new model could answer lasts, a delivery is started at most so often."""
 
 
 class ReplayParams(Section):

@@ -198,7 +198,7 @@ def judge_step(
     return now
 
 
-def watch(
+def advance(
     params: Params,
     workspace: Workspace,
     environment: str,
@@ -206,12 +206,12 @@ def watch(
     actor: str,
     send_traffic: SendTraffic | None = None,
     progress: Progress = lambda _: None,
-    timeout: float = 900.0,
+    timeout: float = 0.0,
 ) -> Tick:
-    """Take the open canary from its current step to the verdict of the last one, raising its weight in between.
+    """Take the open canary as far towards its last step's verdict as ``timeout`` seconds of traffic bear out.
 
-    The last step's *promote* is the answer and is not carried out: ``deploy.py --canary 100`` does that. A rollout that
-    ends in *hold*, because time or traffic ran out, says so in the ledger and stays where it is.
+    The last step's *promote* is the answer and is not carried out: ``deploy.py --canary 100`` does that. *hold* leaves
+    the rollout where it is, for a later look.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def watch(
     progress
         Told each verdict's sentence.
     timeout
-        Seconds for the whole of it.
+        Seconds for the whole of it; 0 judges what was answered by now.
 
     Raises
     ------
@@ -237,17 +237,46 @@ def watch(
             actor=actor,
             send_traffic=send_traffic,
             progress=progress,
-            timeout=deadline - time.monotonic(),
+            timeout=max(0.0, deadline - time.monotonic()),
         )
         following = [weight for weight in params.trial_weights() if weight > now.state.weight]
-        if entries[-1].canary is None:  # a promotion was judged
-            return now
-        if now.verdict.verdict == "hold":
-            say(hold(params, workspace, environment, now.verdict, actor=actor))
-        if now.verdict.verdict != "promote" or not following:
+        if entries[-1].canary is None or now.verdict.verdict != "promote" or not following:  # or a promotion was judged
             return now
         reason = f"passed {now.state.weight}%: {now.verdict.sentence}"
         say(deploy(params, workspace, environment, now.state.digest, following[0], actor=actor, reason=reason))
+
+
+def watch(
+    params: Params,
+    workspace: Workspace,
+    environment: str,
+    *,
+    actor: str,
+    send_traffic: SendTraffic | None = None,
+    progress: Progress = lambda _: None,
+    timeout: float = 900.0,
+) -> Tick:
+    """:func:`advance`; a rollout that ends in *hold*, because time or traffic ran out, says so in the ledger.
+
+    Raises
+    ------
+    ClearwayError
+        As :func:`judge_step`.
+    """
+    entries = read_ledger(workspace.environment(environment), environment)
+    waits = bool(entries) and entries[-1].canary is None  # a promotion, for labels
+    now = advance(
+        params,
+        workspace,
+        environment,
+        actor=actor,
+        send_traffic=send_traffic,
+        progress=progress,
+        timeout=timeout,
+    )
+    if now.verdict.verdict == "hold" and not waits:
+        say(hold(params, workspace, environment, now.verdict, actor=actor))
+    return now
 
 
 def replayed_traffic(params: Params, workspace: Workspace, environment: str) -> SendTraffic:

@@ -15,7 +15,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -38,6 +39,8 @@ RUN, STORE, RESTORED = "run.json", "store.json", "restored.json"
 LEFT_BEHIND = ("server.json", "server.log", "*.lock", "logs", "*.pid", "*.writer", RESTORED)
 """What belongs to one machine or one run and is carried by nobody."""
 ATTEMPTS = 5
+WAITS = (1.0, 4.0)
+"""Seconds before git asks a remote again that did not answer."""
 
 Files = Mapping[str, bytes]
 """Relative path → content, as on the branch."""
@@ -77,8 +80,10 @@ _Made = TypeVar("_Made", RunRecord, Store)
 class Remote:
     """A git remote, asked with a token that lives in the environment of one git command and nowhere else."""
 
-    def __init__(self, repository: Path, name: str = "origin", token: str | None = None) -> None:
-        self._repository, self.name = repository, name
+    def __init__(
+        self, repository: Path, name: str = "origin", token: str | None = None, waits: Sequence[float] = WAITS
+    ) -> None:
+        self._repository, self.name, self._waits = repository, name, waits
         self._environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
         self._environment |= {f"GIT_{who}_NAME": "clearway" for who in ("AUTHOR", "COMMITTER")}
         self._environment |= {f"GIT_{who}_EMAIL": "clearway@localhost" for who in ("AUTHOR", "COMMITTER")}
@@ -92,10 +97,10 @@ class Remote:
         ClearwayError
             The remote does not answer: that is no first run.
         """
-        listed = self._git("ls-remote", self.name, REF, authorised=True, what="cannot be asked for its branches")
+        listed = self._again("ls-remote", self.name, REF, what="cannot be asked for its branches")
         if not listed:
             return None
-        self._git("fetch", "--quiet", "--no-tags", self.name, REF, authorised=True, what=f"cannot give {BRANCH}")
+        self._again("fetch", "--quiet", "--no-tags", self.name, REF, what=f"cannot give {BRANCH}")
         return self._git("rev-parse", "FETCH_HEAD", what="was fetched without a commit").decode().strip()
 
     def has(self, commit: str) -> bool:
@@ -126,6 +131,8 @@ class Remote:
     def push(self, files: Files, parent: str | None, message: str) -> bool:
         """Commit ``files`` on ``parent`` and push without force; False if the branch has moved on.
 
+        A push that failed while the branch stood still is tried again: the network may have lost it, or its answer.
+
         Raises
         ------
         ClearwayError
@@ -140,13 +147,28 @@ class Remote:
             tree = self._git("write-tree", extra=index, what="cannot store state").decode().strip()
         parents = ["-p", parent] if parent else []
         made = self._git("commit-tree", tree, *parents, "-m", message, what="cannot commit state").decode().strip()
-        try:
-            self._git("push", "--quiet", self.name, f"{made}:{REF}", authorised=True, what=f"refused {BRANCH}")
-        except ClearwayError:
-            if self.head() == parent:
-                raise
-            return False
+        for wait in (*self._waits, None):
+            try:
+                self._git("push", "--quiet", self.name, f"{made}:{REF}", authorised=True, what=f"refused {BRANCH}")
+            except ClearwayError:
+                found = self.head()
+                if found != parent:
+                    return found == made
+                if wait is None:
+                    raise
+                time.sleep(wait)
+            else:
+                break
         return True
+
+    def _again(self, *arguments: str, what: str) -> bytes:
+        """Ask the remote, and again if it does not answer: what only reads may be asked twice."""
+        for wait in self._waits:
+            try:
+                return self._git(*arguments, authorised=True, what=what)
+            except ClearwayError:
+                time.sleep(wait)
+        return self._git(*arguments, authorised=True, what=what)
 
     def _header(self, token: str | None) -> dict[str, str]:
         """Git configuration by environment: nothing on a command line, in a file or for another host."""
@@ -318,8 +340,9 @@ def save(workspace: Workspace, remote: Remote, run: RunRecord, artifact: str) ->
 def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
     """Two states that grew from ``base``, as one, if nothing was changed by both.
 
-    An environment's files are one unit. The decision history is a log: new lines of both are kept, theirs first. Of
-    two stores, one must hold every bundle that the joined ledgers need.
+    An environment's files are one unit; of two copies of one ledger, as of a server elsewhere, the longer one holds all
+    that the other does. The decision history is a log: new lines of both are kept, theirs first. Of two stores, one
+    must hold every bundle that the joined ledgers need.
 
     Raises
     ------
@@ -335,6 +358,8 @@ def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
             joined |= mine if unit in (RUN, STORE) else other
         elif other == before:
             joined |= mine
+        elif (longer := _longer(unit, mine, other)) is not None:
+            joined |= longer
         elif unit in LOGS:
             joined[unit] = _joined_log(unit, before.get(unit, b""), mine.get(unit, b""), other.get(unit, b""))
         else:
@@ -357,6 +382,15 @@ def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
         f"{BRANCH} moved while this run worked, and no one store holds all of {names}: "
         "nothing was pushed; run this delivery again from its first job"
     )
+
+
+def _longer(unit: str, mine: Files, other: Files) -> Files | None:
+    """Of an environment's two sides the one whose ledger goes on from the other's; None if neither does."""
+    mine_ledger, other_ledger = mine.get(f"{unit}/ledger.jsonl", b""), other.get(f"{unit}/ledger.jsonl", b"")
+    for side, ledger, beginning in ((mine, mine_ledger, other_ledger), (other, other_ledger, mine_ledger)):
+        if beginning and ledger != beginning and ledger.startswith(beginning):
+            return side
+    return None
 
 
 def _joined_log(name: str, before: bytes, mine: bytes, other: bytes) -> bytes:

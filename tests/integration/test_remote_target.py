@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from clearway.params import Params, load_params
 from clearway.prediction_log import read_log
 from clearway.reconciliation import examine
 from clearway.rollout import watch
+from clearway.rounds import Round, look
 from clearway.targets import target_of
 from clearway.workspace import Workspace
 
@@ -320,6 +323,47 @@ def test_what_a_server_elsewhere_serves_is_compared_there_and_one_that_is_gone_a
         assert (one.agrees, "is out of reach" in one.sentence) == (False, True)
     with pytest.raises(UsageError, match="a shadow is opened and ended on its own machine"):
         open_shadow(near.params, near.workspace, ENV, far.bundles["b"].digest, **WHO)
+
+
+def test_rounds_of_the_monitor_carry_a_held_rollout_to_its_promotion(far: Far, near: Near, tmp_path: Path) -> None:
+    b = far.bundles["b"].digest
+    stage(near, b)
+    deploy(near.params, near.workspace, ENV, b, 25, **WHO)
+    began = len(far.entries())
+    watcher = neighbour(tmp_path / "watcher", far.url, {})  # a runner has neither bundles nor memory
+    stage(watcher, b)
+    columns = {"weight": {"kind": "float"}, "ripe": {"kind": "int"}}
+    schema = {"tables": {"apples": {"columns": columns}}}
+    (watcher.workspace.root / "schema.yaml").write_text(yaml.safe_dump(schema))
+
+    def round_() -> Round:
+        return look(watcher.params, watcher.workspace, ENV, datetime.now(UTC))
+
+    first = round_()
+    assert first.canary == "hold"
+    assert len(far.entries()) == began, "an hourly look that finds nothing leaves no entry"
+    found, asked = first, 0
+    while found.canary == "hold" and asked < 3000:
+        for _ in range(200):
+            far.server.predict({**ROW, "id": f"r{asked}", "entity": f"bush-{asked}"})
+            asked += 1
+        time.sleep(0.3)  # as the log is written
+        found = round_()
+    assert found.canary == "promoted", found
+    assert "canary" not in {alarm.kind for alarm in found.alarms}
+    assert [entry.action for entry in far.entries()[began:]] == ["canary", "promote"]
+    assert far.server.state()["stable"] == b
+
+
+def test_a_round_at_a_server_that_is_away_is_one_alarm(
+    far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEARWAY_ADMIN_TOKEN", TOKEN)
+    lost = neighbour(tmp_path / "near", "http://127.0.0.1:9", far.bundles, retries=0)
+    found = look(lost.params, lost.workspace, ENV, datetime.now(UTC))
+    assert [alarm.kind for alarm in found.alarms] == ["monitor"]
+    assert "out of reach" in found.alarms[0].sentence
+    assert found.failed
 
 
 def test_a_verdict_on_another_canary_is_not_kept(far: Far, near: Near) -> None:

@@ -101,7 +101,7 @@ def check_claims(claims: Mapping[str, Any], rules: OidcParams, environment: str)
     """
     wanted: dict[str, tuple[str, ...]] = {
         "repository": (rules.repository,),
-        "environment": (rules.environment or environment,),
+        "environment": (rules.environment or environment, *rules.also),
         "event_name": rules.events,
     }
     for claim, allowed in wanted.items():

@@ -44,6 +44,8 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 """Before a request is sent again: the first time, doubled each time, and at most."""
 RENEW_SECONDS = 60.0
 """An identity that GitHub signed is asked for again so long before it ends."""
+IDENTITY_RETRIES = urllib3.Retry(3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), redirect=0)
+"""GitHub is asked for one again where it does not answer or says that it cannot now: asking changes nothing."""
 LOG_ATTEMPTS = 5
 """The files of a log may be packed into others while they are copied."""
 _LOST = (urllib3.exceptions.HTTPError, OSError)
@@ -410,7 +412,7 @@ class HttpTarget:
         address = f"{url}{'&' if '?' in url else '?'}{urlencode({'audience': audience})}"
         bearer = {"authorization": f"Bearer {os.environ.get('ACTIONS_ID_TOKEN_REQUEST_TOKEN', '')}"}
         try:
-            with urllib3.PoolManager(retries=False, timeout=CONNECT_SECONDS) as pool:
+            with urllib3.PoolManager(retries=IDENTITY_RETRIES, timeout=CONNECT_SECONDS) as pool:
                 answer = pool.request("GET", address, headers=bearer, redirect=False)
             token = str(json.loads(answer.data)["value"])
             claims = token.split(".")[1]

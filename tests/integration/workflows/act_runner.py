@@ -11,11 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from github_stand_in import REPOSITORY, github
 
 STANDINS = Path(__file__).parent / "standins"
 TOKEN = "a-token-that-opens-nothing"
@@ -90,8 +93,28 @@ def run_workflow(
     folder: Path,
     payload: dict[str, Any] | None = None,
     job: str | None = None,
+    api: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> WorkflowRun:
-    """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps."""
+    """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps.
+
+    ``api`` is the address of GitHub's; without it a stand-in is asked that knows an empty repository.
+    """
+    if api is None:
+        with github() as empty:
+            return run_workflow(
+                repository,
+                workflow,
+                event,
+                run_id=run_id,
+                folder=folder,
+                payload=payload,
+                job=job,
+                api=empty.address,
+                variables=variables,
+                secrets=secrets,
+            )
     home = folder / f"home-{run_id}"
     home.mkdir(parents=True)
     event_file = home / "event.json"
@@ -106,6 +129,8 @@ def run_workflow(
     environment = {
         "GIT_PAGER": "cat",
         "GITHUB_RUN_ID": str(run_id),
+        "GITHUB_API_URL": api,
+        "GITHUB_REPOSITORY": REPOSITORY,
         "STANDIN_ARTIFACTS": str(artifacts),
         "STANDIN_VENV": str(standin_environment(folder)),
         "MPLCONFIGDIR": str(folder / "matplotlib"),
@@ -116,7 +141,10 @@ def run_workflow(
         for name in sorted(uses(repository, workflow))
         for part in ("--local-repository", f"{name}={_standin(name)}")
     ]
-    command += ["-s", f"GITHUB_TOKEN={TOKEN}"]
+    for name, value in {"GITHUB_TOKEN": TOKEN, **(secrets or {})}.items():
+        command += ["-s", f"{name}={value}"]
+    for name, value in (variables or {}).items():
+        command += ["--var", f"{name}={value}"]
     command += ["-j", job] if job else []
     path = os.pathsep.join([str(Path(sys.executable).parent), *_system_path()])
     clean = {"PATH": path, "HOME": str(home), "ACT_DISABLE_VERSION_CHECK": "1", "LANG": "C.UTF-8", "TMPDIR": str(home)}

@@ -48,13 +48,18 @@ class Fork:
         path.write_text(yaml.safe_dump(params, sort_keys=False))
 
     def run(
-        self, workflow: str, event: str, payload: dict[str, Any] | None = None, job: str | None = None
+        self,
+        workflow: str,
+        event: str,
+        payload: dict[str, Any] | None = None,
+        job: str | None = None,
+        **of_github: Any,
     ) -> WorkflowRun:
-        """One run on GitHub, so to speak."""
+        """One run on GitHub, so to speak; ``of_github`` as of :func:`act_runner.run_workflow`."""
         self.runs += 1
         try:
             return run_workflow(
-                self.work, workflow, event, run_id=self.runs, folder=self.folder, payload=payload, job=job
+                self.work, workflow, event, run_id=self.runs, folder=self.folder, payload=payload, job=job, **of_github
             )
         finally:
             self._stop_servers()

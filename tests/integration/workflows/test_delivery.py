@@ -109,7 +109,9 @@ def test_a_bundle_that_expired_stops_the_run_and_is_no_first_run(delivered: tupl
     assert "Artifact not found for clearway-store in run 1" in run.text
     assert "is missing: artifact clearway-store of run 1 does not hold it" in run.text
     assert run.jobs.get("train", "skipped") == "skipped"
-    assert run.jobs.get("save-state", "skipped") == "skipped"
+    assert run.steps["save-state"].get("Save state", "skipped") == "skipped"
+    assert "Delivery: failed" in run.summary
+    assert json.loads(fork.on_branch("run.json") or b"{}")["run_id"] == "1"
     assert fork.ledger("production") == before
 
 

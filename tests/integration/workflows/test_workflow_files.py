@@ -118,7 +118,7 @@ def test_a_workflow_may_do_nothing_and_a_job_what_it_names(path: Path) -> None:
         assert int(job["timeout-minutes"]) <= 60
 
 
-def test_only_the_jobs_that_save_state_sign_or_release_may_write() -> None:
+def test_only_the_jobs_that_save_state_vouch_watch_or_release_may_write() -> None:
     writers = {
         (path.name, job, right)
         for path in WORKFLOWS
@@ -128,7 +128,16 @@ def test_only_the_jobs_that_save_state_sign_or_release_may_write() -> None:
     }
     assert writers == {
         ("delivery.yml", "save-state", "contents"),
+        ("delivery.yml", "decide", "id-token"),
         ("delivery.yml", "train", "id-token"),
+        ("delivery.yml", "train", "attestations"),
+        ("delivery.yml", "deploy-staging", "id-token"),
+        ("delivery.yml", "deploy-production", "id-token"),
+        ("monitor.yml", "production", "issues"),
+        ("monitor.yml", "production", "actions"),
+        ("monitor.yml", "production", "id-token"),
+        ("rollback.yml", "rollback", "contents"),
+        ("rollback.yml", "rollback", "id-token"),
         ("release.yml", "release", "contents"),
         ("release.yml", "release", "id-token"),
         ("release.yml", "release", "attestations"),
@@ -154,9 +163,14 @@ def test_checkout_leaves_no_credentials_and_no_cache_is_restored(path: Path) -> 
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_no_secret_is_asked_for_and_no_foreign_code_runs_with_rights(path: Path) -> None:
-    text = path.read_text()
-    assert "secrets." not in text
+def test_a_secret_is_asked_for_in_jobs_of_an_environment_only_and_no_foreign_code_runs_with_rights(path: Path) -> None:
+    content = load(path)
+    jobs = content.pop("jobs", {})
+    assert "secrets." not in str(content), "not for every job of a workflow, nor in a composite action"
+    for name, job in jobs.items():
+        assert job.get("environment") or "secrets." not in str(job), name
+        for step in job["steps"]:
+            assert "secrets." not in f"{step.get('run')} {step.get('with')}", "by the environment of the process only"
     assert "pull_request_target" not in load(path).get("on", {})
     assert "workflow_run" not in load(path).get("on", {})
 
@@ -172,7 +186,7 @@ def test_delivery_starts_on_what_can_change_a_model() -> None:
     on = load(GITHUB / "workflows/delivery.yml")["on"]
     assert on["push"]["branches"] == ["main"]
     assert {"src/**", "scripts/**", "params.yaml", "schema.yaml", "dvc.yaml"} <= set(on["push"]["paths"])
-    assert set(on["workflow_dispatch"]["inputs"]) == {"force_retrain", "as_of"}
+    assert set(on["workflow_dispatch"]["inputs"]) == {"force_retrain", "as_of", "environment"}
     assert on["workflow_dispatch"]["inputs"]["force_retrain"]["type"] == "boolean"
     assert len(on["schedule"]) == 1
 
@@ -206,9 +220,77 @@ def test_a_pull_request_builds_a_model_and_builds_it_again() -> None:
 def test_deployments_happen_in_their_environments_one_after_the_other() -> None:
     jobs = load(GITHUB / "workflows/delivery.yml")["jobs"]
     assert {job: content["environment"] for job, content in jobs.items() if "environment" in content} == {
+        "decide": "${{ vars.CLEARWAY_PRODUCTION_URL && 'watch' || '' }}",
         "deploy-staging": "staging",
         "deploy-production": "production",
+        "save-state": "alerts",
     }
+    assert jobs["deploy-production"]["if"] == "inputs.environment != 'staging'"
     assert "deploy-staging" in jobs["deploy-production"]["needs"]
-    assert jobs["save-state"]["if"].startswith("always()")
+    assert jobs["save-state"]["if"] == "always()"
     assert set(jobs["save-state"]["needs"]) == set(jobs) - {"save-state"}
+
+
+def test_whatever_happened_state_is_saved_and_the_ending_is_told() -> None:
+    steps = load(GITHUB / "workflows/delivery.yml")["jobs"]["save-state"]["steps"]
+    by_name = {step.get("name"): step for step in steps}
+    restored = "needs.validate.outputs.state != ''"
+    assert by_name["Save state"]["if"] == restored
+    assert by_name["Say how it ended"]["if"] == "always()"
+    assert by_name["Say how it ended"]["env"]["CLEARWAY_JOBS"] == "${{ toJSON(needs) }}"
+    doctor = by_name["Say which protections are inactive"]
+    assert (doctor["if"], doctor["continue-on-error"]) == ("always()", "true")
+
+
+def test_a_bundle_is_attested_once_and_verified_before_each_deployment() -> None:
+    jobs = load(GITHUB / "workflows/delivery.yml")["jobs"]
+    (attest,) = [step for step in jobs["train"]["steps"] if step.get("id") == "attest"]
+    assert attest["with"] == {"subject-path": "build/bundle/manifest.json"}
+    for name in ("deploy-staging", "deploy-production"):
+        used = [step.get("uses", step.get("run", "")) for step in jobs[name]["steps"]]
+        deployed = next(index for index, what in enumerate(used) if what.startswith("python scripts/deploy.py"))
+        assert used.index("./.github/actions/fetch-bundle") < deployed
+        assert jobs[name]["permissions"]["attestations"] == "read"
+    fetch = load(GITHUB / "actions/fetch-bundle/action.yml")["runs"]["steps"]
+    (verify,) = [step for step in fetch if "gh attestation verify" in step.get("run", "")]
+    assert verify["if"] == "inputs.attested == 'success'"
+    assert "continue-on-error" not in verify
+
+
+def test_nothing_cancels_a_rollback_or_makes_it_wait_and_it_installs_nothing_that_trains() -> None:
+    rollback = load(GITHUB / "workflows/rollback.yml")
+    assert rollback["concurrency"] == {"group": "rollback-${{ github.run_id }}", "cancel-in-progress": "false"}
+    assert set(rollback["on"]) == {"workflow_dispatch"}
+    assert set(rollback["on"]["workflow_dispatch"]["inputs"]) == {"environment", "digest", "reason"}
+    steps = rollback["jobs"]["rollback"]["steps"]
+    (setup,) = [step for step in steps if step.get("uses") == "./.github/actions/setup"]
+    assert setup["with"] == {"what": "setup-serve"}
+    assert "needs" not in rollback["jobs"]["rollback"]
+    (save,) = [step for step in steps if step.get("uses") == "./.github/actions/save-state"]
+    assert save["if"].startswith("always()")
+
+
+def test_the_monitor_looks_every_hour_off_the_hour_and_only_where_a_server_lives_on() -> None:
+    monitor = load(GITHUB / "workflows/monitor.yml")
+    (cron,) = monitor["on"]["schedule"]
+    minute, *rest = cron["cron"].split()
+    assert rest == ["*", "*", "*", "*"]
+    assert minute not in ("0", "00", "*")
+    (job,) = monitor["jobs"].values()
+    assert job["if"] == "vars.CLEARWAY_PRODUCTION_URL"
+    assert monitor["concurrency"]["cancel-in-progress"] == "false"
+
+
+def test_commands_of_the_small_environment_need_nothing_else() -> None:
+    """rollback.yml installs requirements-serve.txt alone: what its scripts import must be there."""
+    names = re.findall(r"^([a-z0-9-]+)==", (GITHUB.parent / "requirements-serve.txt").read_text(), flags=re.MULTILINE)
+    installed = {name.replace("-", "_") for name in names} | {"yaml", "jwt"}
+    asked = (
+        "import sys; sys.argv = ['x', '--help']\n"
+        "import clearway.cli, clearway.deployment, clearway.params, clearway.state, clearway.workspace, "
+        "clearway.as_of, clearway.local_target, clearway.ui, clearway.targets.http\n"
+        "print(*{m.split('.')[0] for m in sys.modules if not m.startswith('_')} - set(sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    foreign = set(done.stdout.split()) - {"clearway", "cython_runtime"}
+    assert foreign <= installed, foreign - installed

@@ -339,3 +339,12 @@ def test_the_environment_may_have_another_name_at_github() -> None:
     assert check_claims(claims, rules, "production").proven == "workflow"
     with pytest.raises(AccessError, match="expected live"):
         check_claims({**claims, "environment": "production"}, rules, "production")
+
+
+def test_further_environments_at_github_are_let_in_by_name() -> None:
+    rules = OidcParams(repository="ann/models", also=("watch",))
+    claims = {"repository": "ann/models", "event_name": "schedule"}
+    for name in ("production", "watch"):
+        assert check_claims({**claims, "environment": name}, rules, "production").proven == "workflow"
+    with pytest.raises(AccessError, match="expected production or watch"):
+        check_claims({**claims, "environment": "alerts"}, rules, "production")

@@ -1,7 +1,9 @@
 """State carried through a real git remote (a bare repository on disk), with real ledgers and real bundles."""
 
 import json
+import shutil
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +78,7 @@ def origin(tmp_path: Path) -> Path:
 def checkout(origin: Path, name: str) -> Checkout:
     folder = origin.parent / name
     git(origin.parent, "clone", "--quiet", "--single-branch", f"file://{origin}", str(folder))
-    return Checkout(Workspace(folder), Remote(folder))
+    return Checkout(Workspace(folder), Remote(folder, waits=(0.0, 0.1)))
 
 
 def carry_store(origin: Path, source: Checkout, target: Checkout) -> None:
@@ -246,6 +248,45 @@ def test_a_push_that_is_refused_is_no_lost_race(origin: Path) -> None:
     hook.chmod(0o755)
     with pytest.raises(ClearwayError, match=r"refused clearway-state: .*protected branch"):
         one.save("1")
+
+
+def test_a_push_that_the_network_lost_is_sent_again(origin: Path) -> None:
+    one = checkout(origin, "run1")
+    restore(one.workspace, one.remote)
+    hook = origin / "hooks/pre-receive"
+    hook.write_text("#!/bin/sh\ntest -e tried && exit 0\ntouch tried\nexit 1\n")
+    hook.chmod(0o755)
+    assert "on clearway-state" in one.save("1")
+    assert (origin / "tried").exists()
+
+
+def test_a_remote_that_answers_late_is_asked_again(origin: Path) -> None:
+    one = checkout(origin, "run1")
+    away = origin.parent / "away.git"
+    origin.rename(away)
+    late = Remote(one.workspace.root, waits=(0.5, 2.0))
+    back = threading.Timer(0.2, lambda: away.rename(origin))
+    back.start()
+    assert restore(one.workspace, late).commit is None
+    back.join()
+
+
+def test_of_two_copies_of_one_ledger_the_longer_one_stays(origin: Path) -> None:
+    """A server elsewhere has the ledger; two runs saw it at different times."""
+    one, two = checkout(origin, "run1"), checkout(origin, "run2")
+    for run in (one, two):
+        restore(run.workspace, run.remote)
+    one.deploy("first")
+    shutil.copytree(one.workspace.bundles, two.workspace.bundles)
+    shutil.copytree(one.workspace.environment("production"), two.workspace.environment("production"))
+    later = two.deploy("second")
+    two.save("2")
+    assert "on clearway-state" in one.save("1")
+    after = checkout(origin, "run3")
+    state = restore(after.workspace, after.remote)
+    assert read_ledger(after.workspace.environment("production"), "production")[-1].stable == later
+    assert state.store is not None
+    assert state.store.run_id == "2"
 
 
 def test_restore_does_not_overwrite_a_history(origin: Path) -> None:
