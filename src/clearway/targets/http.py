@@ -33,6 +33,7 @@ from clearway.files import atomic_path, write_json, write_text
 from clearway.ledger import GENESIS, Anchor, Change, Entry, anchor_file, ledger_file, locked, read_ledger
 from clearway.params import HttpTargetParams, Params, describe
 from clearway.skew_state import skew_file
+from clearway.targets import variable_prefix
 from clearway.workspace import Workspace
 
 CONNECT_SECONDS = 10.0
@@ -86,7 +87,7 @@ class HttpTarget:
         self._environment = environment
         self._folder = workspace.environment(environment)
         self._settings = settings
-        self._prefix = f"CLEARWAY_{environment.upper().replace('-', '_')}"
+        self._prefix = variable_prefix(environment)
         self.url = self._checked_url()
         self.tls = self._tls()
         self._pool = urllib3.PoolManager(
