@@ -231,14 +231,14 @@ def _plots(change: Change) -> list[str]:
         made.append(_chart("ROC on the holdout", '"false positive rate" 0 --> 1', "true positive rate", (0, 1), lines))
         made.append("Bars: this change. Line: chance.")
     if bins := _numbers(change.tables.get("calibration", ()), "mean_score", "share_positive"):
-        names = ", ".join(f'"{x:.2f}"' for x, _ in bins)
+        names = ", ".join(f'"{place}: {x:.2f}"' for place, (x, _) in enumerate(bins, 1))  # equal names are one place
         lines = [("bar", [y for _, y in bins]), ("line", [x for x, _ in bins])]
         top = max(0.01, *(max(pair) for pair in bins))
         made.append(_chart("Calibration on the holdout", f'"mean score" [{names}]', "share of yes", (0, top), lines))
         made.append("Bars: how often the answer was yes. Line: what the scores said.")
     found = change.tables.get("importances", ())[:_IMPORTANCES]
     if found:
-        names = ", ".join(f'"{_plain(row["feature"])}"' for row in found)
+        names = ", ".join(f'"{place}: {_plain(row["feature"])}"' for place, row in enumerate(found, 1))
         values = [float(row["importance"]) for row in found]
         ends = (min(0.0, *values), max(1e-6, *values))
         made.append(_chart("Permutation importance", f"[{names}]", "loss without it", ends, [("bar", values)], True))
@@ -255,7 +255,7 @@ def _chart(
 ) -> str:
     head = "xychart-beta horizontal" if horizontal else "xychart-beta"
     drawn = [f"    {kind} [{', '.join(f'{value:.4f}' for value in values)}]" for kind, values in series]
-    axes = [f"    x-axis {x_axis}", f'    y-axis "{y_name}" {ends[0]:.4g} --> {ends[1]:.4g}']
+    axes = [f"    x-axis {x_axis}", f'    y-axis "{y_name}" {ends[0]:.6f} --> {ends[1]:.6f}']
     return "\n".join(["```mermaid", head, f'    title "{title}"', *axes, *drawn, "```"])
 
 

@@ -68,7 +68,7 @@ def test_unit_tests_run_on_every_python_that_is_promised() -> None:
     assert action["runs"]["steps"][0]["with"]["python-version"] == "${{ inputs.python-version }}"
 
 
-def pull_request(head: str, marker: Path) -> dict[str, Any]:
+def pull_request(head: str, base: str, marker: Path) -> dict[str, Any]:
     """The event of a pull request from the repository ``head``, whose words try to run a command."""
     evil = f"$(touch {marker})`touch {marker}`'; touch {marker}; '\n::set-output name=report::1"
     return {
@@ -78,7 +78,7 @@ def pull_request(head: str, marker: Path) -> dict[str, Any]:
             "title": evil,
             "body": evil,
             "head": {"ref": evil, "sha": "c0ffee" * 7, "repo": {"full_name": head}},
-            "base": {"ref": "main", "sha": "0" * 40, "repo": {"full_name": "team/model"}},
+            "base": {"ref": "main", "sha": base, "repo": {"full_name": "team/model"}},
         },
     }
 
@@ -116,9 +116,13 @@ def github() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 
 
 def run_line(fork: Fork, head: str, address: str, marker: Path) -> WorkflowRun:
-    """The jobs ``line`` and ``comment``, as GitHub would run them at ``address``."""
-    (fork.work / ".actrc").write_text(f"--env GITHUB_API_URL={address}\n--env GITHUB_REPOSITORY=team/model\n")
-    return fork.run("pull_request.yml", "pull_request", pull_request(head, marker), job="comment")
+    """The jobs ``line`` and ``comment``, as GitHub would run them at ``address``; the work tree is the change."""
+    known = {"GITHUB_API_URL": address, "GITHUB_REPOSITORY": "team/model", "STANDIN_REPOSITORY": str(fork.origin)}
+    (fork.work / ".actrc").write_text("".join(f"--env {name}={value}\n" for name, value in known.items()))
+    script = fork.work / "scripts" / "comment.py"
+    script.write_text(f"open({str(marker)!r}, 'w')\n{script.read_text()}")  # what a change would try
+    base = fork.git("rev-parse", "origin/main").strip()
+    return fork.run("pull_request.yml", "pull_request", pull_request(head, base, marker), job="comment")
 
 
 @pytest.mark.lines

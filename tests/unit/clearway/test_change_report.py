@@ -136,10 +136,10 @@ def test_plots_are_charts_that_github_draws_and_no_image() -> None:
     roc, calibration, importance = charts
     read = [float(value) for value in re.findall(r"bar \[(.*)\]", roc)[0].split(", ")]
     assert (len(read), read[0], read[10], read[-1]) == (21, 0.2, 0.8, 1.0), "a step is read off at its top"
-    assert 'x-axis "mean score" ["0.10", "0.60"]' in calibration
+    assert 'x-axis "mean score" ["1: 0.10", "2: 0.60"]' in calibration
     assert "bar [0.2000, 0.5000]\n    line [0.1000, 0.6000]" in calibration
-    assert 'x-axis ["temp", "wind"]' in importance
-    assert "-0.001 --> 0.03" in importance
+    assert 'x-axis ["1: temp", "2: wind"]' in importance
+    assert "-0.001000 --> 0.030000" in importance
     assert not re.search(r"!\[|<img|<svg|data:", text)
 
 
