@@ -13,8 +13,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PROJECT ?= .
 # Moves time: AS_OF=2013-10-01
 AS_OF ?=
+# A part of the integration tests: SHARD=2/5
+SHARD ?= 1/1
 
-.PHONY: help setup setup-serve run stop drill ui repro data-push data-pull test test-lines test-unit test-integration test-workflows coverage lint format bench docs lock clean
+.PHONY: help setup setup-serve run stop drill ui repro data-push data-pull test test-lines test-unit test-integration test-shard test-workflows coverage lint format bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -72,6 +74,9 @@ test-unit: setup ## run the fast tests
 test-integration: setup ## run the tests with real processes
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not lines" tests/integration
 
+test-shard: setup ## run a part of all integration tests, whole lines too (SHARD=2/5)
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 --shard $(SHARD) tests/integration
+
 coverage: setup ## run the fast tests and show which lines they reach
 	@python -m pytest -q -n 2 --cov --cov-report=term:skip-covered tests/unit
 
@@ -90,10 +95,12 @@ bench: setup ## measure every figure the docs quote
 docs: setup ## write the reference pages that are made from code
 	@python scripts/write_reference.py
 
+# One lock for every Python from 3.11 on: what only some of them need has a marker.
+LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
 lock: setup ## compile the hash-pinned locks from pyproject.toml
-	@uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
-	@uv pip compile -q --generate-hashes --extra dev -c requirements.txt --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements-dev.txt
-	@uv pip compile -q --generate-hashes --group serve -c requirements.txt --no-emit-index-url --no-emit-find-links -o requirements-serve.txt
+	@$(LOCK) pyproject.toml -o requirements.txt
+	@$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@$(LOCK) --group serve -c requirements.txt -o requirements-serve.txt
 
 clean: ## remove all that the line made, but not .venv (stop first)
 	@rm -rf data build reports var drift_result.txt .dvc/tmp .dvc/cache

@@ -45,7 +45,7 @@ class Champion(BaseModel):
 
 
 def fetch_champion(params: Params, workspace: Workspace) -> Champion:
-    """Read production's verified ledger and replace ``build/champion/`` with its stable model.
+    """Ask production, read its verified ledger, and replace ``build/champion/`` with its stable model.
 
     Raises
     ------
@@ -53,12 +53,24 @@ def fetch_champion(params: Params, workspace: Workspace) -> Champion:
         The ledger is damaged or lost, or the bundle it names is missing or is not what its digest says. Only an
         environment that was never deployed to counts as a bootstrap.
     """
-    environment = params.production
-    target = target_of(params, workspace, environment)
+    target = target_of(params, workspace, params.production)
     target.pull()
-    digest = _stable(workspace.environment(environment), environment)
+    digest = _stable(workspace.environment(params.production), params.production)
     if digest is not None:
         target.fetch(digest)
+    return kept_champion(params, workspace)
+
+
+def kept_champion(params: Params, workspace: Workspace) -> Champion:
+    """As :func:`fetch_champion`, from what this folder last saw of production; asks no server and needs no token.
+
+    Raises
+    ------
+    ClearwayError
+        As :func:`fetch_champion`.
+    """
+    environment = params.production
+    digest = _stable(workspace.environment(environment), environment)
     with atomic_directory(workspace.champion) as folder:
         if digest is None:
             reason = f"nothing was ever deployed to {environment}: this is the first model"

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,14 @@ def job_output(**values: str) -> None:
 def markdown_cell(text: str) -> str:
     """A text as one cell of a Markdown table: it may hold what data held."""
     return " ".join(text.replace("|", "\\|").split())
+
+
+def markdown_text(text: str) -> str:
+    """Text that stays text inside one cell or line of Markdown, whatever the data put into it."""
+    escaped = re.sub(
+        r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;")
+    )
+    return " ".join(escaped.split())
 
 
 def job_summary(markdown: str) -> None:

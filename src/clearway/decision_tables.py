@@ -1,6 +1,5 @@
 """A decision as it is shown: a table in the terminal, job outputs, Markdown on the run's page, and the history."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
@@ -9,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from clearway.cli import markdown_text
 from clearway.decision import Decision, TriggerResult
 from clearway.decision_history import Record
 
@@ -61,13 +61,13 @@ def markdown(decision: Decision) -> str:
     lines = [
         f"### Decision: {'retrain' if decision.retrain else 'do not retrain'}",
         "",
-        _cell(decision.sentence),
+        markdown_text(decision.sentence),
         "",
         *(["**The data is broken, and its veto was overridden.**", ""] if decision.veto_overridden else []),
         "| trigger | state | what it saw |",
         "| --- | --- | --- |",
     ]
-    lines += [f"| {t.name} | {_state(t)} | {_cell(_saw(t))} |" for t in decision.triggers]
+    lines += [f"| {t.name} | {_state(t)} | {markdown_text(_saw(t))} |" for t in decision.triggers]
     return "\n".join(lines)
 
 
@@ -84,9 +84,3 @@ def _state(trigger: TriggerResult) -> str:
 
 def _saw(trigger: TriggerResult) -> str:
     return f"{trigger.sentence}; suppressed: {trigger.suppressed}" if trigger.suppressed else trigger.sentence
-
-
-def _cell(text: str) -> str:
-    """Text that stays text inside one Markdown table cell, whatever the data put into it."""
-    escaped = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
-    return " ".join(escaped.split())

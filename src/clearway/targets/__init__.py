@@ -5,6 +5,7 @@ for one that is elsewhere it is a verified copy, which :meth:`Target.pull` bring
 and which :meth:`Target.record` never writes to on its own: the ledger that counts is the target's.
 """
 
+import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from clearway.bundle import Bundle
 from clearway.ledger import Change, Entry
-from clearway.params import HttpTargetParams, KServeTargetParams, Params
+from clearway.params import HttpTargetParams, KServeTargetParams, LocalTargetParams, Params
 from clearway.workspace import Workspace
 
 
@@ -123,14 +124,19 @@ class Target(Protocol):
 
 
 def target_of(params: Params, workspace: Workspace, environment: str) -> Target:
-    """The target that ``environments.<environment>.target`` names.
+    """The target that ``environments.<environment>.target`` names; ``$CLEARWAY_<ENVIRONMENT>_URL`` moves a local one.
+
+    So a repository variable lets a fork's jobs command a server elsewhere, while its params stay as they are.
 
     Raises
     ------
     UsageError
         There is no such environment, or its target is configured wrongly.
     """
-    settings = params.environment(environment).target
+    settings: LocalTargetParams | HttpTargetParams | KServeTargetParams = params.environment(environment).target
+    elsewhere = os.environ.get(f"{variable_prefix(environment)}_URL")
+    if type(settings) is LocalTargetParams and elsewhere:  # not what a server makes of its own environment
+        settings = HttpTargetParams(kind="http", url=elsewhere)
     if isinstance(settings, HttpTargetParams):
         from clearway.targets.http import HttpTarget  # imports an HTTP client
 
@@ -142,3 +148,8 @@ def target_of(params: Params, workspace: Workspace, environment: str) -> Target:
     from clearway.targets.local import LocalTarget
 
     return LocalTarget(params, workspace, environment, settings)
+
+
+def variable_prefix(environment: str) -> str:
+    """What the variables of one environment begin with: ``CLEARWAY_PRODUCTION``."""
+    return f"CLEARWAY_{environment.upper().replace('-', '_')}"

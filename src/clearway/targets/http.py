@@ -34,7 +34,7 @@ from clearway.ledger import Change, Entry, locked, read_ledger
 from clearway.ledger_copy import copy_ledger, is_copied
 from clearway.params import HttpTargetParams, Params, describe
 from clearway.skew_state import skew_file
-from clearway.targets import RemoteServer
+from clearway.targets import RemoteServer, variable_prefix
 from clearway.workspace import Workspace
 
 CONNECT_SECONDS = 10.0
@@ -83,7 +83,7 @@ class HttpTarget:
         self._environment = environment
         self._folder = workspace.environment(environment)
         self._settings = settings
-        self._prefix = f"CLEARWAY_{environment.upper().replace('-', '_')}"
+        self._prefix = variable_prefix(environment)
         self.url = self._checked_url()
         self.tls = self._tls()
         self._pool = urllib3.PoolManager(

@@ -1,8 +1,6 @@
 """delivery.yml, the real file, run on pushes and dispatches: which jobs ran, and what production serves afterwards."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -113,13 +111,3 @@ def test_a_bundle_that_expired_stops_the_run_and_is_no_first_run(delivered: tupl
     assert "Delivery: failed" in run.summary
     assert json.loads(fork.on_branch("run.json") or b"{}")["run_id"] == "1"
     assert fork.ledger("production") == before
-
-
-def test_a_pull_request_runs_the_line_and_keeps_its_reports(make_fork: Callable[[Path], Fork], tmp_path: Path) -> None:
-    fork = make_fork(tmp_path / "fork")
-    payload = {"pull_request": {"number": 7, "head": {"ref": "branch"}, "base": {"ref": "main"}}}
-    run = fork.run("pull_request.yml", "pull_request", payload, job="line")
-    assert run.code == 0, run.explain()
-    kept = {path.name for path in (fork.folder / "artifacts").rglob("*") if path.is_file()}
-    assert {"data_validation.json", "decision.json", "model_validation.json"} <= kept
-    assert fork.on_branch("run.json") is None, "a pull request writes no state"

@@ -118,7 +118,7 @@ def test_a_workflow_may_do_nothing_and_a_job_what_it_names(path: Path) -> None:
         assert int(job["timeout-minutes"]) <= 60
 
 
-def test_only_the_jobs_that_save_state_vouch_watch_or_release_may_write() -> None:
+def test_only_the_jobs_that_save_state_comment_vouch_watch_or_release_may_write() -> None:
     writers = {
         (path.name, job, right)
         for path in WORKFLOWS
@@ -138,6 +138,7 @@ def test_only_the_jobs_that_save_state_vouch_watch_or_release_may_write() -> Non
         ("monitor.yml", "production", "id-token"),
         ("rollback.yml", "rollback", "contents"),
         ("rollback.yml", "rollback", "id-token"),
+        ("pull_request.yml", "comment", "pull-requests"),
         ("release.yml", "release", "contents"),
         ("release.yml", "release", "id-token"),
         ("release.yml", "release", "attestations"),

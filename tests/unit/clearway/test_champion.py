@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clearway.bundle import keep, pack
-from clearway.champion import champion_bundle, fetch_champion, read_champion
+from clearway.champion import champion_bundle, fetch_champion, kept_champion, read_champion
 from clearway.errors import ClearwayError
 from clearway.ledger import Change, append, head_hash, read_ledger
 from clearway.lineage import Lineage
@@ -199,3 +199,15 @@ def test_a_missing_or_damaged_record_names_the_script(workspace: Workspace) -> N
 def test_production_is_the_end_of_the_chain(environments: dict[str, dict[str, object]], last: str) -> None:
     content = {**PARAMS.model_dump(by_alias=True), "environments": environments}
     assert Params.model_validate(content).production == last
+
+
+def test_what_was_last_seen_of_a_server_elsewhere_needs_neither_the_server_nor_a_token(workspace: Workspace) -> None:
+    far = {"port": 1, "target": {"kind": "http", "url": "http://127.0.0.1:9"}}
+    params = Params.model_validate({**PARAMS.model_dump(mode="json"), "environments": {"live": far}})
+    assert kept_champion(params, workspace).bootstrap
+    digest = made(workspace, "a")
+    deploy(workspace, digest)
+    assert kept_champion(params, workspace) == read_champion(workspace)
+    assert read_champion(workspace).digest == digest
+    with pytest.raises(ClearwayError):
+        fetch_champion(params, workspace)

@@ -7,7 +7,7 @@ import pytest
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.ledger import GENESIS, Change
-from clearway.params import HttpTargetParams, LocalTargetParams, Params
+from clearway.params import HttpTargetParams, LocalTargetParams, Params, ServedHereParams
 from clearway.targets import target_of
 from clearway.targets.http import HttpTarget
 from clearway.targets.local import LocalTarget
@@ -78,6 +78,19 @@ def test_the_environment_of_the_process_names_another_address(tmp_path: Path, mo
     monkeypatch.setenv("CLEARWAY_LIVE_EU_URL", "https://other.example")
     assert made(tmp_path, url="https://a").url == "https://other.example"
     assert made(tmp_path, retries=1).url == "https://other.example"
+    assert made(tmp_path).url == "https://other.example", "params that name no server elsewhere may stay as they are"
+
+
+def test_a_server_is_not_sent_elsewhere_for_its_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEARWAY_LIVE_EU_URL", "https://other.example")
+    here = ServedHereParams(expected_sequence=0, expected_head="0" * 64)
+    own = params()
+    own = own.model_copy(
+        update={"environments": {"live-eu": own.environments["live-eu"].model_copy(update={"target": here})}}
+    )
+    assert isinstance(target_of(own, Workspace(tmp_path), "live-eu"), LocalTarget)
 
 
 def test_a_certificate_is_checked(tmp_path: Path) -> None:
