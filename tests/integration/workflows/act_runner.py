@@ -11,11 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from warm_python import WarmPython
 
 STANDINS = Path(__file__).parent / "standins"
 TOKEN = "a-token-that-opens-nothing"
@@ -69,15 +72,24 @@ def _collect(node: Any, found: set[str]) -> None:
             _collect(value, found)
 
 
+@cache
+def warm_python() -> WarmPython | None:
+    """The warm process of this test session; None where there is none to be had."""
+    return WarmPython() if sys.platform == "linux" else None
+
+
 def standin_environment(folder: Path) -> Path:
     """A folder that looks like an environment in which the lock is installed, made of links to this interpreter's."""
     venv = folder / "venv"
     if not venv.is_dir():
-        venv.mkdir(parents=True)
-        for path in Path(sys.prefix).iterdir():
-            (venv / path.name).symlink_to(path)
-        (venv / ".ready").unlink(missing_ok=True)
+        (venv / "bin").mkdir(parents=True)
+        for path in (*Path(sys.prefix).iterdir(), *(Path(sys.prefix) / "bin").iterdir()):
+            if path.name not in ("bin", ".ready"):
+                (venv / path.relative_to(sys.prefix)).symlink_to(path)
         (venv / ".ready").touch()
+        warm = warm_python()
+        if warm is not None:
+            warm.install(venv / "bin")
     return venv
 
 
@@ -90,13 +102,19 @@ def run_workflow(
     folder: Path,
     payload: dict[str, Any] | None = None,
     job: str | None = None,
+    harm: Mapping[str, str] | None = None,
 ) -> WorkflowRun:
-    """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps."""
+    """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps.
+
+    ``harm`` is what goes wrong on the way, by no fault of the repository: ``STANDIN_TAMPER`` names an artifact that
+    somebody changes after its upload, ``STANDIN_KILL``, as ``WORDS|PATH``, kills the command with these words before it
+    renames a file to a name that ends so.
+    """
     home = folder / f"home-{run_id}"
     home.mkdir(parents=True)
     event_file = home / "event.json"
     event_file.write_text(json.dumps(payload or {}))
-    artifacts = folder / "artifacts"
+    artifacts, venv = folder / "artifacts", standin_environment(folder)
     command = [str(find_act()), event, "-W", f".github/workflows/{workflow}", "-e", str(event_file)]
     command += ["-P", "ubuntu-latest=-self-hosted", "--rm", "--json", "-v", "--action-offline-mode", "-a", "tester"]
     command += ["--artifact-server-path", str(home / "server"), "--artifact-server-addr", "127.0.0.1"]
@@ -107,8 +125,9 @@ def run_workflow(
         "GIT_PAGER": "cat",
         "GITHUB_RUN_ID": str(run_id),
         "STANDIN_ARTIFACTS": str(artifacts),
-        "STANDIN_VENV": str(standin_environment(folder)),
+        "STANDIN_VENV": str(venv),
         "MPLCONFIGDIR": str(folder / "matplotlib"),
+        **(harm or {}),
     }
     command += [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
     command += [
@@ -118,7 +137,7 @@ def run_workflow(
     ]
     command += ["-s", f"GITHUB_TOKEN={TOKEN}"]
     command += ["-j", job] if job else []
-    path = os.pathsep.join([str(Path(sys.executable).parent), *_system_path()])
+    path = os.pathsep.join([str(venv / "bin"), *_system_path()])
     clean = {"PATH": path, "HOME": str(home), "ACT_DISABLE_VERSION_CHECK": "1", "LANG": "C.UTF-8", "TMPDIR": str(home)}
     process = subprocess.Popen(
         command,
