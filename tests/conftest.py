@@ -7,6 +7,8 @@ import pytest
 _LONGEST_FIRST = {
     "test_flights_line.py": -5,
     "test_delivery.py": -4,
+    "test_delivery_rollout.py": -4,
+    "test_delivery_state.py": -4,
     "test_flat_line.py": -3,
     "test_dvc.py": -2,
     "test_reproduce.py": -2,

@@ -30,7 +30,7 @@ EASY: dict[str, dict[str, Any]] = {
     "gates": {
         "floors": {"roc_auc": 0.8},
         "baseline_gain": -0.2,
-        "champion": {"margin": 0.2},
+        "champion": {"margin": 0.9},
         "noise": {"keep": 0.5},
         "resamples": 100,
         "latency_ms": 500,

@@ -6,9 +6,9 @@ process, which has imported those packages and nothing of this repository, to fo
 arguments, working directory, environment, umask and open files, runs the same code, and its exit code or signal becomes
 the stand-in's. Signals go through; who kills a stand-in kills its fork.
 
-A command that asks for what a warm process cannot give (an option of the interpreter, a hash seed, inherited files) runs
-in a fresh interpreter instead, and so does every command once the warm process is gone: slower, never different. Linux
-only; elsewhere every command does.
+What a warm process cannot give (an option of the interpreter, a hash seed, inherited files) is asked of a fresh
+interpreter instead, and so is every command once the warm process is gone: slower, never different. Linux only;
+elsewhere every command is.
 """
 
 import atexit
