@@ -22,7 +22,7 @@ while read -r old new ref; do
   case "$ref $(git log -1 --format=%s "$new")" in
     "refs/heads/clearway-state State after run {run} "*)
       touch "{folder}/waits"
-      n=0; while [ ! -e "{folder}/go" ] && [ $n -lt 3000 ]; do n=$((n+1)); sleep 0.1; done ;;
+      n=0; while [ ! -e "{folder}/go" ] && [ $n -lt 9000 ]; do n=$((n+1)); sleep 0.1; done ;;
   esac
 done
 """

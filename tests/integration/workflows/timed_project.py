@@ -73,10 +73,10 @@ PARAMS = {
 
 
 def write_timed_project(folder: Path) -> None:
-    """Ten visits a day, whose makeup never changes: nothing but time asks for another model."""
+    """Twenty visits a day, whose makeup never changes: nothing but time asks for another model."""
     random = np.random.default_rng(7)
-    count = 1800
-    left = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(count) * 144, unit="min")
+    count = 3600
+    left = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(count) * 72, unit="min")
     minutes, pages = random.gamma(2, 5, count), random.integers(1, 20, count).astype(float)
     back = (minutes / 10 + pages / 10 + random.normal(0, 0.4, count) > 2).astype(float)
     visits = pd.DataFrame(
