@@ -36,7 +36,7 @@ EASY: dict[str, dict[str, Any]] = {
         "latency_ms": 500,
         "through_server": False,
     },
-    "canary": {"steps": [{"weight": 10, "margin": 0.3, "min_requests": 30}], "score_margin": 0.8, "latency_ms": 1000.0},
+    "canary": {"steps": [{"weight": 10, "margin": 0.3, "min_requests": 30}], "score_margin": 1.0, "latency_ms": 1000.0},
     "environments": {"staging": {"port": 0}, "production": {"port": 0, "requires": "staging"}},
 }
 """Gates and a rollout that a small model passes in seconds: how strict they are is tested elsewhere."""
