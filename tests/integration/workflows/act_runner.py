@@ -106,9 +106,9 @@ def run_workflow(
 ) -> WorkflowRun:
     """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps.
 
-    ``harm`` is what goes wrong on the way, by no fault of the repository: ``STANDIN_TAMPER`` names an artifact that
-    somebody changes after its upload, ``STANDIN_KILL``, as ``WORDS|PATH``, kills the command with these words before it
-    renames a file to a name that ends so.
+    ``harm`` is what goes wrong on the way, by no fault of the repository: ``STANDIN_TAMPER`` names artifacts whose
+    models somebody changes after the upload, ``STANDIN_KILL``, as ``WORDS|PATH``, kills the command with these words
+    before it renames a file to a name that ends so.
     """
     home = folder / f"home-{run_id}"
     home.mkdir(parents=True)

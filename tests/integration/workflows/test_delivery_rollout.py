@@ -81,19 +81,19 @@ def test_a_canary_that_hardly_anybody_asks_is_held_and_the_run_is_green(delivere
     assert "Canary in production: hold" in run.summary
 
 
-def test_a_bundle_that_was_changed_between_jobs_is_deployed_nowhere(delivered: tuple[Fork, WorkflowRun]) -> None:
+def test_a_model_that_was_changed_between_jobs_is_deployed_nowhere(delivered: tuple[Fork, WorkflowRun]) -> None:
     fork, _ = delivered
     before, staging = fork.ledger("production"), fork.ledger("staging")
     fork.change_params(train={"arguments": {"max_iter": 25}})
     fork.commit_and_push("Somebody changes the artifact of this one")
-    run = fork.push(harm={"STANDIN_TAMPER": "bundle"})
+    run = fork.push(harm={"STANDIN_TAMPER": "bundle state-train"})
     assert run.code == 1
-    assert outcomes(run) == STOPPED_IN_STAGING, run.explain()
+    assert outcomes(run) == {**STOPPED_IN_STAGING, "save-state": "failure"}, run.explain()
     steps = run.steps["deploy-staging"]
     assert steps["Verify it by its digest and deploy"] == "failure"
     assert steps["Ask the deployed endpoint"] == "skipped"
     assert (fork.ledger("production"), fork.ledger("staging")) == (before, staging)
-    assert fork.json_on_branch("run.json")["run_id"] == "2"
+    assert fork.json_on_branch("run.json")["run_id"] == "1", "a champion that was changed too is carried nowhere"
 
 
 def test_a_deployment_killed_half_way_leaves_the_champion_and_a_re_run_delivers(
