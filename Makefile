@@ -81,7 +81,7 @@ coverage: setup ## run the fast tests and show which lines they reach
 	@python -m pytest -q -n 2 --cov --cov-report=term:skip-covered tests/unit
 
 test-workflows: setup ## run the workflow files under a local runner
-	@python -m pytest tests/integration/workflows
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration/workflows
 
 lint: setup ## check format, lint and types
 	@ruff format --check . && ruff check . && mypy

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 SECONDS = {
-    "test_delivery.py": 500,
     "test_flights_line.py": 280,
     "test_flat_line.py": 250,
+    "test_delivery.py": 250,
+    "test_delivery_rollout.py": 240,
+    "test_delivery_state.py": 230,
     "test_feature_skew.py": 150,
     "test_deployment_local.py": 120,
     "test_server_workers.py": 120,

@@ -13,10 +13,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from warm_python import WarmPython
 
 from github_stand_in import REPOSITORY, github
 
@@ -72,15 +74,24 @@ def _collect(node: Any, found: set[str]) -> None:
             _collect(value, found)
 
 
+@cache
+def warm_python() -> WarmPython | None:
+    """The warm process of this test session; None where there is none to be had."""
+    return WarmPython() if sys.platform == "linux" else None
+
+
 def standin_environment(folder: Path) -> Path:
     """A folder that looks like an environment in which the lock is installed, made of links to this interpreter's."""
     venv = folder / "venv"
     if not venv.is_dir():
-        venv.mkdir(parents=True)
-        for path in Path(sys.prefix).iterdir():
-            (venv / path.name).symlink_to(path)
-        (venv / ".ready").unlink(missing_ok=True)
+        (venv / "bin").mkdir(parents=True)
+        for path in (*Path(sys.prefix).iterdir(), *(Path(sys.prefix) / "bin").iterdir()):
+            if path.name not in ("bin", ".ready"):
+                (venv / path.relative_to(sys.prefix)).symlink_to(path)
         (venv / ".ready").touch()
+        warm = warm_python()
+        if warm is not None:
+            warm.install(venv / "bin")
     return venv
 
 
@@ -96,10 +107,14 @@ def run_workflow(
     api: str | None = None,
     variables: Mapping[str, str] | None = None,
     secrets: Mapping[str, str] | None = None,
+    harm: Mapping[str, str] | None = None,
 ) -> WorkflowRun:
     """Run one workflow file of ``repository`` on one event, with ``folder`` for artifacts and all that act keeps.
 
-    ``api`` is the address of GitHub's; without it a stand-in is asked that knows an empty repository.
+    ``api`` is the address of GitHub's; without it a stand-in is asked that knows an empty repository. ``harm`` is what
+    goes wrong on the way, by no fault of the repository: ``STANDIN_TAMPER`` names artifacts whose models somebody
+    changes after the upload, ``STANDIN_KILL``, as ``WORDS|PATH``, kills the command with these words before it renames
+    a file to a name that ends so.
     """
     if api is None:
         with github() as empty:
@@ -114,12 +129,13 @@ def run_workflow(
                 api=empty.address,
                 variables=variables,
                 secrets=secrets,
+                harm=harm,
             )
     home = folder / f"home-{run_id}"
     home.mkdir(parents=True)
     event_file = home / "event.json"
     event_file.write_text(json.dumps(payload or {}))
-    artifacts = folder / "artifacts"
+    artifacts, venv = folder / "artifacts", standin_environment(folder)
     command = [str(find_act()), event, "-W", f".github/workflows/{workflow}", "-e", str(event_file)]
     command += ["-P", "ubuntu-latest=-self-hosted", "--rm", "--json", "-v", "--action-offline-mode", "-a", "tester"]
     command += ["--artifact-server-path", str(home / "server"), "--artifact-server-addr", "127.0.0.1"]
@@ -132,8 +148,9 @@ def run_workflow(
         "GITHUB_API_URL": api,
         "GITHUB_REPOSITORY": REPOSITORY,
         "STANDIN_ARTIFACTS": str(artifacts),
-        "STANDIN_VENV": str(standin_environment(folder)),
+        "STANDIN_VENV": str(venv),
         "MPLCONFIGDIR": str(folder / "matplotlib"),
+        **(harm or {}),
     }
     command += [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
     command += [
@@ -146,7 +163,7 @@ def run_workflow(
     for name, value in (variables or {}).items():
         command += ["--var", f"{name}={value}"]
     command += ["-j", job] if job else []
-    path = os.pathsep.join([str(Path(sys.executable).parent), *_system_path()])
+    path = os.pathsep.join([str(venv / "bin"), *_system_path()])
     clean = {"PATH": path, "HOME": str(home), "ACT_DISABLE_VERSION_CHECK": "1", "LANG": "C.UTF-8", "TMPDIR": str(home)}
     process = subprocess.Popen(
         command,

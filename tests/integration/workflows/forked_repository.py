@@ -1,5 +1,6 @@
 """A fork on disk: a work tree, its bare origin, the artifacts of its runs, and what its state branch says."""
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -64,8 +65,11 @@ class Fork:
         finally:
             self._stop_servers()
 
-    def push(self) -> WorkflowRun:
-        return self.run("delivery.yml", "push", {"ref": "refs/heads/main"})
+    def push(self, harm: dict[str, str] | None = None, **payload: Any) -> WorkflowRun:
+        return self.run("delivery.yml", "push", {"ref": "refs/heads/main", **payload}, harm=harm)
+
+    def schedule(self) -> WorkflowRun:
+        return self.run("delivery.yml", "schedule", {"schedule": "23 4 * * 1"})
 
     def dispatch(self, **inputs: str) -> WorkflowRun:
         return self.run(
@@ -80,6 +84,21 @@ class Fork:
                 if content is not None:
                     (Path(folder) / name).write_bytes(content)
             return read_ledger(Path(folder), environment)
+
+    def serves(self, environment: str) -> tuple[str, str | None]:
+        """Stable and canary digest, of which the verified ledger and the routing table must say the same."""
+        last = self.ledger(environment)[-1]
+        table = self.json_on_branch(f"environments/{environment}/routing.json")
+        assert (table["stable"], table["canary"], table["revision"]) == (last.stable, last.canary, last.sequence)
+        return last.stable, last.canary
+
+    def last_decision(self) -> dict[str, Any]:
+        """The newest line of the decision history on the state branch."""
+        decision: dict[str, Any] = json.loads((self.on_branch("decisions.jsonl") or b"").splitlines()[-1])["decision"]
+        return decision
+
+    def json_on_branch(self, path: str) -> Any:
+        return json.loads(self.on_branch(path) or b"{}")
 
     def on_branch(self, path: str) -> bytes | None:
         """A file of the state branch; None if it is not there."""

@@ -37,6 +37,9 @@ def main() -> int:
         target = store / f"{number}-{name}" / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    if name in os.environ.get("STANDIN_TAMPER", "").split():  # somebody with the right to does, after the upload
+        for model in (store / f"{number}-{name}").rglob("model.onnx"):
+            model.write_bytes(model.read_bytes() + b" ")
     with Path(os.environ["GITHUB_OUTPUT"]).open("a") as stream:
         stream.write(f"artifact-id={number}\n")
     print(f"{len(found)} files uploaded as {name}")
