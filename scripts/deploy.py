@@ -7,23 +7,24 @@ import sys
 
 from clearway.cli import DONE, HELD, ROLLED_BACK, job_output, job_summary, parser, run
 
+STRATEGIES = ("canary", "blue-green", "ab", "shadow")
+
 
 def main() -> int:
     options = parser(__doc__ or "")
     options.add_argument("--env", required=True, metavar="NAME", help="environment of params.yaml")
     how = options.add_mutually_exclusive_group()
     how.add_argument("--canary", type=int, metavar="N", help="percent that see it; 100 promotes it, 0 withdraws it")
-    how.add_argument("--shadow", action="store_true", help="have it answer copies of the traffic, seen by nobody")
     how.add_argument("--end-shadow", action="store_true", help="let no version answer copies any more")
     how.add_argument("--ensure-serving", action="store_true", help="deploy nothing: serve what the ledger says")
     options.add_argument("--digest", metavar="HEX", help="which model (default: the one in build/bundle/outcome.json)")
     options.add_argument("--reason", default="asked for on the command line", help="why, for the ledger")
     options.add_argument("--actor", metavar="WHO", help="who, for the ledger (default: $GITHUB_ACTOR or the user)")
-    options.add_argument("--strategy", choices=("canary", "blue-green", "ab"), help="default: deployment.strategy")
+    options.add_argument("--strategy", choices=STRATEGIES, help="default: deployment.strategy")
     arguments = options.parse_args()
     if (arguments.end_shadow or arguments.ensure_serving) and (arguments.digest or arguments.strategy):
         options.error("--digest and --strategy say nothing beside --end-shadow or --ensure-serving: leave them out")
-    from clearway.deployment import default_actor, deploy_built, end_shadow, open_shadow, serve_again
+    from clearway.deployment import default_actor, deploy_built, end_shadow, serve_again
     from clearway.params import load_params
     from clearway.workspace import Workspace
 
@@ -34,8 +35,6 @@ def main() -> int:
         outcome = serve_again(params, workspace, arguments.env)
     elif arguments.end_shadow:
         outcome = end_shadow(params, workspace, arguments.env, **who)
-    elif arguments.shadow:
-        outcome = open_shadow(params, workspace, arguments.env, arguments.digest, **who)
     else:
         target = (arguments.env, arguments.digest, arguments.canary)
         outcome = deploy_built(params, workspace, *target, strategy=arguments.strategy, **who)

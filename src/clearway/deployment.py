@@ -638,11 +638,17 @@ def deploy_built(
 ) -> Outcome:
     """:func:`deploy` what is named, else what the last run of the line built; nothing built is a clean outcome.
 
+    The strategy ``shadow`` has it answer copies of the traffic: :func:`open_shadow`.
+
     Raises
     ------
     UsageError, ClearwayError
-        As :func:`deploy`; or nothing is named and nothing was ever packaged.
+        As :func:`deploy` and :func:`open_shadow`; or nothing is named and nothing was ever packaged.
     """
+    if strategy == "shadow" and canary_weight is not None:
+        raise UsageError(f"--strategy shadow: nobody sees a shadow, it has no weight (--canary {canary_weight})")
+    if canary_weight is None and (strategy or params.deployment.strategy) == "shadow":
+        return open_shadow(params, workspace, environment, digest, actor=actor, reason=reason)
     if digest is None:
         built = read_built(workspace.bundle)
         digest = built.digest if built.verdict == "passed" else None

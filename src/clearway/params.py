@@ -1101,11 +1101,11 @@ class BlueGreenParams(Section):
 class DeploymentParams(Section):
     """How a new version comes to the environment that users see."""
 
-    strategy: Literal["canary", "blue-green", "ab"] = "canary"
+    strategy: Literal["canary", "blue-green", "ab", "shadow"] = "canary"
     """What a deployment without ``--strategy`` and without ``--canary`` does: ``canary`` replaces the stable version
     and forgets it, a trial being asked for by ``--canary N`` (``--strategy canary`` without it is refused);
     ``blue-green`` keeps the one before ready and watches; ``ab`` opens a fixed split, which ``check_canary.py`` then
-    judges as such."""
+    judges as such; ``shadow`` has the new one answer copies of the traffic, which ``check_shadow.py`` judges."""
     blue_green: BlueGreenParams = BlueGreenParams()
     ab: ABParams = ABParams()
 

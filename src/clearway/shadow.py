@@ -272,14 +272,14 @@ def latest_trial(entries: Sequence[Entry], environment: str, digest: str | None 
     digest = digest or (entries[-1].shadow if entries else None)
     if digest is None:
         raise ClearwayError(
-            f"{environment} has no shadow: open one with scripts/deploy.py --env {environment} --shadow, or name one "
-            "that was with --digest"
+            f"{environment} has no shadow: open one with scripts/deploy.py --env {environment} --strategy shadow, or "
+            "name one that was with --digest"
         )
     ended = next((end for end in range(len(entries), 0, -1) if entries[end - 1].shadow == digest), None)
     if ended is None:
         raise ClearwayError(
             f"{digest[:12]} was never a shadow in {environment}: make it one with scripts/deploy.py "
-            f"--env {environment} --shadow --digest {digest}"
+            f"--env {environment} --strategy shadow --digest {digest}"
         )
     began = ended
     while began > 0 and entries[began - 1].shadow == digest:

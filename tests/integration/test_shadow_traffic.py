@@ -16,7 +16,7 @@ import pytest
 from live_server import REPOSITORY, until
 from small_models import write_model, write_project
 
-from clearway.deployment import deploy, end_shadow, open_shadow, serve_again
+from clearway.deployment import deploy, deploy_built, end_shadow, serve_again
 from clearway.errors import ClearwayError
 from clearway.local_target import describe_server, find_server, stop
 from clearway.log_hiding import KEY_BYTES, KEY_VARIABLE
@@ -91,7 +91,7 @@ class Orchard:
         """Have ``digest`` be the shadow, and no other."""
         if anew or (self.shadow() or {}).get("digest") != digest:
             end_shadow(self.params, self.workspace, "staging", **WHO)
-        open_shadow(self.params, self.workspace, "staging", digest, **WHO)
+        deploy_built(self.params, self.workspace, "staging", digest, strategy="shadow", **WHO)
         return self.shadow()
 
     def logged(self, name: str, count: int) -> None:

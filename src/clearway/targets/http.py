@@ -175,7 +175,7 @@ class HttpTarget:
         if change.action == "shadow":
             raise ClearwayError(
                 f"{self.url}: its /admin opens and ends no shadows: run scripts/deploy.py --env {self._environment} "
-                "with --shadow or --end-shadow on the server's own machine"
+                "with --strategy shadow or --end-shadow on the server's own machine"
             )
         from clearway.deployment import BOOTSTRAP_REASON
 

@@ -753,3 +753,12 @@ def test_a_strategy_that_would_do_something_else_than_it_says_is_wrong_usage(
     with pytest.raises(UsageError, match=said):
         deploy(mixed, workspace, ENV, A, weight, strategy=strategy, **WHO)
     assert not (workspace.environment(ENV) / "ledger.jsonl").exists()
+
+
+def test_a_shadow_is_a_strategy_without_a_weight(params: Params, workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="a shadow, it has no weight"):
+        deploy_built(params, workspace, ENV, A, 10, strategy="shadow", **WHO)
+    settings = params.deployment.model_copy(update={"strategy": "shadow"})
+    with pytest.raises(ClearwayError, match="shadow"):  # there is no traffic yet that it could copy
+        deploy_built(params.model_copy(update={"deployment": settings}), workspace, ENV, A, **WHO)
+    assert not (workspace.environment(ENV) / "ledger.jsonl").exists()
