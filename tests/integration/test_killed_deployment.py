@@ -106,8 +106,11 @@ def served(site: Site) -> tuple[str, str | None]:
     """What a server that starts now would serve, by the server's own code: everything verified, loaded and tried."""
     follower = Follower(site.params, site.workspace, ENV)
     asyncio.run(follower.catch_up())
-    assert follower.active is not None, follower.error
-    assert follower.error is None
+    try:
+        assert follower.active is not None, follower.error
+        assert follower.error is None
+    finally:
+        follower.close()  # ends a shadow
     return follower.active.table.stable, follower.active.table.canary
 
 
