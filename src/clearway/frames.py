@@ -1,7 +1,7 @@
 """One table for the checks, whatever it came as: pandas, Polars, or a Parquet file that is read in pieces."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,17 +61,33 @@ def frame_of(name: str, table: Any, columns: Collection[str] | None = None) -> F
     Raises
     ------
     ClearwayError
-        The table cannot be read, or has two columns of one name.
+        The table cannot be read, has two columns of one name, or one whose name stands for several.
     """
     mixed: dict[str, str] = {}
     if isinstance(table, pl.LazyFrame):
         try:
-            return Frame(table, table.collect_schema(), streamed=True)
+            schema = table.collect_schema()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ClearwayError(f"table {name} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        check_names(name, schema.names())
+        return Frame(table, schema, streamed=True)
     if not isinstance(table, pl.DataFrame):
         table, mixed = _from_pandas(name, table, columns)
+    check_names(name, table.columns)
     return Frame(table.lazy(), table.schema, streamed=False, mixed=mixed)
+
+
+def check_names(table: str, names: Iterable[str]) -> None:
+    """Check that no column has a name that stands for several in an expression of polars: ``*`` and ``^…$``.
+
+    Raises
+    ------
+    ClearwayError
+        One has.
+    """
+    for name in names:
+        if name == "*" or (name.startswith("^") and name.endswith("$")):
+            raise ClearwayError(f"table {table} has a column named {name!r}, which stands for several: rename it")
 
 
 def _from_pandas(

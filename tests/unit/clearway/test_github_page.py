@@ -45,8 +45,8 @@ def told() -> set[str]:
 def test_every_variable_of_the_page_is_read() -> None:
     foreign = {name for _, names in OTHERS.values() for name in names}
     assert foreign <= set(re.findall(r"`([A-Z_]+)`", PAGE))
-    runner = {"CLEARWAY_TRAINING_RUNNER"}  # which GitHub reads
-    assert told() - foreign - runner - read_by_the_code() == set()
+    read_by_github = {"CLEARWAY_TRAINING_RUNNER", "CLEARWAY_PROVENANCE"}
+    assert told() - foreign - read_by_github - read_by_the_code() == set()
     for package, (file, names) in OTHERS.items():
         spec = importlib.util.find_spec(package)
         assert spec is not None
@@ -67,7 +67,8 @@ def test_the_repository_variables_of_the_page_are_those_that_workflows_ask_for()
     assert set(rows) == asked
     delivery = yaml.safe_load((ROOT / ".github/workflows/delivery.yml").read_text())
     handed = {name for name, value in delivery["env"].items() if value == f"${{{{ vars.{name} }}}}"}
-    assert handed == asked - {"CLEARWAY_TRAINING_RUNNER"}
+    assert handed == asked - {"CLEARWAY_TRAINING_RUNNER", "CLEARWAY_PROVENANCE"}
+    assert "vars.CLEARWAY_PROVENANCE == 'required'" in (ROOT / ".github/workflows/delivery.yml").read_text()
     assert "vars.CLEARWAY_TRAINING_RUNNER" in delivery["jobs"]["train"]["runs-on"]
 
 
