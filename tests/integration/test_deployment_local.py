@@ -204,6 +204,7 @@ def traffic(shop: Shop, limit: int = 100_000) -> Callable[[int], int]:
     return send
 
 
+@pytest.mark.lines
 def test_from_nothing_to_a_promoted_canary_and_back(shop: Shop) -> None:
     write_params(shop.workspace.root, staging={"port": 0}, production={"port": 0, "requires": "staging"})
     refused = shop.script("deploy.py", "--env", ENV, "--canary", "10")

@@ -38,6 +38,8 @@ from clearway.skew import FeatureSkew, SkewReport
 from clearway.skew_report import FUTURE, check_skew, way_on
 from clearway.workspace import Workspace
 
+pytestmark = pytest.mark.lines  # replays for two minutes
+
 AS_OF = pd.Timestamp("2024-03-15", tz="UTC")
 SAILINGS_A_DAY = 18
 DAYS = 28

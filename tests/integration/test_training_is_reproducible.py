@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from clearway.files import read_json, write_json
@@ -41,6 +42,7 @@ def project(root: Path) -> Workspace:
     return workspace
 
 
+@pytest.mark.lines
 def test_two_processes_make_the_same_digests(tmp_path: Path, repository: Path) -> None:
     digests = set()
     for hash_seed in ("1", "2"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from clearway.files import read_json
 from clearway.params import load_params
@@ -16,6 +17,7 @@ from clearway.workspace import Workspace
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.lines
 def test_the_pages_come_up_once_and_stop_with_the_servers(tmp_path: Path, flat_project: Callable[[Path], Path]) -> None:
     workspace = Workspace(flat_project(tmp_path / "cells"))
     params = load_params(workspace.params_file)

@@ -10,7 +10,6 @@ NOTHING_TO_DO = {**REJECTED, "train": "skipped"}
 STOPPED_AT_VALIDATION = {**NOTHING_TO_DO, "validate": "failure", "decide": "skipped"}
 STOPPED_IN_STAGING = {**DELIVERED, "deploy-staging": "failure", "deploy-production": "skipped"}
 ROLLED_BACK = {**DELIVERED, "deploy-production": "failure"}
-NO_STATE = {**STOPPED_AT_VALIDATION, "save-state": "skipped"}
 
 
 def outcomes(run: WorkflowRun) -> dict[str, str]:

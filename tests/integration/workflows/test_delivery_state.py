@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from act_runner import WorkflowRun
 from forked_repository import Fork
-from outcomes import DELIVERED, NO_STATE, NOTHING_TO_DO, outcomes
+from outcomes import DELIVERED, NOTHING_TO_DO, STOPPED_AT_VALIDATION, outcomes
 
 from clearway.state import BRANCH
 
@@ -41,8 +41,10 @@ def rewrite(fork: Fork, path: str, content: str) -> None:
 
 def assert_stopped_before_anything(fork: Fork, run: WorkflowRun, head: str) -> None:
     assert run.code == 1
-    assert outcomes(run) == NO_STATE, run.explain()
+    assert outcomes(run) == STOPPED_AT_VALIDATION, run.explain()
     assert run.steps["validate"]["Restore state"] == "failure"
+    assert run.steps["save-state"].get("Save state", "skipped") == "skipped", "there is none"
+    assert "Delivery: failed" in run.summary
     assert head_of_state(fork) == head, "nothing was pushed over what has to be looked at"
 
 
