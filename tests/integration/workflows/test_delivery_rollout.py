@@ -108,7 +108,7 @@ def test_a_deployment_killed_half_way_leaves_the_champion_and_a_re_run_delivers(
     assert outcomes(run) == ROLLED_BACK, run.explain()
     steps = run.steps["deploy-production"]
     assert steps["Start the canary at 10%"] == "failure"
-    assert steps["Watch it under replayed traffic"] == "skipped"
+    assert steps["Watch it under traffic"] == "skipped"
     assert steps["Withdraw a canary that did not start"] == "success"
     assert fork.serves("production") == (before[-1].stable, None)
     killed = fork.ledger("production")

@@ -117,12 +117,12 @@ def github() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 
 def run_line(fork: Fork, head: str, address: str, marker: Path) -> WorkflowRun:
     """The jobs ``line`` and ``comment``, as GitHub would run them at ``address``; the work tree is the change."""
-    known = {"GITHUB_API_URL": address, "GITHUB_REPOSITORY": "team/model", "STANDIN_REPOSITORY": str(fork.origin)}
-    (fork.work / ".actrc").write_text("".join(f"--env {name}={value}\n" for name, value in known.items()))
+    (fork.work / ".actrc").write_text(f"--env STANDIN_REPOSITORY={fork.origin}\n")
     script = fork.work / "scripts" / "comment.py"
     script.write_text(f"open({str(marker)!r}, 'w')\n{script.read_text()}")  # what a change would try
     base = fork.git("rev-parse", "origin/main").strip()
-    return fork.run("pull_request.yml", "pull_request", pull_request(head, base, marker), job="comment")
+    event = pull_request(head, base, marker)
+    return fork.run("pull_request.yml", "pull_request", event, job="comment", api=address)
 
 
 @pytest.mark.lines
@@ -152,13 +152,13 @@ def test_a_pull_request_of_a_branch_is_compared_with_mains_champion_and_commente
     fork, _ = delivered
     marker = tmp_path / "executed"
     champion, state = fork.ledger("production")[-1].stable, fork.on_branch("run.json")
-    fork.change_params(train={"arguments": {"max_iter": 20}})
+    fork.change_params(train={"arguments": {"max_iter": 30}})
     with github() as (address, written):
         run = run_line(fork, "team/model", address, marker)
     assert run.code == 0, run.explain()
     assert {job: run.jobs[job] for job in ("line", "comment")} == {"line": "success", "comment": "success"}
     assert f"Compared with main's champion `{champion[:12]}`, stable in production" in run.summary
-    assert "| train.arguments.max_iter | 60       | 20          |" in run.summary
+    assert "| train.arguments.max_iter | 20       | 30          |" in run.summary
     (roc_auc,) = [line for line in run.summary.splitlines() if line.startswith("| roc_auc ")]
     assert roc_auc.count("–") == 0, "challenger, champion, difference and baseline are all measured"
     ((path, token, body),) = written
