@@ -20,6 +20,7 @@ import urllib3
 
 from clearway.admin_api import is_loopback
 from clearway.errors import ClearwayError, UsageError
+from clearway.lost_requests import LOST, is_untrusted, reason
 
 APPLY, MERGE, JSON = "application/apply-patch+yaml", "application/merge-patch+json", "application/json"
 MANAGER = "clearway"
@@ -32,7 +33,6 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 8.0
 MOST_BYTES = 8 * 2**20
 """Of one answer: no object of etcd is larger than 1.5 MB."""
 _AGAIN = (429, 500, 502, 503, 504)
-_LOST = (urllib3.exceptions.HTTPError, OSError)
 
 
 class ConflictError(ClearwayError):
@@ -132,15 +132,15 @@ class KubernetesApi:
             wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
             try:
                 status, found, after = self._once(method, path, headers, body)
-            except _LOST as error:
-                if _is_untrusted(error):
+            except LOST as error:
+                if is_untrusted(error):
                     raise ClearwayError(
-                        f"{self.url}: its certificate is not trusted ({_reason(error)}): name the cluster's authority "
+                        f"{self.url}: its certificate is not trusted ({reason(error)}): name the cluster's authority "
                         "in target.ca_file"
                     ) from None
                 if last:
                     raise ClearwayError(
-                        f"the Kubernetes API at {self.url} is out of reach ({attempt} attempts): {_reason(error)}"
+                        f"the Kubernetes API at {self.url} is out of reach ({attempt} attempts): {reason(error)}"
                     ) from None
                 time.sleep(wait)
                 continue
@@ -230,20 +230,3 @@ def _object(content: bytes) -> dict[str, Any] | None:
 
 def _shown(path: str) -> str:
     return path.partition("?")[0]
-
-
-def _reason(error: BaseException) -> str:
-    """One line without the objects that urllib3 shows."""
-    inner = getattr(error, "reason", None)
-    if isinstance(inner, BaseException):
-        return _reason(inner)
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rpartition(">: ")[2] or text
-
-
-def _is_untrusted(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

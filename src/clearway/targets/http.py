@@ -32,6 +32,7 @@ from clearway.errors import ClearwayError, UsageError
 from clearway.files import atomic_path, write_json
 from clearway.ledger import Change, Entry, locked, read_ledger
 from clearway.ledger_copy import copy_ledger, is_copied
+from clearway.lost_requests import LOST, is_untrusted, reason
 from clearway.params import HttpTargetParams, Params, describe
 from clearway.skew_state import skew_file
 from clearway.targets import RemoteServer, variable_prefix
@@ -48,8 +49,6 @@ IDENTITY_RETRIES = urllib3.Retry(3, backoff_factor=0.5, status_forcelist=(429, 5
 """GitHub is asked for one again where it does not answer or says that it cannot now: asking changes nothing."""
 LOG_ATTEMPTS = 5
 """The files of a log may be packed into others while they are copied."""
-_LOST = (urllib3.exceptions.HTTPError, OSError)
-"""What a request that the network lost raises, in any of its stages."""
 
 
 @dataclass(frozen=True)
@@ -334,14 +333,14 @@ class HttpTarget:
                         return _Answer(answer.status, b"")
                     found = _Answer(answer.status, answer.read())
                     break
-            except _LOST as error:
-                if _is_untrusted(error):
+            except LOST as error:
+                if is_untrusted(error):
                     raise ClearwayError(
-                        f"{self.url}: its certificate is not trusted ({_reason(error)}): name the authority that "
+                        f"{self.url}: its certificate is not trusted ({reason(error)}): name the authority that "
                         f"signed it in environments.{self._environment}.target.ca_file"
                     ) from None
                 if attempt == attempts:
-                    raise ClearwayError(f"{self.url} is out of reach ({attempt} attempts): {_reason(error)}") from None
+                    raise ClearwayError(f"{self.url} is out of reach ({attempt} attempts): {reason(error)}") from None
             if into is not None:
                 into.seek(began)
                 into.truncate()
@@ -417,10 +416,8 @@ class HttpTarget:
             token = str(json.loads(answer.data)["value"])
             claims = token.split(".")[1]
             return token, float(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
-        except (*_LOST, ValueError, KeyError, IndexError, TypeError) as error:
-            raise ClearwayError(
-                f"GitHub gave no identity token for the audience {audience}: {_reason(error)}"
-            ) from None
+        except (*LOST, ValueError, KeyError, IndexError, TypeError) as error:
+            raise ClearwayError(f"GitHub gave no identity token for the audience {audience}: {reason(error)}") from None
 
 
 def _parsed_head(state: Mapping[str, Any], url: str) -> Head:
@@ -443,20 +440,3 @@ def _is_as_planned(entry: Entry, change: Change, expected: Head) -> bool:
     return entry.previous_hash == expected.hash and all(
         getattr(entry, field) == getattr(change, field) for field in same
     )
-
-
-def _reason(error: BaseException) -> str:
-    """One line without the objects that urllib3 shows."""
-    inner = getattr(error, "reason", None)
-    if isinstance(inner, BaseException):
-        return _reason(inner)
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rpartition(">: ")[2] or text
-
-
-def _is_untrusted(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
