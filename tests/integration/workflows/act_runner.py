@@ -45,7 +45,7 @@ class WorkflowRun:
     def explain(self) -> str:
         """What to show when an assertion on this run fails."""
         bad = tuple(f"[{job}]" for job, result in self.jobs.items() if result == "failure")
-        told = [line for line in self.text.splitlines() if not bad or line.startswith((*bad, "Error"))]
+        told = [line for line in self.text.splitlines() if not bad or line.startswith((*bad, "Error", "warm"))]
         return "\n".join([f"jobs: {self.jobs}", *told[-80:]])
 
 
@@ -180,7 +180,8 @@ def run_workflow(
         os.killpg(process.pid, signal.SIGKILL)  # the group that this call started: act and its steps
         stdout, stderr = process.communicate()
     (home / "act.jsonl").write_text(stdout)
-    return _read(process.returncode, stdout, stderr)
+    warm = warm_python()
+    return _read(process.returncode, stdout, stderr + (warm.told() if warm is not None else ""))
 
 
 def _standin(name: str) -> Path:

@@ -92,13 +92,14 @@ def make_fork(repository: Path, flat_project: Callable[[Path], Path]) -> Callabl
 
 @pytest.fixture
 def delivered(shared_folder: Path, make_fork: Callable[..., Fork], tmp_path: Path) -> tuple[Fork, WorkflowRun]:
-    """A fork after its first push, and that run. Made once, copied for each test."""
+    """A fork after its first push, and that run. Made once if it succeeds, and copied for each test."""
     folder = shared_folder / "first-push"
     answer = folder / "run.json"
     with FileLock(shared_folder / "first-push.lock"):
         if not answer.exists():
             shutil.rmtree(folder, ignore_errors=True)
             run = make_fork(folder).push()
+            assert run.code == 0, run.explain()
             answer.write_text(json.dumps(asdict(run)))
     fork = Fork(folder, runs=1).copy(tmp_path / "fork")
     return fork, WorkflowRun(**json.loads(answer.read_text()))

@@ -4,7 +4,8 @@ Each command of a workflow is a Python process of its own, and nearly all of its
 MLflow, DVC and pandas. :func:`install` puts stand-ins for the three commands into a folder. A stand-in asks the warm
 process, which has imported those packages and nothing of this repository, to fork; the fork takes the caller's
 arguments, working directory, environment, umask and open files, runs the same code, and its exit code or signal becomes
-the stand-in's. Signals go through; who kills a stand-in kills its fork.
+the stand-in's. Signals go through; who kills a stand-in kills its fork. Each fork has a keeper, a fork too, that waits
+for both ends, so that no command knows of another, and those that run outlive the warm process.
 
 What a warm process cannot give (an option of the interpreter, a hash seed, inherited files) is asked of a fresh
 interpreter instead, and so is every command once the warm process is gone: slower, never different. Linux only;
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 MOST = 60
-"""Forks at a time; the warm process gives up beyond, and ends them all."""
+"""Commands at a time; a fresh interpreter is asked beyond."""
 COMMANDS = ("python", "python3", "dvc", "pytest")
 IMPORTED = (
     "_pytest.config",
@@ -110,7 +111,8 @@ passed_on = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _
 for number in passed_on:
     _signal.signal(number, lambda number, frame: os.kill(child, number))
 status = link.recv(8)
-if len(status) != 8:  # the warm process is gone, and its forks with it
+if len(status) != 8:
+    sys.stderr.write("warm python: nobody can say how " + NAME + " " + " ".join(arguments) + " ended\n")
     os._exit(137)
 code = int.from_bytes(status, "little", signed=True)
 if code < 0:
@@ -127,19 +129,22 @@ class WarmPython:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self.socket = str(Path(self._folder.name) / "s")  # short: the length of such a name is limited
+        self._told = Path(self._folder.name) / "told"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GITHUB_"))}
         environment |= {"MPLCONFIGDIR": self._folder.name, "PYDANTIC_DISABLE_PLUGINS": "__all__"}
         sources = Path(__file__).parents[3] / "src" / "clearway"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, self.socket, str(sources)],
-            env=environment,
-            cwd=self._folder.name,
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with self._told.open("wb") as told:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, self.socket, str(sources)],
+                env=environment,
+                cwd=self._folder.name,
+                stdin=subprocess.PIPE,
+                stderr=told,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 300
         while not Path(self.socket).exists():
-            assert self._process.poll() is None, "the warm process did not start"
+            assert self._process.poll() is None, f"the warm process did not start: {self.told()}"
             assert time.monotonic() < deadline, "the warm process did not start in five minutes"
             time.sleep(0.05)
         atexit.register(self.close)
@@ -155,6 +160,11 @@ class WarmPython:
                 _CLIENT.format(python=sys.executable, real=real, socket=self.socket, standin=standin, name=name)
             )
             path.chmod(0o755)
+
+    def told(self) -> str:
+        """What it had to say for itself: nothing, if all went well."""
+        ended = self._process.poll()
+        return self._told.read_text() + ("" if ended is None else f"warm python: ended with {ended}\n")
 
     def close(self) -> None:
         """End it, and what it forked."""
@@ -173,46 +183,46 @@ def _serve(name: str) -> socket.socket:
     listener.bind(f"{name}.new")
     listener.listen(64)
     Path(f"{name}.new").rename(name)
-    poll = select.epoll()
-    poll.register(listener, select.EPOLLIN)
-    poll.register(0, select.EPOLLIN)
-    callers: dict[int, tuple[int, socket.socket]] = {}  # connection → its fork
-    forks: dict[int, tuple[int, socket.socket]] = {}  # pidfd → its caller
+    keepers: set[int] = set()
     while True:
-        for number, _ in poll.poll():
-            if number == 0 or len(callers) > MOST:  # the tests have ended, or commands start commands without end
-                for child, _ in callers.values():
-                    _kill(child)
-                os._exit(0)
-            elif number == listener.fileno():
-                caller, _ = listener.accept()
-                child = os.fork()
-                if child == 0:
-                    poll.close()
-                    listener.close()
-                    for _, other in callers.values():
-                        other.close()
-                    for other_pidfd in forks:
-                        os.close(other_pidfd)
-                    return caller
-                pidfd = os.pidfd_open(child)
-                callers[caller.fileno()], forks[pidfd] = (child, caller), (child, caller)
-                poll.register(pidfd, select.EPOLLIN)
-                poll.register(caller, select.EPOLLRDHUP)
-            elif number in forks:
-                child, caller = forks.pop(number)
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                poll.unregister(number)
-                os.close(number)
-                if callers.pop(caller.fileno(), None):
-                    poll.unregister(caller)
-                    with suppress(OSError):
-                        caller.sendall(code.to_bytes(8, "little", signed=True))
-                caller.close()
-            elif number in callers:  # the caller was killed
-                child, caller = callers.pop(number)
-                poll.unregister(caller)
-                _kill(child)
+        ready, _, _ = select.select([0, listener], [], [])
+        if 0 in ready:  # the tests have ended
+            os._exit(0)
+        caller, _ = listener.accept()
+        keepers = {pid for pid in keepers if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+        if len(keepers) >= MOST:
+            _tell(f"{MOST} commands at a time: the next one gets a fresh interpreter")
+        else:
+            keeper = os.fork()
+            if keeper == 0:
+                listener.close()
+                return _keep(caller)
+            keepers.add(keeper)
+        caller.close()
+
+
+def _keep(caller: socket.socket) -> socket.socket:
+    """Fork once more, and give that fork's end to the caller, or the caller's end to the fork; returns in the fork."""
+    child = os.fork()
+    if child == 0:
+        return caller
+    pidfd = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
+    poll.register(caller, select.POLLRDHUP)
+    ready = {number for number, _ in poll.poll()}
+    if pidfd not in ready:
+        _tell(f"{child} is killed: " + ("the tests have ended" if 0 in ready else "its caller is gone"))
+        _kill(child)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(OSError):
+        caller.sendall(code.to_bytes(8, "little", signed=True))
+    os._exit(0)
+
+
+def _tell(text: str) -> None:
+    print(f"warm python {os.getpid()}: {text}", file=sys.stderr, flush=True)
 
 
 def _kill(child: int) -> None:
