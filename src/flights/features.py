@@ -203,6 +203,9 @@ def _seconds(at: pd.Series) -> pd.Series:
 # What is sent with a question, and what is computed from it
 
 _LOCAL = ZoneInfo(NEW_YORK)
+HOUR, DAY = 3600, 86400
+THURSDAY = 3
+"""The day of the week of 1970's first day, Monday being 0."""
 Lists = dict[str, list[Any]]
 
 
@@ -222,16 +225,12 @@ def inputs(questions: pd.DataFrame, flights: pd.DataFrame) -> pd.DataFrame:
 
 def schedule(given: Lists) -> Lists:
     """The flight's own schedule, on New York's clock; a time that cannot be read is missing."""
-    departures, arrivals = given["scheduled_departure"], given["scheduled_arrival"]
-    clock = {text: _on_the_clock(text) for text in set(departures)}  # of a year's times a third differ
-    starts = [clock[text] for text in departures]
-    ends = {text: _time(text) for text in set(arrivals)}
+    starts, ends = _instants(given["scheduled_departure"]), _instants(given["scheduled_arrival"])
     return {
-        "departure_minute": [minute for _, minute, _ in starts],
-        "weekday": [weekday for _, _, weekday in starts],
+        **_new_york_clock(starts),
         "scheduled_minutes": [
-            (end - start).total_seconds() / 60 if start is not None and end is not None else None
-            for (start, _, _), end in zip(starts, map(ends.__getitem__, arrivals), strict=True)
+            (end - start) / 60 if start is not None and end is not None else None
+            for start, end in zip(starts, ends, strict=True)
         ],
     }
 
@@ -248,11 +247,12 @@ def since_departure(given: Lists) -> Lists:
 
 def plane_age(given: Lists) -> Lists:
     """How many years ago the aircraft was built."""
-    years = {now: datetime.fromtimestamp(now, UTC).year for now in set(given["prediction_time"])}
+    days = [now // DAY for now in given["prediction_time"]]
+    years = {day: datetime.fromtimestamp(day * DAY, UTC).year for day in set(days)}
     return {
         "plane_age": [
-            years[now] - built if built is not None else None
-            for now, built in zip(given["prediction_time"], given["plane_built"], strict=True)
+            years[day] - built if built is not None else None
+            for day, built in zip(days, given["plane_built"], strict=True)
         ]
     }
 
@@ -261,22 +261,47 @@ def _hours(now: Iterable[float], then: Iterable[float | None]) -> list[float | N
     return [(to - at) / 60 / 60 if at is not None else None for to, at in zip(now, then, strict=True)]
 
 
-def _on_the_clock(text: str | None) -> tuple[datetime | None, int | None, int | None]:
-    """A time, its minute of the day and its day of the week in New York."""
-    at = _time(text)
-    if at is None:
-        return None, None, None
-    local = at.astimezone(_LOCAL)
-    return at, local.hour * 60 + local.minute, local.weekday()
+def _instants(texts: list[str | None]) -> list[float | None]:
+    """Seconds since 1970 of ISO 8601 texts; None without a text, a time zone or a date that exists."""
+    instants = []
+    for text in texts:
+        try:
+            at = datetime.fromisoformat(text) if text is not None else None
+        except ValueError:
+            at = None
+        instants.append(at.timestamp() if at is not None and at.tzinfo is not None else None)
+    return instants
 
 
-def _time(text: str | None) -> datetime | None:
-    """The time that an ISO 8601 text says; None without a text, a time zone or a date that exists."""
+def _new_york_clock(instants: list[float | None]) -> Lists:
+    """Minute of the day and day of the week in New York, whose offset from UTC changes at whole hours only."""
+    offsets: dict[float, float | None] = {}
+    minutes: list[int | None] = []
+    weekdays: list[int | None] = []
+    for at in instants:
+        offset = None
+        if at is not None:
+            hour = at // HOUR
+            if hour not in offsets:
+                offsets[hour] = _new_york_offset(hour * HOUR)
+            offset = offsets[hour]
+        if at is None or offset is None:
+            minutes.append(None)
+            weekdays.append(None)
+        else:
+            day, minute = divmod(int((at + offset) // 60), 1440)
+            minutes.append(minute)
+            weekdays.append((day + THURSDAY) % 7)
+    return {"departure_minute": minutes, "weekday": weekdays}
+
+
+def _new_york_offset(instant: float) -> float | None:
+    """Seconds; None at the ends of the calendar, where New York has no date."""
     try:
-        at = datetime.fromisoformat(text) if text is not None else None
-    except ValueError:
+        offset = datetime.fromtimestamp(instant, _LOCAL).utcoffset()
+    except (OverflowError, ValueError):
         return None
-    return at if at is not None and at.tzinfo is not None else None
+    return offset.total_seconds() if offset is not None else None
 
 
 def _text(at: pd.Series) -> pd.Series:

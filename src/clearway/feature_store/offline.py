@@ -16,6 +16,7 @@ depend on how rows are spread over batches, row groups and files.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -58,6 +59,8 @@ _LOCK_SECONDS = 60.0
 _TICKS = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks a second, by unit of time."""
 _LEAST, _MOST = -(2**63), 2**63 - 1
+_VIEWS_AT_ONCE = 2
+"""Views that are read and joined at a time: most steps of a join keep one core busy, and a batch is held for each."""
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
@@ -429,9 +432,14 @@ def _answer(questions: pa.Table, time: str, views: Sequence[_View], config: Repo
     """The entity frame with the features of every view."""
     answered = questions
     asked = _series(questions[time])
-    for view in views:
+
+    def joined(view: _View) -> pa.Table:
         table = _open(view.owner, view.source, config.repo_path, view.columns)
-        values = _join(view, questions, asked, table, config.offline_store.batch_rows, by_created)
+        return _join(view, questions, asked, table, config.offline_store.batch_rows, by_created)
+
+    with ThreadPoolExecutor(_VIEWS_AT_ONCE) as pool:
+        found = list(pool.map(joined, views))
+    for view, values in zip(views, found, strict=True):
         for name, column in view.features.items():
             answered = answered.append_column(column, values[name])
     assert answered.num_rows == questions.num_rows

@@ -437,3 +437,10 @@ def test_what_is_computed_from_a_missing_value_is_missing():
     assert made.plane_age({"prediction_time": [1372636800.0] * 2, "plane_built": [None, 1999]}) == {
         "plane_age": [None, 14]
     }
+
+
+def test_a_time_that_new_york_has_no_date_for_is_missing_and_no_failure():
+    texts = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00", "2013-03-10T06:59:59Z", "2013-03-10T07:00:00Z"]
+    read = made.schedule({"scheduled_departure": texts, "scheduled_arrival": [None] * 4})
+    assert read["departure_minute"] == [None, None, 119, 180]  # the hour from two to three was left out that day
+    assert read["weekday"] == [None, None, 6, 6]
