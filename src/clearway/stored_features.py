@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clearway.feature_store.definitions import Definitions, FeatureDefinition
 
 _DTYPES = {
-    "String": "string",
+    "String": "string[pyarrow]",  # Feast and Polars take it without a copy
     "Float64": "float64",
     "Float32": "float32",
     "Int64": "Int64",
