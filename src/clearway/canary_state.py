@@ -1,6 +1,7 @@
 """Where a rollout stands: its step, and the verdicts so far. The ledger says what is live, this what was judged."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,12 +14,13 @@ from clearway.params import describe
 
 
 class StepVerdict(BaseModel):
-    """The latest verdict on one step, and the ledger revisions whose answers it judged."""
+    """The latest verdict on one step, when it was given, and the ledger revisions whose answers it judged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     since_revision: int
     last_revision: int
+    at: datetime
     verdict: CanaryVerdict
 
 
@@ -38,15 +40,15 @@ class CanaryState(BaseModel):
     """One per step, the current step last once it has been judged."""
 
     @property
-    def current(self) -> CanaryVerdict | None:
+    def current(self) -> StepVerdict | None:
         """The latest verdict on the current step; None before it was judged."""
         last = self.verdicts[-1] if self.verdicts else None
-        return last.verdict if last is not None and last.since_revision == self.since_revision else None
+        return last if last is not None and last.since_revision == self.since_revision else None
 
-    def judged(self, verdict: CanaryVerdict, last_revision: int) -> "CanaryState":
+    def judged(self, verdict: CanaryVerdict, last_revision: int, at: datetime) -> "CanaryState":
         """The state after a verdict on the current step, which replaces an earlier one on the same step."""
         earlier = tuple(step for step in self.verdicts if step.since_revision < self.since_revision)
-        step = StepVerdict(since_revision=self.since_revision, last_revision=last_revision, verdict=verdict)
+        step = StepVerdict(since_revision=self.since_revision, last_revision=last_revision, at=at, verdict=verdict)
         return self.model_copy(update={"verdicts": (*earlier, step)})
 
 

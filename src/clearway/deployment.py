@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ BOOTSTRAP_REASON = "bootstrap: labelled baseline is the first control"
 SHADOW_SECONDS = 60.0
 """How long a shadow may take to be loaded."""
 POLL_SECONDS = 0.1
+CLOCKS_APART = timedelta(minutes=5)
+"""By how much the clock of the machine that judged may be ahead."""
 SHOWN = 12
 """Characters of a digest that people are shown."""
 
@@ -68,6 +71,10 @@ class Situation:
     """The environment in which a digest must be stable first, and the digest that is."""
     verdict: "CanaryVerdict | None" = None
     """The last recorded verdict on the open canary at its current weight."""
+    verdict_age: timedelta = timedelta.max
+    """How long ago it was given."""
+    verdict_holds: timedelta = timedelta(days=1)
+    """For how long it lets the canary rise."""
     skew: "SkewState | None" = None
     """What the last skew check of a rollout found."""
     stored: bool = False
@@ -349,6 +356,14 @@ def _evidence_to_rise(situation: Situation, weight: int) -> dict[str, str]:
         raise ClearwayError(
             f"the canary {canary[:SHOWN]} may not rise from {situation.weight}% to {weight}%: its verdict at "
             f"{situation.weight}% {said}: scripts/check_canary.py --env {situation.environment} must say promote"
+        )
+    if not -CLOCKS_APART <= situation.verdict_age <= situation.verdict_holds:
+        hours = situation.verdict_age / timedelta(hours=1)
+        given = f"{hours:.1f} hours ago" if hours > 0 else f"{-hours:.1f} hours from now, by this machine's clock"
+        raise ClearwayError(
+            f"the canary {canary[:SHOWN]} may not rise from {situation.weight}% to {weight}%: its verdict promote was "
+            f"given {given}, and holds for {situation.verdict_holds / timedelta(hours=1):g} (canary.verdict_hours): "
+            f"ask scripts/check_canary.py --env {situation.environment} again"
         )
     return as_evidence(verdict)
 
@@ -880,13 +895,16 @@ def _situation(params: Params, workspace: Workspace, environment: str, entries: 
     if required:
         target_of(params, workspace, required).pull()
     state = read_state(workspace.environment(environment), entries)
+    current = state.current if state else None
     return Situation(
         environment=environment,
         entries=entries,
         required=(required, stable_digest(read_ledger(workspace.environment(required), required)))
         if required
         else None,
-        verdict=state.current if state else None,
+        verdict=current.verdict if current else None,
+        verdict_age=datetime.now(UTC) - current.at if current else timedelta.max,
+        verdict_holds=timedelta(hours=params.canary.verdict_hours),
         most=100 - params.canary.control,
         last=params.trial_weights()[-1],
     )

@@ -72,7 +72,8 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
     Parameters
     ----------
     now
-        Wall time, UTC; only a step's least minutes are measured by it. The current time by default.
+        Wall time, UTC: a step's least minutes, and the age of the verdict, are counted by it. The current time by
+        default.
 
     Raises
     ------
@@ -96,9 +97,10 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
     stages = stretches(entries)
     target_of(params, workspace, environment).pull_log(stages[0].since_revision)
     trial = _trial(params, workspace, environment, stages, state.digest, last.stable)
-    minutes = ((now or datetime.now(UTC)) - entries[state.since_revision - 1].at).total_seconds() / 60
+    at = now or datetime.now(UTC)
+    minutes = (at - entries[state.since_revision - 1].at).total_seconds() / 60
     verdict = trial.judge(step_at(params.canary, state.weight), max(minutes, 0.0))
-    state = state.judged(verdict, last.sequence)
+    state = state.judged(verdict, last.sequence, at)
     write_state(folder, state)
     target_of(params, workspace, environment).publish()
     if verdict.verdict == "rollback":
@@ -117,7 +119,7 @@ def _settle(params: Params, workspace: Workspace, environment: str, waiting: Pro
     verdict = settled(trial.judge_harm(step_at(params.canary, weight), float("inf")))
     since = waiting.stretches[-1]
     state = CanaryState(digest=waiting.digest, weight=weight, since_revision=since.since_revision)
-    state = state.judged(verdict, since.last_revision)
+    state = state.judged(verdict, since.last_revision, datetime.now(UTC))
     if verdict.verdict == "rollback":
         before, evidence = waiting.stable_before, as_evidence(verdict)
         why = verdict.sentence

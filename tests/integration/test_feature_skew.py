@@ -573,7 +573,7 @@ def test_a_rollout_is_judged_by_itself_and_promoted_only_if_cleared(
     passed = CanaryVerdict(verdict="promote", sentence="fine", weight=95, n_canary=9, n_stable=9, metrics=())
     state = read_state(ferries.folder, entries)
     assert state is not None
-    write_state(ferries.folder, state.judged(passed, began))
+    write_state(ferries.folder, state.judged(passed, began, datetime.now(UTC)))
     promote = ("deploy", "--env", "staging", "--digest", canary, "--canary", "100")
     refused = script(*promote, project=ferries.workspace.root)
     assert refused.returncode == 1

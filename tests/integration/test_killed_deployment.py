@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def passed(site: Site) -> None:
     opened(site, 95)
     state = read_state(site.folder, site.entries())
     assert state is not None
-    write_state(site.folder, state.judged(verdict("promote", 95), 2))
+    write_state(site.folder, state.judged(verdict("promote", 95), 2, datetime.now(UTC)))
 
 
 def twice(site: Site) -> None:

@@ -275,7 +275,8 @@ def test_a_rollout_without_traffic_is_held_and_carried_on_from_another_machine(
     other = neighbour(tmp_path / "other", far.url, far.bundles)
     state = read_state(other.folder, reconcile(other.params, other.workspace, ENV))
     assert state is not None
-    assert state.current == found.verdict
+    assert state.current is not None
+    assert state.current.verdict == found.verdict
     stage(other, b)
     with pytest.raises(ClearwayError, match="may not rise from 25% to 50%: its verdict at 25% is 'hold'"):
         deploy(other.params, other.workspace, ENV, b, 50, **WHO)

@@ -350,7 +350,7 @@ class Admin:
         state = read_state(self._folder, read_ledger(self._folder, self._environment))
         if state is None or state.current is None:
             raise ClearwayError(f"{self._environment} has no canary that was judged: there is nothing to hold")
-        return hold(params, self._workspace, self._environment, state.current, actor=actor)
+        return hold(params, self._workspace, self._environment, state.current.verdict, actor=actor)
 
     def _quarantine(self, params: Params, order: About, actor: str) -> Entry:
         from clearway.deployment import quarantine

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ from clearway.workspace import Workspace
 
 A, B, C, D = "a" * 64, "b" * 64, "c" * 64, "d" * 64
 ENV = "production"
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHO = {"actor": "tester", "reason": "a test"}
 
 
@@ -63,8 +65,10 @@ def verdict(word: str, weight: int) -> CanaryVerdict:
     )
 
 
-def situation(entries: Sequence[Entry], said: CanaryVerdict | None = None, **more: object) -> Situation:
-    return Situation(ENV, entries, verdict=said, **more)  # type: ignore[arg-type]
+def situation(
+    entries: Sequence[Entry], said: CanaryVerdict | None = None, age: timedelta = timedelta(minutes=1), **more: object
+) -> Situation:
+    return Situation(ENV, entries, verdict=said, verdict_age=age, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -232,6 +236,19 @@ def test_a_passed_canary_rises_and_is_promoted_with_the_verdict_as_evidence(tryi
     assert promoted is not None
     assert (promoted.action, promoted.stable, promoted.canary) == ("promote", B, None)
     assert promoted.evidence["canary_verdict"] == higher.evidence["canary_verdict"] == "promote"
+
+
+@pytest.mark.parametrize(
+    ("age", "said"), [(timedelta(hours=25), "25.0 hours ago"), (-timedelta(hours=1), "1.0 hours from now")]
+)
+def test_a_verdict_that_is_old_or_from_the_future_lets_no_canary_rise(
+    trying_b: list[Entry], age: timedelta, said: str
+) -> None:
+    for weight in (25, 100):
+        with pytest.raises(ClearwayError, match=rf"given {said}.*holds for 24 .*canary.verdict_hours.*check_canary"):
+            plan_canary(situation(trying_b, verdict("promote", 10), age, last=10), B, weight, **WHO)
+    for age_of_use in (timedelta(hours=24), -timedelta(minutes=4)):  # clocks of two machines may differ
+        plan_canary(situation(trying_b, verdict("promote", 10), age_of_use), B, 25, **WHO)
 
 
 @pytest.mark.parametrize(
@@ -496,10 +513,11 @@ def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path
     entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10))
     state = read_state(tmp_path, entries)
     assert state == CanaryState(digest=B, weight=10, since_revision=2, opened=entries[1].hash)
-    write_state(tmp_path, state.judged(verdict("promote", 10), 2))
+    write_state(tmp_path, state.judged(verdict("promote", 10), 2, NOON))
     state = read_state(tmp_path, entries)
     assert state is not None
-    assert state.current == verdict("promote", 10)
+    assert state.current is not None
+    assert (state.current.verdict, state.current.at) == (verdict("promote", 10), NOON)
 
     entries = write(tmp_path, change("canary", A, B, 25))  # killed before canary.json was written
     state = read_state(tmp_path, entries)
@@ -511,7 +529,7 @@ def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path
 def test_holding_does_not_begin_a_step_anew_and_a_second_trial_forgets_the_first(tmp_path: Path) -> None:
     entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10), change("hold", A, B, 10))
     opened = {"digest": B, "weight": 10, "since_revision": 2, "opened": entries[1].hash}
-    saved = CanaryState.model_validate(opened).judged(verdict("promote", 10), 3)
+    saved = CanaryState.model_validate(opened).judged(verdict("promote", 10), 3, NOON)
     assert follow(saved, entries) == saved
     entries = write(tmp_path, change("canary", A), change("canary", A, B, 10))
     again = follow(saved, entries)
@@ -523,7 +541,7 @@ def test_a_verdict_of_another_environment_or_history_is_nothing_to_this_one(tmp_
         entries = write(tmp_path / name, change("deploy", A), change("canary", A, B, 10))
         state = read_state(tmp_path / name, entries)
         assert state is not None
-        write_state(tmp_path / name, state.judged(verdict("promote", 10), 2))
+        write_state(tmp_path / name, state.judged(verdict("promote", 10), 2, NOON))
     shutil.copy(tmp_path / "here" / "canary.json", tmp_path / "there")
     state = read_state(tmp_path / "there", entries)
     assert state is not None
@@ -550,7 +568,7 @@ def test_a_tail_that_was_cut_together_with_its_anchor_is_found_by_the_routing_ta
 
 def test_judging_a_step_again_replaces_its_verdict() -> None:
     state = CanaryState(digest=B, weight=10, since_revision=2)
-    state = state.judged(verdict("hold", 10), 2).judged(verdict("promote", 10), 3)
+    state = state.judged(verdict("hold", 10), 2, NOON).judged(verdict("promote", 10), 3, NOON)
     assert [(step.verdict.verdict, step.last_revision) for step in state.verdicts] == [("promote", 3)]
 
 
