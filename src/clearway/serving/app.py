@@ -37,7 +37,7 @@ from clearway.serving.bodies import (
     read_kind,
     read_request_id,
 )
-from clearway.serving.direct import AtOnce
+from clearway.serving.direct import Answer, AtOnce
 from clearway.serving.logs import AccessLog, failed, request_id, without_words
 from clearway.serving.metrics import (
     ADMIN_REFUSED,
@@ -162,7 +162,7 @@ class Endpoint:
         await self._exchange(scope, receive, send, self._invoke, invocations.refusal)
 
     async def _exchange(
-        self, scope: Scope, receive: Receive, send: Send, answer: "Answer", refusal: Callable[[int, str], Any]
+        self, scope: Scope, receive: Receive, send: Send, answer: "Answering", refusal: Callable[[int, str], Any]
     ) -> None:
         """Answer one request for predictions by ``answer``; whatever goes wrong is told in the protocol's own words."""
         started = perf_counter()
@@ -181,8 +181,8 @@ class Endpoint:
         self._traffic.add(status, perf_counter() - started)
         await Reply(content, status, version, identity or new_request_id())(scope, receive, send)
 
-    def predict_at_once(self, asked: list[tuple[bytes, bytes]], content: bytes) -> "Reply | None":
-        """The same as :meth:`predict`, for a request that has arrived whole and has to wait for nothing.
+    def predict_at_once(self, asked: list[tuple[bytes, bytes]], content: bytes) -> "Reply | ASGIApp | None":
+        """The same as :meth:`predict`, for a request that has arrived whole.
 
         Parameters
         ----------
@@ -194,8 +194,9 @@ class Endpoint:
 
         Returns
         -------
-        Reply or None
-            None where it has to wait, or may hold more than one row; then nothing has happened.
+        Reply, ASGIApp or None
+            What answers later, without reading the request again, where something is to be waited for; None where the
+            body is long. Then nothing has happened.
         """
         if len(content) > MOST_AT_ONCE:
             return None
@@ -216,7 +217,7 @@ class Endpoint:
                 answered = self._answerer.answer_at_once(body, _wanted(headers), active, started, identity)
             if answered is None:
                 asked.append((REQUEST_ID, identity.encode()))
-                return None
+                return self._later(body)
             told, version = answered
             status = 200
         except Exception as error:
@@ -224,9 +225,23 @@ class Endpoint:
         self._traffic.add(status, perf_counter() - started)
         return Reply(told, status, version, identity or new_request_id())
 
+    def _later(self, body: Any) -> ASGIApp:
+        """What answers ``POST /predict`` of this body."""
+
+        async def answer(asked: Exchange) -> tuple[Any, str]:
+            return await self._predictions(body, asked)
+
+        async def predict(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._exchange(scope, receive, send, answer, _plain)
+
+        return predict
+
     async def _predict(self, asked: "Exchange") -> "tuple[Any, str]":
         read_kind(asked.headers)
-        body = parse_json(await read_body(asked.headers, asked.receive, self._settings.max_body_bytes))
+        content = await read_body(asked.headers, asked.receive, self._settings.max_body_bytes)
+        return await self._predictions(parse_json(content), asked)
+
+    async def _predictions(self, body: Any, asked: "Exchange") -> "tuple[Any, str]":
         active, wanted = asked.active, asked.wanted
         if _is_many(body, active):
             rows = self._rows(body)
@@ -454,11 +469,11 @@ class Exchange(NamedTuple):
         return _wanted(self.headers)
 
 
-Answer = Callable[[Exchange], Awaitable[tuple[Any, str]]]
+Answering = Callable[[Exchange], Awaitable[tuple[Any, str]]]
 """From a request to the content of its answer, and the digests of the versions that gave it."""
 
 
-class Reply:
+class Reply(Answer):
     """A JSON answer that sends itself. Starlette's own response takes a tenth of the time of a prediction."""
 
     def __init__(self, content: Any, status: int, version: str | None, identity: str) -> None:

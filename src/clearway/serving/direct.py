@@ -1,11 +1,15 @@
 """uvicorn's HTTP protocol, which answers a prediction as soon as it has read it, where nothing has to be waited for.
 
-A request that passes through ASGI costs a task, an event and some coroutines, together more than a prediction. All that
-is not a whole ``POST /predict`` in one piece, on a connection that is idle and stays open, goes through ASGI as ever.
+A request that passes through ASGI costs a task, an event and some coroutines, together more than a prediction. One that
+has to wait passes through it with what was read of it already. All that is not a whole ``POST /predict`` in one piece,
+on a connection that is idle and stays open, goes through ASGI as ever.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
+
+from starlette.types import ASGIApp
 
 from clearway.serving.connections import Connection
 
@@ -13,15 +17,16 @@ Headers = list[tuple[bytes, bytes]]
 PATH = b"/predict"
 
 
-class Answer(Protocol):
+class Answer(ABC):
     """What is sent back."""
 
+    @abstractmethod
     def as_http(self, more_headers: Headers) -> bytes:
         """As bytes, with the server's own headers too."""
 
 
-AtOnce = Callable[[Headers, bytes], Answer | None]
-"""From headers, with names in lower case, and body to an answer; None where it cannot be given at once."""
+AtOnce = Callable[[Headers, bytes], Answer | ASGIApp | None]
+"""From headers, with names in lower case, and body to an answer, or to what answers later; None for the usual way."""
 
 
 class DirectProtocol(Connection):
@@ -64,12 +69,12 @@ class DirectProtocol(Connection):
         if self._held is not None:
             assert self._at_once is not None  # else nothing is held
             answer = self._at_once(self.headers, b"".join(self._held))
-            if answer is not None:
+            if isinstance(answer, Answer):
                 self._held, self.answered = None, self.scope
                 self.transport.write(answer.as_http(self.server_state.default_headers))
                 self.on_response_complete()
                 return
-            self._give_up()
+            self._give_up(answer)
         super().on_message_complete()
 
     def _may_answer_at_once(self) -> bool:
@@ -86,11 +91,14 @@ class DirectProtocol(Connection):
             and not self.transport.is_closing()
         )
 
-    def _give_up(self) -> None:
-        """Have the request that is held go through ASGI after all."""
+    def _give_up(self, app: ASGIApp | None = None) -> None:
+        """Have the request that is held go through ASGI after all, to ``app`` if there is one."""
         held, self._held = self._held, None
         if self.transport.is_closing():  # what followed was no HTTP
             return
+        usual = self.app
+        self.app = usual if app is None else app
         super().on_headers_complete()
+        self.app = usual
         for part in held or ():
             super().on_body(part)
