@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clearway.canary import CanaryVerdict
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, sha256_bytes, write_json
+from clearway.instants import EPOCH
 from clearway.ledger import Entry
 from clearway.params import describe
 
@@ -20,7 +21,8 @@ class StepVerdict(BaseModel):
 
     since_revision: int
     last_revision: int
-    at: datetime
+    at: datetime = EPOCH
+    """Of a verdict that a version of Clearway recorded which did not say it: long ago."""
     verdict: CanaryVerdict
 
 

@@ -508,6 +508,21 @@ def test_quarantine_and_release_are_entries_that_move_nothing(params: Params, wo
 # --- where a rollout stands ---
 
 
+def test_a_verdict_without_a_time_is_read_and_is_of_no_use(trying_b: list[Entry], tmp_path: Path) -> None:
+    state = read_state(tmp_path, trying_b)
+    assert state is not None
+    write_state(tmp_path, state.judged(verdict("promote", 10), 2, NOON))
+    written = json.loads((tmp_path / "canary.json").read_text())
+    del written["verdicts"][0]["at"]  # as before verdicts had one
+    (tmp_path / "canary.json").write_text(json.dumps(written))
+    state = read_state(tmp_path, trying_b)
+    assert state is not None
+    assert state.current is not None
+    age = datetime.now(UTC) - state.current.at
+    with pytest.raises(ClearwayError, match="hours ago, and holds for 24"):
+        plan_canary(situation(trying_b, state.current.verdict, age), B, 25, **WHO)
+
+
 def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path: Path) -> None:
     assert read_state(tmp_path, []) is None
     entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10))
