@@ -17,7 +17,7 @@ from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog, read_log
 from clearway.routing import RoutingTable
 from clearway.serving.answering import Answerer
-from clearway.serving.app import MOST_AT_ONCE, Endpoint
+from clearway.serving.app import MOST_AT_ONCE, Endpoint, Reply
 from clearway.serving.loading import Version
 from clearway.serving.requests import RequestError
 from clearway.serving.state import QUICK_ROWS, QUICK_SECONDS, Active, Pace
@@ -86,13 +86,31 @@ class Stage:
         """Status and content of the answer at once; None without one."""
         content = body if isinstance(body, bytes) else orjson.dumps(body)
         reply = self.endpoint.predict_at_once([JSON, *headers], content)
-        if reply is None:
+        if not isinstance(reply, Reply):
             return None
         head, _, said = reply.as_http([(b"date", b"today")]).partition(b"\r\n\r\n")
         lines = head.split(b"\r\n")
         assert b"date: today" in lines
         assert b"content-length: %d" % len(said) in lines
         return int(lines[0].split()[1]), orjson.loads(said)
+
+    def ask_later(self, body: Any, *headers: tuple[bytes, bytes]) -> tuple[int, dict[str, str], Any]:
+        """Status, headers and content of an answer that had to wait."""
+        asked, sent = [JSON, *headers], []
+        later = self.endpoint.predict_at_once(asked, orjson.dumps(body))
+        assert later is not None
+        assert not isinstance(later, Reply)
+
+        async def receive() -> Any:
+            raise AssertionError("the request is read twice")
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(later({"type": "http", "path": "/predict", "headers": asked}, receive, send))
+        start, content = sent
+        told = {name.decode(): value.decode() for name, value in start["headers"]}
+        return start["status"], told, orjson.loads(content["body"])
 
     def logged(self) -> int:
         self.log.close()
@@ -156,7 +174,7 @@ def test_nothing_deployed_and_a_fault_are_answers_too(stages: Any, monkeypatch: 
 def test_of_what_is_not_answered_at_once_nothing_stays_but_its_id(stages: Any) -> None:
     stage = stages(weight=100)  # a canary that nobody knows yet is scored in its thread
     headers = [JSON]
-    assert stage.endpoint.predict_at_once(headers, orjson.dumps({"x": 1, "y": 2})) is None
+    assert not isinstance(stage.endpoint.predict_at_once(headers, orjson.dumps({"x": 1, "y": 2})), Reply)
     ((name, identity),) = headers[1:]
     assert (name, len(identity)) == (b"x-request-id", 32)
     assert not stage.answerer.traffic.statuses
@@ -167,8 +185,23 @@ def test_of_what_is_not_answered_at_once_nothing_stays_but_its_id(stages: Any) -
 def test_many_rows_are_not_answered_at_once(stages: Any) -> None:
     stage = stages()
     assert stage.ask({"rows": [{"x": 1, "y": 2}]}) is None
-    assert stage.ask(b" " * MOST_AT_ONCE + b'{"x": 1, "y": 2}') is None
+    assert stage.endpoint.predict_at_once([JSON], b" " * MOST_AT_ONCE + b'{"x": 1, "y": 2}') is None
     assert not stage.answerer.traffic.statuses
+
+
+def test_what_has_to_wait_is_answered_from_what_was_read_already(stages: Any) -> None:
+    stage = stages(weight=100)
+    row = {"x": 30, "y": 40, "id": "one"}
+    status, told, said = stage.ask_later(row, (b"x-request-id", b"mine"))
+    assert (status, told["x-request-id"], told["x-clearway-version"]) == (200, "mine", CANARY)
+    assert (said["id"], said["role"]) == ("one", "canary")
+    status, _, said = stage.ask_later({"rows": [row, {"x": 1, "y": 2}]}, (b"x-request-id", b"mine"))
+    assert (status, [one["id"] for one in said["predictions"]]) == (200, ["one", "mine/1"])
+    status, _, said = stage.ask_later({"rows": [row, {"x": 1}]})
+    assert status == 422
+    assert said["error"].startswith("rows[1]")
+    assert dict(stage.answerer.traffic.statuses) == {200: 2, 422: 1}
+    assert stage.logged() == 3
 
 
 def test_a_canary_that_is_quick_joins_the_loop_and_one_that_slows_down_leaves_it(stages: Any) -> None:
