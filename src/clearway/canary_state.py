@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.canary import CanaryVerdict
 from clearway.errors import ClearwayError
@@ -21,7 +21,7 @@ class StepVerdict(BaseModel):
 
     since_revision: int
     last_revision: int
-    at: datetime = EPOCH
+    at: AwareDatetime = EPOCH
     """Of a verdict that a version of Clearway recorded which did not say it: long ago."""
     verdict: CanaryVerdict
 

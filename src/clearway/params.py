@@ -1035,7 +1035,7 @@ class CanaryParams(Section):
     """Chance, at most, that keys that are split as promised are taken not to be."""
     rollback_margin: Share = 0.0
     """Harm up to here is not held against the canary."""
-    verdict_hours: float = Field(24.0, gt=0)
+    verdict_hours: float = Field(24.0, gt=0, le=24 * 365)
     """For how long a verdict *promote* lets the canary rise: what was served since then nobody has judged."""
     latency_ms: float = Field(100.0, gt=0)
     """The latency objective: the judged metric is the share of requests slower than this."""

@@ -80,11 +80,12 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
     ClearwayError
         No canary is open and no promotion waits for labels, or rolling back failed.
     """
+    at = now or datetime.now(UTC)
     entries = reconcile(params, workspace, environment)
     folder = workspace.environment(environment)
     waiting = provisional(entries)
     if waiting is not None:
-        found = _settle(params, workspace, environment, waiting, actor=actor)
+        found = _settle(params, workspace, environment, waiting, at, actor=actor)
         if found.verdict.verdict == "rollback" or entries[-1].canary is None:
             return found
         entries = read_ledger(folder, environment)  # one entry longer where it was confirmed
@@ -97,7 +98,6 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
     stages = stretches(entries)
     target_of(params, workspace, environment).pull_log(stages[0].since_revision)
     trial = _trial(params, workspace, environment, stages, state.digest, last.stable)
-    at = now or datetime.now(UTC)
     minutes = (at - entries[state.since_revision - 1].at).total_seconds() / 60
     verdict = trial.judge(step_at(params.canary, state.weight), max(minutes, 0.0))
     state = state.judged(verdict, last.sequence, at)
@@ -111,7 +111,9 @@ def tick(params: Params, workspace: Workspace, environment: str, *, actor: str, 
     return Tick(verdict, state, last.stable, trial.missing)
 
 
-def _settle(params: Params, workspace: Workspace, environment: str, waiting: Provisional, *, actor: str) -> Tick:
+def _settle(
+    params: Params, workspace: Workspace, environment: str, waiting: Provisional, at: datetime, *, actor: str
+) -> Tick:
     """Judge a promotion on the labels of what was answered during its trial."""
     target_of(params, workspace, environment).pull_log(waiting.stretches[0].since_revision)
     trial = _trial(params, workspace, environment, waiting.stretches, waiting.digest, waiting.stable_before)
@@ -119,7 +121,7 @@ def _settle(params: Params, workspace: Workspace, environment: str, waiting: Pro
     verdict = settled(trial.judge_harm(step_at(params.canary, weight), float("inf")))
     since = waiting.stretches[-1]
     state = CanaryState(digest=waiting.digest, weight=weight, since_revision=since.since_revision)
-    state = state.judged(verdict, since.last_revision, datetime.now(UTC))
+    state = state.judged(verdict, since.last_revision, at)
     if verdict.verdict == "rollback":
         before, evidence = waiting.stable_before, as_evidence(verdict)
         why = verdict.sentence

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from importlib import metadata
 from time import perf_counter
@@ -227,14 +228,7 @@ class Endpoint:
 
     def _later(self, body: Any) -> ASGIApp:
         """What answers ``POST /predict`` of this body."""
-
-        async def answer(asked: Exchange) -> tuple[Any, str]:
-            return await self._predictions(body, asked)
-
-        async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._exchange(scope, receive, send, answer, _plain)
-
-        return predict
+        return partial(self._exchange, answer=partial(self._predictions, body), refusal=_plain)
 
     async def _predict(self, asked: "Exchange") -> "tuple[Any, str]":
         read_kind(asked.headers)

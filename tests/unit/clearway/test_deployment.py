@@ -523,6 +523,22 @@ def test_a_verdict_without_a_time_is_read_and_is_of_no_use(trying_b: list[Entry]
         plan_canary(situation(trying_b, state.current.verdict, age), B, 25, **WHO)
 
 
+def test_a_verdict_whose_time_has_no_zone_is_damage(trying_b: list[Entry], tmp_path: Path) -> None:
+    state = read_state(tmp_path, trying_b)
+    assert state is not None
+    write_state(tmp_path, state.judged(verdict("promote", 10), 2, NOON))
+    path = tmp_path / "canary.json"
+    path.write_text(path.read_text().replace("2026-03-01T12:00:00Z", "2026-03-01T12:00:00"))
+    with pytest.raises(ClearwayError, match=r"canary\.json is damaged .*at.*timezone"):
+        read_state(tmp_path, trying_b)
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("inf"), float("nan")])
+def test_a_verdict_holds_for_a_time_that_can_be_counted(hours: float) -> None:
+    with pytest.raises(ValueError, match="verdict_hours"):
+        CanaryParams(verdict_hours=hours)
+
+
 def test_the_state_is_derived_from_the_ledger_and_survives_its_own_loss(tmp_path: Path) -> None:
     assert read_state(tmp_path, []) is None
     entries = write(tmp_path, change("deploy", A), change("canary", A, B, 10))
