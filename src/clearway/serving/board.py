@@ -17,6 +17,8 @@ SAID_BYTES = 4 * 2**20
 _HEAD = Struct("<QII")
 """How often the slot was written; then of the text its length, and the CRC-32 of both and of the text."""
 _COUNTED = Struct("<QI")
+_CALLERS = Struct("<I")
+"""How many callers a worker holds, plus one; 0 where it takes none. Of no text: it is asked before each caller."""
 _HALF = _HEAD.size + SAID_BYTES
 _SLOT = 2 * _HALF
 _TRIES = 100
@@ -33,7 +35,7 @@ class Board:
         """Of memory that :meth:`made` has made, in this process or in its parent."""
         self.descriptor = descriptor
         self.slots = slots
-        self._memory = mmap.mmap(descriptor, slots * _SLOT)
+        self._memory = mmap.mmap(descriptor, _size(slots))
 
     @classmethod
     def made(cls, slots: int) -> Self:
@@ -43,7 +45,7 @@ class Board:
         else:  # not Linux: a file that nobody can open any more
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, slots * _SLOT)
+        os.ftruncate(descriptor, _size(slots))
         return cls(descriptor, slots)
 
     def write(self, slot: int, said: Any) -> None:
@@ -81,12 +83,28 @@ class Board:
         """What each slot says."""
         return [self.read(slot) for slot in range(self.slots)]
 
+    def hold(self, slot: int, callers: int | None) -> None:
+        """Say how many callers a worker holds; None where it takes none."""
+        _CALLERS.pack_into(self._memory, self._callers(slot), 0 if callers is None else callers + 1)
+
+    def held(self) -> list[int | None]:
+        """How many callers each holds."""
+        found = [_CALLERS.unpack_from(self._memory, self._callers(slot))[0] for slot in range(self.slots)]
+        return [one - 1 if one else None for one in found]
+
+    def _callers(self, slot: int) -> int:
+        return self.slots * _SLOT + slot * _CALLERS.size
+
     def _place(self, slot: int, half: int) -> int:
         return slot * _SLOT + half * _HALF
 
     def _head(self, slot: int, half: int) -> tuple[int, int, int]:
         written, length, checksum = _HEAD.unpack_from(self._memory, self._place(slot, half))
         return written, length, checksum
+
+
+def _size(slots: int) -> int:
+    return slots * (_SLOT + _CALLERS.size)
 
 
 def _checksum(written: int, text: bytes) -> int:

@@ -99,6 +99,16 @@ class Desk:
         """Replace what this worker says."""
         self._board.write(self._slot, Said(os.getpid(), self._life, self.accepting, state, list(families)).plain())
 
+    def hold(self, callers: int | None) -> bool:
+        """Say how many callers this worker holds, None where it takes none; whether another that takes some has fewer.
+
+        What others say may be old: they say it when they look for callers.
+        """
+        self._board.hold(self._slot, callers)
+        return callers is not None and any(
+            held < callers for slot, held in enumerate(self._board.held()) if held is not None and slot != self._slot
+        )
+
     def hear(self) -> tuple[list[Said], Past]:
         """What the workers say that live, and what is left of the others."""
         said = [Said.of_plain(plain) for plain in self._board.read_all()[:-1] if plain is not None]

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,8 @@ ORPHAN_SECONDS = 15.0
 SWITCH_SECONDS = 0.0005
 """How long one thread may keep the interpreter while another wants it. At Python's own 5 ms a canary, which scores in a
 thread, waits that long behind a busy event loop, and the event loop behind the log's writer."""
+POLITE_SECONDS = 0.002
+"""How long a worker that holds more callers than another leaves the next one to it."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 logger = logging.getLogger("clearway.serving")
@@ -53,31 +55,71 @@ logger = logging.getLogger("clearway.serving")
 class Acceptor:
     """Takes callers from a listener that several processes share: one in each turn of the event loop.
 
-    A loop that takes all that wait gives nearly all callers to the process that wakes first, and keep-alive leaves
-    them there. Who is busy turns slower, and so takes fewer.
+    Whoever wakes first would get nearly all callers, and keep-alive leaves them there, while the other processes idle.
+    So a worker that holds more than another lets that one go first, for ``POLITE_SECONDS``: it may be too busy.
+
+    Parameters
+    ----------
+    listener
+        Which callers wait at.
+    answering
+        Makes what answers one of them.
+    connections
+        Those that are open.
+    desk
+        Where the workers say how many callers they hold.
     """
 
-    def __init__(self, listener: socket.socket, answering: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        answering: Callable[[], asyncio.BaseProtocol],
+        connections: Collection[object],
+        desk: Desk,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._answering = answering
+        self._connections = connections
+        self._desk = desk
         self._taking: set[asyncio.Task[object]] = set()
         self._closed = False
+        self._hold()
         self._resume()
 
     def close(self) -> None:
         """Take no more callers."""
         if not self._closed:
             self._closed = True
+            self._desk.hold(None)
             self._loop.remove_reader(self._listener.fileno())
 
     async def wait_closed(self) -> None:
         """Wait for callers that are being taken."""
         await asyncio.gather(*self._taking, return_exceptions=True)
 
+    def _hold(self) -> bool:
+        """Say how many callers are held here; whether another worker holds fewer."""
+        return self._desk.hold(len(self._connections) + len(self._taking))
+
     def _resume(self) -> None:
         if not self._closed:
-            self._loop.add_reader(self._listener.fileno(), self._take)
+            self._loop.add_reader(self._listener.fileno(), self._look)
+
+    def _look(self) -> None:
+        if self._hold():
+            self._pause(POLITE_SECONDS)
+        else:
+            self._take()
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(seconds, self._take_after_all)
+
+    def _take_after_all(self) -> None:
+        if not self._closed:
+            self._resume()
+            self._take()
 
     def _take(self) -> None:
         try:
@@ -88,14 +130,14 @@ class Acceptor:
             if error.errno not in _EXHAUSTED:
                 raise
             logger.error("no caller can be taken for a second: %s", error)
-            self._loop.remove_reader(self._listener.fileno())
-            self._loop.call_later(1.0, self._resume)
+            self._pause(1.0)
             return
         caller.setblocking(False)
         caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = self._loop.create_task(self._loop.connect_accepted_socket(self._answering, caller))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
+        self._hold()
 
 
 class _Server(uvicorn.Server):
@@ -129,7 +171,8 @@ class _Server(uvicorn.Server):
         assert sockets is not None
         (listener,) = sockets
         await self.on_tick(0)  # the date of the first answers
-        self.servers.append(Acceptor(listener, at_the_door(connections, self._settings.max_connections, answering)))  # type: ignore[arg-type]
+        door = at_the_door(connections, self._settings.max_connections, answering)
+        self.servers.append(Acceptor(listener, door, connections, self._desk))  # type: ignore[arg-type]
         self._desk.accepting = True
         self._endpoint.publish()
 

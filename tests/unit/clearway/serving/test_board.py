@@ -56,6 +56,19 @@ def test_a_torn_head_is_read_as_the_half_before_it() -> None:
     assert board.read(0) == "second"
 
 
+def test_callers_are_counted_apart_from_what_is_said() -> None:
+    board = Board.made(3)
+    assert board.held() == [None, None, None]
+    board.write(1, "x" * (SAID_BYTES - 2))  # all of its slot
+    board.write(1, "y" * (SAID_BYTES - 2))
+    for slot, callers in enumerate((0, 7, None)):
+        board.hold(slot, callers)
+    assert Board(board.descriptor, 3).held() == [0, 7, None]
+    board.hold(1, None)
+    assert board.held() == [0, None, None]
+    assert board.read(1) == "y" * (SAID_BYTES - 2)
+
+
 @pytest.mark.parametrize("torn", [(3, 0, 0), (3, 8, 0), (0, 0, 0)])
 def test_a_head_that_is_half_written_vouches_for_nothing(torn: tuple[int, int, int]) -> None:
     """Of an empty text the CRC-32 is 0, which is what memory holds that nobody has written yet."""
