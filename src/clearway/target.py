@@ -16,7 +16,7 @@ one of for each row. Where labels are judged, a class is its position among the 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,15 @@ LARGEST = float(np.finfo(np.float32).max)
 """A label beyond it cannot be answered: ONNX Runtime answers in float32."""
 _NORMAL_RANGE = 3.2897072539029435
 """From the 5th to the 95th percentile of a normal distribution, in standard deviations."""
+
+
+class Told(NamedTuple):
+    """What callers are told of some rows."""
+
+    scores: list[float]
+    labels: list[Any]
+    probabilities: list[dict[str, float]] | None = None
+    """Of several classes: by class."""
 
 
 class Target(BaseModel):
@@ -84,15 +93,17 @@ class Target(BaseModel):
         codes = map(int, answers)
         return [self.classes[code] for code in codes] if self.kind == "multiclass" else list(codes)
 
-    def told(self, outputs: Floats, threshold: float) -> list[dict[str, Any]]:
-        """Each row as a caller is told: ``score``, ``label``, and of several classes ``probabilities`` by class."""
+    def told(self, outputs: Floats, threshold: float) -> Told:
+        """Each row as a caller is told."""
         scores = self.score(outputs).tolist()
         if self.kind == "binary":
-            return [{"score": score, "label": int(score >= threshold)} for score in scores]
-        made = [{"score": s, "label": name} for s, name in zip(scores, self.named(outputs, threshold), strict=True)]
-        for one, row in zip(made, outputs.tolist() if self.classes else (), strict=False):
-            one["probabilities"] = dict(zip(self.classes, row, strict=True))
-        return made
+            return Told(scores, [1 if score >= threshold else 0 for score in scores])
+        rows = outputs.tolist() if self.classes else None
+        return Told(
+            scores,
+            self.named(outputs, threshold),
+            None if rows is None else [dict(zip(self.classes, row, strict=True)) for row in rows],
+        )
 
     def kept(self, before: Floats, after: Floats, threshold: float, tolerance: float) -> NDArray[np.bool_]:
         """Which rows keep their answer: the same one, or a number within ``tolerance`` standard deviations of all."""

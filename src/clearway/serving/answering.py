@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import compress
 from time import perf_counter
 from typing import Any
 
@@ -20,9 +21,8 @@ from clearway.routing import Role
 from clearway.serving.batching import TooManyWaitingError
 from clearway.serving.metrics import Traffic
 from clearway.serving.requests import (
-    NOBODY,
+    ENVELOPE,
     Columns,
-    Envelope,
     RequestError,
     as_columns,
     read_envelope,
@@ -30,6 +30,7 @@ from clearway.serving.requests import (
     strip_envelope,
 )
 from clearway.serving.state import Active, Loaded
+from clearway.target import Told
 
 SHADOWED = (200, 500)
 """Statuses of rows that a version answered or failed to: of those a shadow gets a copy."""
@@ -41,12 +42,11 @@ FEWEST_BY_COLUMN = 8
 class Question:
     """One row of a request, with the version that will answer it."""
 
-    envelope: Envelope
     id: str
     role: Role
     loaded: Loaded
     row: dict[str, Any]
-    """Its features; of a row by key, once they are looked up."""
+    """As it was sent; of a row by key, its features, once they are looked up."""
     asked_at: str | None
     unit: str | None
     """Who or what it was routed by; None if that was its id."""
@@ -58,12 +58,26 @@ class Question:
 
 @dataclass(slots=True)
 class Group:
-    """The questions of one request that one version answers, and their places in the request."""
+    """The rows of one request that one version answers.
+
+    By columns: of a batch an object for each row would cost more than its score.
+    """
 
     loaded: Loaded
-    places: list[int]
-    questions: list[Question]
+    role: Role
+    places: Sequence[int]
+    """In the request."""
+    ids: Sequence[str]
+    units: Sequence[str | None]
+    asked_at: Sequence[str | None]
+    rows: Sequence[dict[str, Any]]
+    """Features, and nothing else."""
     matrix: NDArray[np.float32]
+    """The same, encoded: shape (rows, features)."""
+    inputs: Sequence[dict[str, Any] | None] | None = None
+    """As those of the questions; None where no row is by key."""
+    outcomes: Sequence[dict[str, str] | None] | None = None
+    """Set with ``inputs``."""
 
 
 class ModelError(Exception):
@@ -174,13 +188,13 @@ class Answerer:
         RequestError
             The row is refused.
         """
-        matrix = _matrix_for(question)
+        group = _alone(question, _matrix_for(question))
         try:
-            _encode_into(matrix[0], question)
+            _encode_into(group, 0)
         except RequestError:
-            self._write_refused([question], active, started, tester=tester)
+            self._write_refused(group, 0, active, started, tester=tester)
             raise
-        return Group(question.loaded, [0], [question], matrix)
+        return group
 
     async def answer_many(
         self, asked: Sequence[Any] | Columns, wanted: str | None, active: Active, started: float, identity: str
@@ -199,17 +213,17 @@ class Answerer:
         rows, columns = (asked.rows(), asked) if isinstance(asked, Columns) else (asked, None)
         if columns is None and len(rows) >= FEWEST_BY_COLUMN:
             columns = as_columns(rows)
-        questions = None if columns is None else self._assign_columns(columns, rows, wanted, active, identity)
-        if questions is None:
+        groups = None if columns is None else self._assign_columns(columns, rows, wanted, active, identity)
+        if groups is None:
             columns, questions = None, []
             for place, row in enumerate(rows):
                 with _naming(place):
                     questions.append(self._assign(row, wanted, active, f"{identity}/{place}"))
             if any(question.inputs is not None for question in questions):
                 await self._look_up(questions, active, started, tester=tester)
-        groups = _grouped(questions)
+            groups = _grouped(questions)
         if columns is None or not _encode_columns(groups, columns):
-            self._encode_rows(questions, groups, active, started, tester=tester)
+            self._encode_rows(groups, active, started, tester=tester)
         predictions: list[Any] = [None] * len(rows)
         failures = []
         for group in groups:
@@ -224,17 +238,16 @@ class Answerer:
             raise failures[0]
         return predictions, [group.loaded.digest for group in groups]
 
-    def _encode_rows(
-        self, questions: Sequence[Question], groups: Sequence[Group], active: Active, started: float, *, tester: bool
-    ) -> None:
-        """Encode each row into its group's matrix, in the order of the request: the first that is refused is named."""
-        vectors = {place: group.matrix[row] for group in groups for row, place in enumerate(group.places)}
-        for place, question in enumerate(questions):
+    def _encode_rows(self, groups: Sequence[Group], active: Active, started: float, *, tester: bool) -> None:
+        """Encode row by row, in the order of the request: the first that is refused is named."""
+        turns = {place: (group, row) for group in groups for row, place in enumerate(group.places)}
+        for place in sorted(turns):
+            group, row = turns[place]
             try:
                 with _naming(place):
-                    _encode_into(vectors[place], question)
+                    _encode_into(group, row)
             except RequestError:
-                self._write_refused([question], active, started, tester=tester)
+                self._write_refused(group, row, active, started, tester=tester)
                 raise
 
     def _assign(self, row: Any, wanted: str | None, active: Active, identity: str) -> Question:
@@ -252,21 +265,22 @@ class Answerer:
             raise RequestError(
                 422, f"version {loaded.digest[:12]} was not trained from the feature store: send all its features"
             )
-        return Question(envelope, name, role, loaded, row, envelope.asked_at, unit, inputs)
+        return Question(name, role, loaded, row, envelope.asked_at, unit, inputs)
 
     def _assign_columns(
         self, columns: Columns, rows: Sequence[dict[str, Any]], wanted: str | None, active: Active, identity: str
-    ) -> list[Question] | None:
-        """What :meth:`_assign` makes of each row; None where some is by key or is refused: rows must be walked then."""
+    ) -> list[Group] | None:
+        """The rows by version; None where some is by key or is refused: they must be walked then."""
         try:
             envelopes = read_envelopes(columns)
-            names = [one.id or f"{identity}/{place}" for place, one in enumerate(envelopes)]
-            units = [active.unit(row, one) for row, one in zip(rows, envelopes, strict=True)]
+            ids = [own or f"{identity}/{place}" for place, own in enumerate(envelopes.ids)]
+            units = active.units(columns, envelopes.entities)
             if wanted is not None:
-                sides = [active.chosen(wanted)] * columns.count
+                everywhere: Sequence[int] = range(columns.count)
+                sides = [(*active.chosen(wanted), everywhere)]
             else:
-                sides = active.route_many([unit or name for unit, name in zip(units, names, strict=True)])
-            for loaded in {id(loaded): loaded for _, loaded in sides}.values():
+                sides = active.route_many([unit or name for unit, name in zip(units, ids, strict=True)])
+            for _, loaded, _ in sides:
                 # whether a row is by key depends on its fields alone
                 by_key = loaded.keyed is not None and loaded.keyed.read(rows[0]) is not None
                 if by_key or not loaded.encoder.fits(columns.values):
@@ -274,10 +288,15 @@ class Answerer:
         except RequestError:
             return None
         self.without_key += units.count(None)
-        return [
-            Question(envelope, name, role, loaded, row, envelope.asked_at, unit)
-            for envelope, name, unit, (role, loaded), row in zip(envelopes, names, units, sides, rows, strict=True)
-        ]
+        if not columns.values.keys().isdisjoint(ENVELOPE):
+            for row in rows:
+                strip_envelope(row)
+        groups = []
+        for role, loaded, places in sides:
+            own = _taking(places, columns.count)
+            matrix = np.empty((len(places), loaded.encoder.width), dtype=np.float32)
+            groups.append(Group(loaded, role, places, own(ids), own(units), own(envelopes.asked_at), own(rows), matrix))
+        return groups
 
     async def _score(
         self, group: Group, active: Active, started: float, *, tester: bool
@@ -291,7 +310,7 @@ class Answerer:
 
     async def _output(self, group: Group) -> NDArray[np.float64]:
         """What the model says of each row of a group."""
-        loaded, stable = group.loaded, group.questions[0].role == "stable"
+        loaded, stable = group.loaded, group.role == "stable"
         lane = self._batches if stable else self._lane(loaded.digest)
         if loaded.batcher is not None:
             return await loaded.batcher.output(group.matrix, lane, self._settings.batching)
@@ -310,80 +329,90 @@ class Answerer:
     ) -> tuple[list[dict[str, Any]], ModelError | None]:
         """The answers to rows that were scored, each logged; or why there are none."""
         digest, model = group.loaded.digest, group.loaded.version.model
+        told: Told | None = None
         failure: ModelError | None = None
-        told: list[dict[str, Any]] | list[None] = [None] * len(group.questions)
         try:
             if isinstance(scored, Exception):
                 raise scored
             found = model.target.told(scored, model.threshold)
-            if not all(math.isfinite(one["score"]) for one in found):
+            if not all(map(math.isfinite, found.scores)):
                 raise ArithmeticError("it answered a score that is not finite")
             told = found
         except TooManyWaitingError as error:
             failure = Overloaded(digest, str(error))
         except Exception as error:
             failure = ModelError(digest, f"{type(error).__name__}: {error}")
-        status = 200 if failure is None else failure.status
-        self._write(group.questions, told, status, active, started, tester=tester)
-        answers = []
-        for question, one in zip(group.questions, told, strict=True):
-            if one is not None:
-                answer = {"id": question.id, "version": digest, "role": question.role, **one}
-                if question.outcomes is not None:
-                    answer["features"] = question.outcomes
-                answers.append(answer)
-        return answers, failure
+        self._write(group, told, 200 if failure is None else failure.status, active, started, tester=tester)
+        if told is None:
+            return [], failure
+        role = group.role
+        answers: list[dict[str, Any]] = [
+            {"id": name, "version": digest, "role": role, "score": score, "label": label}
+            for name, score, label in zip(group.ids, told.scores, told.labels, strict=True)
+        ]
+        if told.probabilities is not None:
+            for answer, probabilities in zip(answers, told.probabilities, strict=True):
+                answer["probabilities"] = probabilities
+        if group.outcomes is not None:
+            for answer, outcomes in zip(answers, group.outcomes, strict=True):
+                if outcomes is not None:
+                    answer["features"] = outcomes
+        return answers, None
 
     def _write(
-        self,
-        questions: Sequence[Question],
-        told: Sequence[Mapping[str, Any] | None],
-        status: int,
-        active: Active,
-        started: float,
-        *,
-        tester: bool,
+        self, group: Group, told: Told | None, status: int, active: Active, started: float, *, tester: bool
     ) -> None:
-        """Log what became of each question; features only of those that got as far as having them.
-
-        ``told`` is what was answered: see :meth:`clearway.target.Target.told`.
-        """
-        copies = None if tester or status not in SHADOWED else active.copies
+        """Log what became of each row, and count it; features only of those that got as far as having them."""
         seconds = perf_counter() - started
-        elapsed = seconds * 1000.0
-        now = datetime.now(UTC)
-        revision = active.table.revision
+        # a tester chose the version, so that its requests are no sample of either side
+        role = "tester" if tester else group.role
+        shared = {
+            "revision": active.table.revision,
+            "version": group.loaded.digest,
+            "role": role,
+            "served_at": datetime.now(UTC),
+            "status": status,
+            "latency_ms": seconds * 1000.0,
+        }
+        scores, count = () if told is None else told.scores, len(group.ids)
+        records = self._records(group, scores or [None] * count)
+        if told is not None and told.probabilities is not None:
+            for record, probabilities in zip(records, told.probabilities, strict=True):
+                record["probabilities"] = probabilities
+        self._log.extend(records, shared)
+        self.traffic.of(group.loaded.digest, role, group.loaded.version.model.target).add(
+            status, seconds, count, scores
+        )
+        if active.copies is not None and role == "stable" and status in SHADOWED:
+            for place, record in enumerate(records):
+                inputs = None if group.inputs is None else group.inputs[place]
+                if inputs is None or (group.outcomes is not None and group.outcomes[place] is not None):
+                    active.copies.offer({**shared, **record}, group.rows[place], inputs)
+
+    def _records(self, group: Group, scores: Sequence[float | None]) -> list[dict[str, Any]]:
+        """What the log says of each row of a group that it does not say of all."""
+        columns = (group.ids, group.units, group.asked_at, scores, group.rows)
+        if group.inputs is None or group.outcomes is None:
+            if self._logs_features:
+                return [
+                    {"id": name, "entity": unit, "asked_at": asked_at, "score": score, "features": row}
+                    for name, unit, asked_at, score, row in zip(*columns, strict=True)
+                ]
+            return [
+                {"id": name, "entity": unit, "asked_at": asked_at, "score": score}
+                for name, unit, asked_at, score, _ in zip(*columns, strict=True)
+            ]
         records = []
-        for question, one in zip(questions, told, strict=True):
-            by_key = question.inputs is not None
-            record = {
-                "id": question.id,
-                "revision": revision,
-                "version": question.loaded.digest,
-                # a tester chose the version, so that its requests are no sample of either side
-                "role": "tester" if tester else question.role,
-                "entity": question.unit,
-                "asked_at": question.asked_at,
-                "served_at": now,
-                "status": status,
-                "latency_ms": elapsed,
-                "score": None if one is None else one["score"],
-            }
-            if one is not None and "probabilities" in one:
-                record["probabilities"] = one["probabilities"]
-            if by_key and self._logs_inputs:
-                record["inputs"] = question.inputs
-            if self._logs_features and (not by_key or question.outcomes is not None):
-                row = question.row
-                record["features"] = row if question.envelope is NOBODY else strip_envelope(row)
+        for name, unit, asked_at, score, row, inputs, outcomes in zip(
+            *columns, group.inputs, group.outcomes, strict=True
+        ):
+            record: dict[str, Any] = {"id": name, "entity": unit, "asked_at": asked_at, "score": score}
+            if inputs is not None and self._logs_inputs:
+                record["inputs"] = inputs
+            if self._logs_features and (inputs is None or outcomes is not None):
+                record["features"] = row
             records.append(record)
-            if copies is not None and question.role == "stable" and (not by_key or question.outcomes is not None):
-                copies.offer(record, question.row, question.inputs)
-        self._log.extend(records)
-        for (digest, role), places in _by_version(records).items():
-            target = questions[places[0]].loaded.version.model.target
-            scores = [None if (one := told[place]) is None else one["score"] for place in places]
-            self.traffic.of(digest, role, target).add(status, seconds, scores)
+        return records
 
     async def _look_up(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
         """Read the features of those questions that are by key, all at once.
@@ -418,16 +447,17 @@ class Answerer:
 
             status = 503 if isinstance(error, StoreUnavailable) else 500
             failed = [question for question in questions if question.loaded.reader is reader]  # the others never fared
-            self._write(failed, [None] * len(failed), status, active, started, tester=tester)
+            for group in _grouped(failed):
+                self._write(group, None, status, active, started, tester=tester)
             raise LookupFailed(status, str(error)) from None
         for question, lookup in zip(by_key, lookups, strict=True):
             question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
             question.outcomes = {view: outcome for view, outcome in lookup.outcomes.items() if outcome != "present"}
 
-    def _write_refused(self, questions: Sequence[Question], active: Active, started: float, *, tester: bool) -> None:
-        """Log the rows by key whose features the model refuses: these are the store's, no caller can mend them."""
-        by_key = [question for question in questions if question.outcomes is not None]
-        self._write(by_key, [None] * len(by_key), 422, active, started, tester=tester)
+    def _write_refused(self, group: Group, row: int, active: Active, started: float, *, tester: bool) -> None:
+        """Log a row by key whose features the model refuses: these are the store's, no caller can mend them."""
+        if group.outcomes is not None and group.outcomes[row] is not None:
+            self._write(_only(group, row), None, 422, active, started, tester=tester)
 
     def _lane(self, digest: str) -> ThreadPoolExecutor:
         """The thread of this canary: one that never ends must not keep the next one's callers waiting."""
@@ -457,28 +487,76 @@ def _timed_output(loaded: Loaded, matrix: NDArray[np.float32]) -> NDArray[np.flo
     return outputs
 
 
-def _by_version(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[int]]:
-    """The places of the records of each version in each role."""
-    if len(records) == 1:
-        return {(records[0]["version"], records[0]["role"]): [0]}
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, record in enumerate(records):
-        places.setdefault((record["version"], record["role"]), []).append(place)
-    return places
+def _alone(question: Question, matrix: NDArray[np.float32]) -> Group:
+    """The group of a single row, which is encoded into ``matrix``."""
+    by_key = question.inputs is not None
+    return Group(
+        question.loaded,
+        question.role,
+        (0,),
+        (question.id,),
+        (question.unit,),
+        (question.asked_at,),
+        (strip_envelope(question.row),),
+        matrix,
+        (question.inputs,) if by_key else None,
+        (question.outcomes,) if by_key else None,
+    )
 
 
 def _grouped(questions: Sequence[Question]) -> list[Group]:
     """The questions by version, with a matrix for each."""
-    by_role: dict[Role, Group] = {}
+    by_role: dict[Role, list[int]] = {}
     for place, question in enumerate(questions):
-        group = by_role.get(question.role)
-        if group is None:
-            group = by_role[question.role] = Group(question.loaded, [], [], np.empty((0, 0), dtype=np.float32))
-        group.places.append(place)
-        group.questions.append(question)
-    for group in by_role.values():
-        group.matrix = np.empty((len(group.places), group.loaded.encoder.width), dtype=np.float32)
-    return list(by_role.values())
+        by_role.setdefault(question.role, []).append(place)
+    by_key = any(question.inputs is not None for question in questions)
+    groups = []
+    for role, places in by_role.items():
+        own = [questions[place] for place in places]
+        loaded = own[0].loaded
+        groups.append(
+            Group(
+                loaded,
+                role,
+                places,
+                [question.id for question in own],
+                [question.unit for question in own],
+                [question.asked_at for question in own],
+                [strip_envelope(question.row) for question in own],
+                np.empty((len(own), loaded.encoder.width), dtype=np.float32),
+                [question.inputs for question in own] if by_key else None,
+                [question.outcomes for question in own] if by_key else None,
+            )
+        )
+    return groups
+
+
+def _only(group: Group, row: int) -> Group:
+    """One row of a group by key."""
+    assert group.inputs is not None
+    assert group.outcomes is not None
+    return Group(
+        group.loaded,
+        group.role,
+        (group.places[row],),
+        (group.ids[row],),
+        (group.units[row],),
+        (group.asked_at[row],),
+        (group.rows[row],),
+        group.matrix[row : row + 1],
+        (group.inputs[row],),
+        (group.outcomes[row],),
+    )
+
+
+def _taking(places: Sequence[int], count: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """From a column of ``count`` values to those at ``places``, which rise."""
+    if len(places) == count:
+        return lambda column: column
+    taken = bytearray(count)
+    for place in places:
+        taken[place] = 1
+    return lambda column: list(compress(column, taken))
 
 
 def _encode_columns(groups: Sequence[Group], columns: Columns) -> bool:
@@ -486,9 +564,8 @@ def _encode_columns(groups: Sequence[Group], columns: Columns) -> bool:
     counts = [(group.loaded.encoder, group.loaded.encoder.counted()) for group in groups]
     try:
         for group in groups:
-            values = columns.values
-            if len(groups) > 1:
-                values = {name: [column[place] for place in group.places] for name, column in values.items()}
+            own = _taking(group.places, columns.count)
+            values = {name: own(columns.values[name]) for name in group.loaded.encoder.names}
             group.loaded.encoder.encode_columns(values, group.matrix)
     except RequestError:
         for encoder, counted in counts:
@@ -497,24 +574,26 @@ def _encode_columns(groups: Sequence[Group], columns: Columns) -> bool:
     return True
 
 
-def _encode_into(vector: NDArray[np.float32], question: Question) -> None:
-    """Encode a question's features; of what was looked up and is refused, say where it comes from.
+def _encode_into(group: Group, row: int) -> None:
+    """Encode a row of a group; of what was looked up and is refused, say where it comes from.
 
     Raises
     ------
     RequestError
         A feature is refused.
     """
+    features, encoder = group.rows[row], group.loaded.encoder
     try:
-        question.loaded.encoder.encode_into(question.row, vector)
+        encoder.encode_into(features, group.matrix[row])
     except RequestError as error:
-        name = question.loaded.encoder.refused(question.row) if question.outcomes is not None else None
-        reader = question.loaded.reader
+        outcomes = None if group.outcomes is None else group.outcomes[row]
+        name = encoder.refused(features) if outcomes is not None else None
+        reader = group.loaded.reader
         view = reader.source(name) if name is not None and reader is not None else None
-        if name is None or view is None or question.outcomes is None:
+        if name is None or view is None or outcomes is None:
             raise
-        outcome = question.outcomes.get(view, "present")
-        value = "null" if question.row[name] is None else "this value"
+        outcome = outcomes.get(view, "present")
+        value = "null" if features[name] is None else "this value"
         raise RequestError(error.status, f"{error}: view {view} had {value} for it (outcome: {outcome})") from None
 
 

@@ -61,13 +61,11 @@ class Answered:
         self.latency = Histogram(LATENCY_BOUNDS)
         self.scores = Histogram(score_bounds(target))
 
-    def add(self, status: int, seconds: float, scores: Sequence[float | None]) -> None:
-        """Count the rows of one request, which took it so long; a row without a score was not answered."""
-        self.statuses[status] = self.statuses.get(status, 0) + len(scores)
-        self.latency.add(seconds, len(scores))
-        for score in scores:
-            if score is not None:
-                self.scores.add(score)
+    def add(self, status: int, seconds: float, rows: int, scores: Sequence[float]) -> None:
+        """Count the rows of one request, which took it so long; ``scores`` of all of them, or none was answered."""
+        self.statuses[status] = self.statuses.get(status, 0) + rows
+        self.latency.add(seconds, rows)
+        self.scores.add_all(scores)
 
 
 class Traffic:

@@ -598,11 +598,15 @@ def read_envelope(row: Any) -> Envelope:
     return Envelope(_name(row, "id"), _name(row, "entity"), _asked_at(row.get("asked_at")))
 
 
-NOBODY = Envelope(None, None, None)
-"""That of a row without any of its fields."""
+class Envelopes(NamedTuple):
+    """The fields of many rows that are no features, by column."""
+
+    ids: list[str | None]
+    entities: list[str | None]
+    asked_at: list[str | None]
 
 
-def read_envelopes(columns: Columns) -> list[Envelope]:
+def read_envelopes(columns: Columns) -> Envelopes:
     """The same of each of many rows.
 
     Raises
@@ -610,10 +614,12 @@ def read_envelopes(columns: Columns) -> list[Envelope]:
     RequestError
         As :func:`read_envelope`, of any row.
     """
-    present = [name for name in ENVELOPE if name in columns.values]
+    present = {name: columns.values[name] for name in ENVELOPE if name in columns.values}
     if not present:
-        return [NOBODY] * columns.count
-    return [read_envelope(row) for row in Columns({n: columns.values[n] for n in present}, columns.count).rows()]
+        nobody: list[str | None] = [None] * columns.count
+        return Envelopes(nobody, nobody, nobody)
+    found = [read_envelope(row) for row in Columns(present, columns.count).rows()]
+    return Envelopes([one.id for one in found], [one.entity for one in found], [one.asked_at for one in found])
 
 
 def _asked_at(value: Any) -> str | None:

@@ -59,12 +59,13 @@ class Shadow:
         model = self._version.model
         try:
             self._encoder.encode_into(self._features(copy), self._vector[0])
-            told = model.target.told(model.output(self._vector), model.threshold)[0]
-            if not math.isfinite(told["score"]):
+            told = model.target.told(model.output(self._vector), model.threshold)
+            (score,) = told.scores
+            if not math.isfinite(score):
                 raise ArithmeticError("it answered a score that is not finite")
-            record["score"] = told["score"]
-            if "probabilities" in told:
-                record["probabilities"] = told["probabilities"]
+            record["score"] = score
+            if told.probabilities is not None:
+                (record["probabilities"],) = told.probabilities
         except RequestError:
             record["status"] = 422
         except Exception:  # whatever the runtime raises is this version's failure

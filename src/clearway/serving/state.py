@@ -29,7 +29,7 @@ from clearway.serving.loading import (
     open_reader,
     own_features,
 )
-from clearway.serving.requests import Envelope, KeyedRows, RequestError, RowEncoder
+from clearway.serving.requests import Columns, Envelope, KeyedRows, RequestError, RowEncoder
 from clearway.serving.shadow import ShadowCopies, shadow_command
 from clearway.signing import check_for
 from clearway.trust import trust_in
@@ -237,10 +237,23 @@ class Active:
         RequestError
             The value is none that can be one; 422.
         """
-        if self._key is None:
-            return envelope.entity
+        return envelope.entity if self._key is None else self._unit(row.get(self._key), envelope.entity)
+
+    def units(self, columns: Columns, entities: list[str | None]) -> list[str | None]:
+        """The same of each of many rows.
+
+        Raises
+        ------
+        RequestError
+            As :meth:`unit`, of any row.
+        """
+        if self._key is None or self._key not in columns.values:
+            return entities
+        return list(map(self._unit, columns.values[self._key], entities))
+
+    def _unit(self, value: Any, entity: str | None) -> str | None:
         try:
-            return key_text(row.get(self._key)) or envelope.entity
+            return key_text(value) or entity
         except ValueError as error:
             raise RequestError(422, f"{self._key}, by which requests are routed, {error}") from None
 
@@ -248,10 +261,13 @@ class Active:
         """The version that answers ``key``, and its role."""
         return self._sides[self.table.route(key)]
 
-    def route_many(self, keys: Sequence[str]) -> list[tuple[Role, Loaded]]:
-        """The same for each of many keys."""
-        sides = self._sides
-        return [sides[role] for role in self.table.route_many(keys)]
+    def route_many(self, keys: Sequence[str]) -> list[tuple[Role, Loaded, Sequence[int]]]:
+        """Each version that answers some of many keys, its role, and the places of those keys."""
+        if self.table.canary is None:
+            return [(*self._sides["stable"], range(len(keys)))]
+        roles = self.table.route_many(keys)
+        places = {role: [place for place, found in enumerate(roles) if found == role] for role in self._sides}
+        return [(*self._sides[role], taken) for role, taken in places.items() if taken]
 
     def live_digest(self, prefix: str) -> str:
         """The digest of the one live version that begins so.

@@ -120,7 +120,7 @@ class TracedAnswerer(Answerer):
     ) -> tuple[list[dict[str, Any]], ModelError | None]:
         with self._step("score") as span:
             span.set_attribute("clearway.version", group.loaded.digest)
-            span.set_attribute("clearway.rows", len(group.questions))
+            span.set_attribute("clearway.rows", len(group.ids))
             answers, failure = await super()._score(group, active, started, tester=tester)
             if failure is not None:
                 span.set_status(StatusCode.ERROR)

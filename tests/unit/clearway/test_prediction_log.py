@@ -290,6 +290,29 @@ def test_records_of_one_request_are_queued_together_up_to_the_room_there_is(tmp_
     assert len(read_log(tmp_path)) == sum(kept)
 
 
+def test_what_all_records_share_is_in_each_of_them(tmp_path: Path) -> None:
+    shared = {name: value for name, value in record(0).items() if name in ("revision", "version", "served_at")}
+    own = [{name: value for name, value in one.items() if name not in shared} for one in many(0, 3)]
+    for folder, offer in (
+        ("whole", lambda log: log.extend(many(0, 3))),
+        ("shared", lambda log: log.extend(own, shared)),
+    ):
+        log = PredictionLog(tmp_path / folder)
+        assert offer(log) == 3
+        log.close()
+    found, whole = read_log(tmp_path / "shared"), read_log(tmp_path / "whole")
+    pd.testing.assert_frame_equal(found.drop(columns="served_at"), whole.drop(columns="served_at"))
+    assert found["served_at"].nunique() == 1
+
+
+def test_of_records_that_share_fields_one_that_is_no_json_is_lost_alone(tmp_path: Path) -> None:
+    log = PredictionLog(tmp_path)
+    assert log.extend([{"id": "1"}, {"id": object()}, {"id": "3"}], {"revision": 1}) == 2
+    log.close()
+    assert log.dropped == 1
+    assert read_log(tmp_path, columns=["id"])["id"].tolist() == ["1", "3"]
+
+
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """As on a disk that is full from there on: the system takes what fits and refuses the rest."""

@@ -12,6 +12,7 @@ from clearway.target import (
     BINARY,
     MAX_CLASSES,
     Target,
+    Told,
     class_name,
     class_names,
     constant_answer,
@@ -37,11 +38,9 @@ def test_the_score_and_the_answer_of_each_kind() -> None:
 
 
 def test_what_a_caller_is_told() -> None:
-    assert BINARY.told(np.array([0.75]), 0.5) == [{"score": 0.75, "label": 1}]
-    assert ABC.told(PROBABILITIES[1:2], 0.5) == [
-        {"score": 0.6, "label": "c", "probabilities": {"a": 0.1, "b": 0.3, "c": 0.6}}
-    ]
-    assert NUMBERS.told(np.array([7.5]), 0.5) == [{"score": 7.5, "label": 7.5}]
+    assert BINARY.told(np.array([0.75, 0.5, 0.25]), 0.5) == Told([0.75, 0.5, 0.25], [1, 1, 0])
+    assert ABC.told(PROBABILITIES[1:2], 0.5) == Told([0.6], ["c"], [{"a": 0.1, "b": 0.3, "c": 0.6}])
+    assert NUMBERS.told(np.array([7.5]), 0.5) == Told([7.5], [7.5])
 
 
 def test_classes_are_named_by_their_value_whatever_its_type() -> None:

@@ -175,8 +175,9 @@ def test_a_worker_answers_only_where_others_can_too() -> None:
 
 def test_rows_are_counted_by_version_and_role_with_their_scores() -> None:
     traffic = Traffic()
-    for score in (0.05, 0.06, None):
-        traffic.of("d" * 64, "canary", BINARY).add(200 if score else 500, 0.003, [score])
+    canary = traffic.of("d" * 64, "canary", BINARY)
+    canary.add(200, 0.003, 2, [0.05, 0.06])
+    canary.add(500, 0.003, 1, [])
     traffic.add(200, 0.004)
     found = samples(list(of_traffic(traffic)))
     version = "d" * 64
@@ -193,7 +194,7 @@ def test_of_versions_that_are_served_no_more_only_the_latest_are_counted() -> No
     traffic = Traffic()
     for number in range(KEPT_VERSIONS + 30):
         for role in ("stable", "canary"):
-            traffic.of(f"version {number}", role, BINARY).add(200, 0.1, [0.5])
+            traffic.of(f"version {number}", role, BINARY).add(200, 0.1, 1, [0.5])
     traffic.forget(["version 0"])
     kept = [version for version, role in traffic.answered if role == "stable"]
     assert kept == ["version 0", *(f"version {number}" for number in range(30, KEPT_VERSIONS + 30))]
