@@ -7,6 +7,7 @@ moves nobody from one version to the other in this one.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -64,28 +65,47 @@ class RoutingTable(BaseModel):
 
         An entity that sees the canary at 10% still sees it at 25%: buckets below the weight only grow.
         """
-        return self.route_many((key,))[0]
+        if self.canary is None:
+            return "stable"
+        return "canary" if bucket(key, self.salt) < self._end else "stable"
 
     def route_many(self, keys: Sequence[str]) -> list[Role]:
         """The role that answers each of many keys."""
         if self.canary is None:
             return ["stable"] * len(keys)
-        end = self.canary_weight * BUCKETS // 100
+        end = self._end
         return ["canary" if place < end else "stable" for place in buckets(keys, self.salt)]
+
+    @property
+    def _end(self) -> int:
+        """The first bucket that is not the canary's."""
+        return self.canary_weight * BUCKETS // 100
 
 
 def bucket(key: str, salt: str) -> int:
     """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
-    return buckets((key,), salt)[0]
+    hashed = _salted(salt).copy()
+    hashed.update(key.encode())
+    return int.from_bytes(hashed.digest(), "big") % BUCKETS
 
 
 def buckets(keys: Iterable[str], salt: str) -> list[int]:
     """The same of each of many keys."""
+    begun, found = _salted(salt).copy, []
+    for key in keys:  # as bucket() does, whose call would take as long again
+        hashed = begun()
+        hashed.update(key.encode())
+        found.append(int.from_bytes(hashed.digest(), "big") % BUCKETS)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _salted(salt: str) -> hashlib.blake2b:
+    """A hash that has read the salt and no key, to be copied: to begin one anew takes longer than the key."""
     secret = salt.encode("utf-8")
     if len(secret) > hashlib.blake2b.MAX_KEY_SIZE:  # cut off, two long salts could be one
         secret = hashlib.blake2b(secret).digest()
-    of_bytes, blake2b = int.from_bytes, hashlib.blake2b
-    return [of_bytes(blake2b(key.encode(), key=secret, digest_size=8).digest(), "big") % BUCKETS for key in keys]
+    return hashlib.blake2b(key=secret, digest_size=8)
 
 
 class Split(NamedTuple):

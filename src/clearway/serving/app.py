@@ -473,24 +473,30 @@ class Reply(Answer):
     def __init__(self, content: Any, status: int, version: str | None, identity: str) -> None:
         self._body = orjson.dumps(content)
         self._status = status
-        self._headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(self._body)),
-            (REQUEST_ID, identity.encode("latin-1")),
-        ]
-        if version is not None:
-            self._headers.append((_VERSION, version.encode("latin-1")))
+        self._identity = identity.encode("latin-1")
+        self._more = [] if version is None else [(_VERSION, version.encode("latin-1"))]
         if status == 503:
-            self._headers.append(RETRY_LATER)
+            self._more.append(RETRY_LATER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(self._body)),
+            (REQUEST_ID, self._identity),
+            *self._more,
+        ]
+        await send({"type": "http.response.start", "status": self._status, "headers": headers})
         await send({"type": "http.response.body", "body": self._body})
 
     def as_http(self, more_headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """The same as a message of HTTP/1.1 (RFC 9112) on a connection that stays open."""
-        headers = b"".join([b"%b: %b\r\n" % header for header in (*more_headers, *self._headers)])
-        return b"%b%b\r\n%b" % (_STATUS_LINES[self._status], headers, self._body)
+        return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
+            _STATUS_LINES[self._status],
+            b"".join([b"%b: %b\r\n" % header for header in (*more_headers, *self._more)]),
+            len(self._body),
+            self._identity,
+            self._body,
+        )
 
 
 class ModelsEndpoint:

@@ -595,7 +595,13 @@ def read_envelope(row: Any) -> Envelope:
     """
     if type(row) is not dict:
         raise RequestError(422, f"a row must be an object of features, not {_json_kind(row)}")
+    if row.keys().isdisjoint(ENVELOPE):
+        return NOBODY
     return Envelope(_name(row, "id"), _name(row, "entity"), _asked_at(row.get("asked_at")))
+
+
+NOBODY = Envelope(None, None, None)
+"""That of a row without any of its fields."""
 
 
 class Envelopes(NamedTuple):
