@@ -29,6 +29,8 @@ from line import clone
 
 PARTS = ("offline", "flights", "online", "materialise")
 CONNECTIONS, CLIENTS, RATE = 16, 100, 1000
+WORKERS = 2
+"""Processes of each server that answers over HTTP: one for each core."""
 GUARD_GB = 14.0
 """Resident memory at which a measured process is ended."""
 ALL_TIME = 1000
@@ -189,7 +191,7 @@ def write_project(folder: Path, as_of: datetime) -> None:
             "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
             "arguments": {"max_iter": 10, "min_samples_leaf": 50},
         },
-        "environments": {"production": {"port": 0}},
+        "environments": {"production": {"port": 0, "workers": WORKERS}},
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("params", params), ("schema", schema)):
@@ -234,7 +236,7 @@ def online(folder: Path, figures: Figures, details: Details, sizes: Sizes, *, qu
             measured["processor_us"] = (serving.processor_seconds() - used) / measured["sent"] * 1e6
             measured["memory_mb"] = serving.memory_mb()
 
-    with _servers.hello(folder) as serving:
+    with _servers.hello(folder, WORKERS) as serving:
         measure("bare Starlette, no features", serving, first / "requests.json")
     with stores(folder, tuple(STORES)) as variables:
         for store in STORES:
@@ -259,12 +261,12 @@ def online(folder: Path, figures: Figures, details: Details, sizes: Sizes, *, qu
             if not repository.exists():
                 shutil.copytree(first / "data" / "feature_tables", repository / "data" / "feature_tables")
                 tool("feast_materialize.py", repository, store, as_of_of(first).isoformat())
-            with _servers.feast(repository, "--no-access-log", *options) as serving:
+            with _servers.feast(repository, "--no-access-log", "--workers", str(WORKERS), *options) as serving:
                 check_values(serving, first)
                 measure(name, serving, first / "requests_feast.json")
     columns = {"requests_per_second": "requests/s", "p50_ms": "p50, ms", "p95_ms": "p95, ms", "p99_ms": "p99, ms"}
     columns |= {"errors": "errors"}
-    entities = f"5 features of one of {sizes.sensors:,} entities"
+    entities = f"5 features of one of {sizes.sensors:,} entities, {WORKERS} workers"
     title = f"{entities}; {CONNECTIONS} connections that always ask"
     more = {"processor_us": "CPU µs each", "start": "start, s", "memory_mb": "MB", "generator_cpu": "CPUs to ask"}
     details.show(title, results["closed"], columns | more)

@@ -32,6 +32,7 @@ WORKERS = 2
 CONNECTIONS = (1, 8, 32)
 BATCH, BATCH_CONNECTIONS = 1000, 4
 STARTS = 5
+PEERS = ("mlflow models serve", "MLServer", "BentoML")
 Row = dict[str, Any]
 
 
@@ -51,7 +52,7 @@ def main() -> int:
     if shutil.which("wrk") is None:
         sys.exit("error: wrk is not installed: apt-get install wrk")
     figures = Figures("serving")
-    rounds, seconds = (1, 0.7) if options.quick else (5, 6.0)
+    rounds, seconds = (1, 0.7) if options.quick else (4, 5.0)
     with tempfile.TemporaryDirectory(prefix="clearway-serving-") as temporary:
         folder = Path(temporary)
         for name, kind in (("network", "onnx"), ("estimator", "sklearn")):
@@ -91,6 +92,18 @@ def servers(folder: Path) -> Iterator[dict[str, Asked]]:
     def predicted(answer: Any) -> list[float]:
         return [one["score"] for one in answer.get("predictions", [answer])]
 
+    def many(rows: list[Row]) -> Any:
+        return {"rows": rows}
+
+    def records(rows: list[Row]) -> Any:
+        return {"dataframe_records": rows}
+
+    def predictions(answer: Any) -> list[float]:
+        return list(answer["predictions"])
+
+    def first_output(answer: Any) -> list[float]:
+        return list(answer["outputs"][0]["data"])
+
     with ExitStack() as stack:
         made: dict[str, Asked] = {}
 
@@ -109,15 +122,11 @@ def servers(folder: Path) -> Iterator[dict[str, Asked]]:
         add_clearway("Clearway, no routing, no log", project, canary=False, script="benchmarks/tools/serve_bare.py")
         add_clearway("Clearway, no ONNX", folder / "estimator" / "project", canary=True)
         add("bare Starlette", _servers.hello(folder, WORKERS), "/predict", one_or_many, None)
-        add(
-            "mlflow models serve",
-            mlflow(folder, pipeline),
-            "/invocations",
-            lambda rows: {"dataframe_records": rows},
-            lambda answer: answer["predictions"],
-        )
-        add("MLServer", mlserver(folder, pipeline), "/v2/models/served/infer", table, lambda a: a["outputs"][0]["data"])
-        add("BentoML", bentoml(folder, pipeline), "/predict", lambda rows: {"rows": rows}, lambda answer: answer)
+        for workers in (1, WORKERS):  # as they start by themselves, and as many as we have
+            more = f", {workers} workers" if workers > 1 else ""
+            add(f"mlflow models serve{more}", mlflow(folder, pipeline, workers), "/invocations", records, predictions)
+            add(f"MLServer{more}", mlserver(folder, pipeline, workers), "/v2/models/served/infer", table, first_output)
+            add(f"BentoML{more}", bentoml(folder, pipeline, workers), "/predict", many, list)
         yield made
 
 
@@ -131,22 +140,25 @@ def tell_all(project: Path) -> None:
 
 
 @contextmanager
-def mlflow(folder: Path, pipeline: Path) -> Iterator[Serving]:
+def mlflow(folder: Path, pipeline: Path, workers: int) -> Iterator[Serving]:
     model, port = folder / "mlflow", free_port()
-    _peers.run("clearway", "mlflow_pipeline.py", pipeline, model)
+    if not model.exists():
+        _peers.run("clearway", "mlflow_pipeline.py", pipeline, model)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-p", str(port)]
-    command += ["--env-manager", "local", "--workers", str(WORKERS)]
-    with running(command, folder, "mlflow.serve", port, lambda: _servers.answers_at(port, "/ping")) as serving:
+    command += ["--env-manager", "local", "--workers", str(workers)]
+    with running(
+        command, folder, f"mlflow.serve.{workers}", port, lambda: _servers.answers_at(port, "/ping")
+    ) as serving:
         yield serving
 
 
 @contextmanager
-def mlserver(folder: Path, pipeline: Path) -> Iterator[Serving]:
-    home = folder / "mlserver"
+def mlserver(folder: Path, pipeline: Path, workers: int) -> Iterator[Serving]:
+    home = folder / f"mlserver_{workers}"
     home.mkdir()
     port, beside = free_port(), free_port()
     settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": beside, "metrics_port": free_port()}
-    settings |= {"parallel_workers": WORKERS, "debug": False}
+    settings |= {"parallel_workers": workers, "debug": False}
     model = {"name": "served", "implementation": "mlserver_pipeline.Pipeline", "parameters": {"uri": str(pipeline)}}
     (home / "settings.json").write_text(json.dumps(settings))
     (home / "model-settings.json").write_text(json.dumps(model))
@@ -159,10 +171,10 @@ def mlserver(folder: Path, pipeline: Path) -> Iterator[Serving]:
 
 
 @contextmanager
-def bentoml(folder: Path, pipeline: Path) -> Iterator[Serving]:
-    home, port = folder / "bentoml", free_port()
+def bentoml(folder: Path, pipeline: Path, workers: int) -> Iterator[Serving]:
+    home, port = folder / f"bentoml_{workers}", free_port()
     home.mkdir()
-    service = (TOOLS / "bento_pipeline.py").read_text(encoding="utf-8").replace("workers=1", f"workers={WORKERS}")
+    service = (TOOLS / "bento_pipeline.py").read_text(encoding="utf-8").replace("workers=1", f"workers={workers}")
     (home / "bento_pipeline.py").write_text(service, encoding="utf-8")
     interpreter = _peers.python("bentoml")
     command = [interpreter, str(Path(interpreter).with_name("bentoml")), "serve", "bento_pipeline:Pipeline"]
@@ -213,6 +225,8 @@ def measure(
     for _ in range(rounds):
         for connections in CONNECTIONS:
             for name, one in asked.items():
+                if name.startswith(PEERS) and name.endswith("workers") and connections != CONNECTIONS[-1]:
+                    continue  # to know which is faster under load, it is enough to look there
                 said = load(folder, one, [[row] for row in rows], connections, seconds)
                 found[name].setdefault(str(connections), []).append(said)
         for name in ("Clearway",):
@@ -255,9 +269,11 @@ def tell(figures: Figures, measured: dict[str, dict[str, list[dict[str, float]]]
         figures.add(f"single_{connections}_requests_per_second", rate("Clearway", connections))
         for share in (50, 95, 99):
             figures.add(f"single_{connections}_p{share}_ms", middle(ours[connections], f"p{share}_ms"))
-    for name in ("mlflow models serve", "MLServer", "BentoML"):
+    for name in PEERS:
         short = name.partition(" ")[0].lower()
         figures.add(f"single_32_over_{short}", rate("Clearway", "32") / max(rate(name, "32"), 1e-9))
+        both = rate(f"{name}, {WORKERS} workers", "32")
+        figures.add(f"single_32_over_{short}_{WORKERS}_workers", rate("Clearway", "32") / max(both, 1e-9))
     figures.add("hello_over_single_32", rate("bare Starlette", "32") / rate("Clearway", "32"))
     figures.add("errors", sum(one["errors"] for runs in ours.values() for one in runs))
     figures.add("batch_rows_per_second", BATCH * rate("Clearway", "batch"))
@@ -269,7 +285,8 @@ def tell(figures: Figures, measured: dict[str, dict[str, list[dict[str, float]]]
 def show(
     measured: dict[str, dict[str, list[dict[str, float]]]], memory: dict[str, float], starts: dict[str, float]
 ) -> None:
-    table = Table(title=f"one row a request, {WORKERS} workers, median of rounds", title_justify="left", box=None)
+    title = f"one row a request, {WORKERS} workers of ours, those of others by default 1; median of rounds"
+    table = Table(title=title, title_justify="left", box=None)
     columns = ("server", "connections", "requests/s", "p50, ms", "p95, ms", "p99, ms", "CPU µs each", "errors")
     for column in (*columns, "start, s", "MB"):
         table.add_column(column, justify="left" if column == "server" else "right")

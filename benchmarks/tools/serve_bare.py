@@ -6,12 +6,10 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from clearway.prediction_log import PredictionLog
 from clearway.serving.answering import Answerer
 from clearway.serving.state import Active
 
 if __name__ == "__main__":
     Active.route = lambda active, key: ("stable", active.stable)  # type: ignore[method-assign]
-    Answerer._write = lambda *_, **__: None  # type: ignore[method-assign]
-    PredictionLog.append = lambda log, record: True  # type: ignore[method-assign]
+    Answerer._append = lambda *_: None  # type: ignore[method-assign]
     runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "serve.py"), run_name="__main__")

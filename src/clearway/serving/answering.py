@@ -362,10 +362,16 @@ class Answerer:
     def _write(
         self, group: Group, told: Told | None, status: int, active: Active, started: float, *, tester: bool
     ) -> None:
-        """Log what became of each row, and count it; features only of those that got as far as having them."""
+        """Log what became of each row, and count it."""
         seconds = perf_counter() - started
         # a tester chose the version, so that its requests are no sample of either side
         role = "tester" if tester else group.role
+        loaded, scores = group.loaded, () if told is None else told.scores
+        self.traffic.of(loaded.digest, role, loaded.version.model.target).add(status, seconds, len(group.ids), scores)
+        self._append(group, told, status, active, seconds, role)
+
+    def _append(self, group: Group, told: Told | None, status: int, active: Active, seconds: float, role: str) -> None:
+        """Log each row, and offer it to a shadow; features only of those that got as far as having them."""
         shared = {
             "revision": active.table.revision,
             "version": group.loaded.digest,
@@ -374,15 +380,11 @@ class Answerer:
             "status": status,
             "latency_ms": seconds * 1000.0,
         }
-        scores, count = () if told is None else told.scores, len(group.ids)
-        records = self._records(group, scores or [None] * count)
+        records = self._records(group, [None] * len(group.ids) if told is None else told.scores)
         if told is not None and told.probabilities is not None:
             for record, probabilities in zip(records, told.probabilities, strict=True):
                 record["probabilities"] = probabilities
         self._log.extend(records, shared)
-        self.traffic.of(group.loaded.digest, role, group.loaded.version.model.target).add(
-            status, seconds, count, scores
-        )
         if active.copies is not None and role == "stable" and status in SHADOWED:
             for place, record in enumerate(records):
                 inputs = None if group.inputs is None else group.inputs[place]
