@@ -47,18 +47,21 @@ METRICS_OF: dict[Kind, tuple[str, ...]] = {
 }  # fmt: skip
 """Names of the metrics of :mod:`clearway.metrics`, which takes seconds to import."""
 
+MAIN_METRIC: dict[Kind, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "r2"}
+"""What judges a search, the champion and the live model of each kind where params.yaml names no other."""
+
 _DEFAULTS_OF: dict[str, dict[tuple[str, ...], Any]] = {
     "multiclass": {
         ("gates", "floors"): {"roc_auc_ovr": 0.65},
-        ("gates", "champion", "metric"): "accuracy",
-        ("decision", "performance", "metric"): "accuracy",
+        ("gates", "champion", "metric"): MAIN_METRIC["multiclass"],
+        ("decision", "performance", "metric"): MAIN_METRIC["multiclass"],
     },
     "regression": {
         ("train", "estimator"): "sklearn.ensemble.HistGradientBoostingRegressor",
         ("train", "baseline"): "sklearn.linear_model.Ridge",
         ("gates", "floors"): {"r2": 0.1},
-        ("gates", "champion", "metric"): "r2",
-        ("decision", "performance", "metric"): "r2",
+        ("gates", "champion", "metric"): MAIN_METRIC["regression"],
+        ("decision", "performance", "metric"): MAIN_METRIC["regression"],
         ("canary", "score_margin"): 0.5,
     },
 }
@@ -342,7 +345,7 @@ class TuneParams(Section):
     timeout_seconds: float | None = Field(None, gt=0)
     """After so many seconds of trials none is begun. What is then best depends on how fast the machine is."""
     metric: str | None = None
-    """What is judged by; any of the gates' metrics. Null: ``gates.champion.metric``."""
+    """What is judged by; any of the gates' metrics. Null: roc_auc; multiclass accuracy; regression r2."""
     folds: int = Field(3, ge=1)
     """How often a trial is fitted. With time: on expanding windows, each judged on the rows that come next."""
     validation_share: Probability = 0.3

@@ -41,7 +41,7 @@ from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, estimated, needed_types, read_estimator
 from clearway.parallel import in_order, joblib_backend, numeric_threads, of_cluster
-from clearway.params import JoblibParams, Kind, Params, ScoreCalibrationParams, TuneParams
+from clearway.params import MAIN_METRIC, JoblibParams, Kind, Params, ScoreCalibrationParams, TuneParams
 from clearway.profile import ANSWER, SCORE, sample_positions, write_reference
 from clearway.progress import Show, silent
 from clearway.resources import names_memory, peak_memory_mb
@@ -302,7 +302,7 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
         challenger = replace(
             challenger, arguments={**challenger.arguments, **found.best.arguments}, trials=len(found.trials)
         )
-        report["tuning"] = found.report(params.train.tune, params.train.tune.metric or params.gates.champion.metric)
+        report["tuning"] = found.report(params.train.tune, judged_by(params.train.tune, target.kind))
     _write_plot(report.get("tuning", {}).get("trials", ()), workspace)
     for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
@@ -371,7 +371,7 @@ def _search(
     """Search the challenger's arguments on folds of the training rows."""
     from clearway.tuning import KEY, make_folds, search, starting_point  # Optuna, which few trainings need
 
-    judge = metric(tune.metric or params.gates.champion.metric, f"params.yaml: {KEY}.metric", target.kind)
+    judge = metric(judged_by(tune, target.kind), f"params.yaml: {KEY}.metric", target.kind)
     accepted = _accepted(_import_class(recipe))
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for name in tune.space:
@@ -412,6 +412,11 @@ def _search(
     threads = params.train.resources.threads
     with joblib_backend(params.train.joblib, threads), numeric_threads(threads):
         return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
+
+
+def judged_by(tune: TuneParams, kind: Kind) -> str:
+    """The metric that judges a search. Nothing but ``train`` says it: a gate must not change which model is trained."""
+    return tune.metric or MAIN_METRIC[kind]
 
 
 def _write_plot(trials: Sequence[Mapping[str, Any]], workspace: Workspace) -> None:

@@ -529,8 +529,13 @@ def test_a_search_by_another_metric_does_not_go_on_from_what_a_killed_one_kept(t
     with pytest.raises(KeyboardInterrupt):
         train(params, workspace, killed)
     gate = params.gates.champion.model_copy(update={"metric": "log_loss"})
-    by_loss = params.model_copy(update={"gates": params.gates.model_copy(update={"champion": gate})})
-    said = train(by_loss, workspace).report["tuning"]
+    gated = params.model_copy(update={"gates": params.gates.model_copy(update={"champion": gate})})
+    said = train(gated, workspace).report["tuning"]
+    assert (said["metric"], said["resumed_at"]) == ("roc_auc", 3), "a gate says nothing of how a model is trained"
+    with pytest.raises(KeyboardInterrupt):
+        train(params, workspace, killed)
+    params, workspace = project(tmp_path, tune={**TUNE, "metric": "log_loss"})
+    said = train(params, workspace).report["tuning"]
     assert (said["metric"], said["resumed_at"]) == ("log_loss", 0)
 
 
