@@ -230,6 +230,9 @@ def fit(
             if of_cluster(error):
                 raise
             reason = _reason(error)
+            empty = [name for name, values in zip(schema.names, matrix[kept].T, strict=True) if np.isnan(values).all()]
+            if empty:
+                reason += f" (these rows have no value of {', '.join(empty)})"
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
                 raise UsageError(
                     f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {reason}"
@@ -263,19 +266,12 @@ def train(params: Params, workspace: Workspace, show: Show = silent) -> Trained:
 def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     started = time.perf_counter()
     (workspace.reports / "training.json").unlink(missing_ok=True)  # it is there when all else of this run is
-    described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
     frame, told = read_rows(workspace, "training", params.target.kind)
-    target, labels = learn_target(params.target.kind, told)
-    kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
-    definitions = {key: described[key] for key in kept}
-    missing = [name for name in (*definitions["numeric"], *definitions["categorical"]) if name not in frame.columns]
-    if missing:
-        raise ClearwayError(
-            f"{workspace.features / 'training.parquet'} lacks {', '.join(missing)}, which features.json names: "
-            "run scripts/build_features.py again"
-        )
-    declared = {name: Column.model_validate(said) for name, said in described["declared"].items()}
-    schema = learn_schema(frame, tuple(definitions["categorical"]), tuple(definitions["numeric"]), declared)
+    try:
+        target, labels = learn_target(params.target.kind, told)
+    except ClearwayError as error:
+        raise ClearwayError(f"{workspace.features / 'training.parquet'}: {error}") from None
+    definitions, schema = _described(workspace, frame)
     matrix = schema.encode(frame)
     infinite = [name for name, column in zip(schema.names, matrix.T, strict=True) if np.isinf(column).any()]
     if infinite:
@@ -353,6 +349,35 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
         peak_memory_mb=report["peak_memory_mb"],
         report=report,
     )
+
+
+def _described(workspace: Workspace, frame: pd.DataFrame) -> tuple[dict[str, Any], InputSchema]:
+    """What the payload keeps of ``features.json``, and the schema of the training rows.
+
+    Raises
+    ------
+    ClearwayError
+        The file is missing or not what the stage writes, or the rows lack a feature that it names.
+    """
+    path = workspace.features / "features.json"
+    described = read_json(path, made_by="scripts/build_features.py")
+    try:
+        kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
+        definitions = {key: described[key] for key in kept}
+        numeric, categorical = tuple(definitions["numeric"]), tuple(definitions["categorical"])
+        missing = [name for name in (*numeric, *categorical) if name not in frame.columns]
+        if missing:
+            raise ClearwayError(
+                f"{workspace.features / 'training.parquet'} lacks {', '.join(missing)}, which features.json names: "
+                "run scripts/build_features.py again"
+            )
+        declared = {name: Column.model_validate(said) for name, said in described["declared"].items()}
+        return definitions, learn_schema(frame, categorical, numeric, declared)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # pydantic's is a ValueError
+        raise ClearwayError(
+            f"{path} is not what scripts/build_features.py writes ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}): run it again"
+        ) from None
 
 
 def _search(

@@ -25,12 +25,13 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sqlalchemy.exc import SQLAlchemyError
 
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import atomic_path, canonical_json
+from clearway.files import atomic_path, canonical_json, sha256_bytes
 from clearway.params import CategoricalSpace, FloatSpace, IntSpace, TuneParams
 from clearway.progress import Show, silent
 
 KEY = "train.tune"
 _STUDY = "search"
+_CHECK = "sha256"
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Rows to learn from, and rows to be judged on."""
 Evaluate = Callable[[Mapping[str, Any], int], float]
@@ -373,7 +374,7 @@ def _judged(
     except ClearwayError as error:
         return None, str(error)[:500]
     if not np.isfinite(value):
-        return None, f"the metric is {value} on fold {fold + 1}"
+        return None, f"the metric is {value} on fold {fold + 1}: are its rows all of one answer?"
     return float(value), ""
 
 
@@ -384,15 +385,19 @@ def _kept_trial(kept: Any, suggested: Mapping[str, Any], tune: TuneParams, study
             f"{study}: its trial {kept.number} tried {kept.params}, and this search would try {dict(suggested)}: "
             "delete the file, and the search starts again"
         )
-    failed = kept.state == TrialState.FAIL
-    return Trial(
-        kept.number,
-        _arguments(suggested, tune),
-        "failed" if failed else "complete",
-        None if failed else kept.value,
-        kept.user_attrs["seconds"],
-        kept.user_attrs["reason"],
-    )
+    said = kept.user_attrs
+    value = None if kept.state == TrialState.FAIL else kept.value
+    if said.get(_CHECK) != _check_of(suggested, value, said.get("seconds"), said.get("reason")):
+        raise ClearwayError(
+            f"{study}: its trial {kept.number} is not as it was kept: delete the file, and the search starts again"
+        )
+    state: Literal["complete", "failed"] = "failed" if value is None else "complete"
+    return Trial(kept.number, _arguments(suggested, tune), state, value, said["seconds"], said["reason"])
+
+
+def _check_of(suggested: Mapping[str, Any], value: float | None, seconds: Any, reason: Any) -> str:
+    """A hash of all that a study keeps of a trial: SQLite has none."""
+    return sha256_bytes(canonical_json([dict(suggested), value, seconds, reason]))
 
 
 @contextmanager
@@ -405,20 +410,26 @@ def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any]
         storage = _study(path)
         study = optuna.load_study(storage=storage, study_name=_STUDY)
         kept = study.get_trials(deepcopy=False)
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # of a damaged file SQLAlchemy, Alembic and Optuna raise whatever they come upon
         raise ClearwayError(
             f"{path} cannot be used as a study of Optuna: delete it, and the search starts again "
             f"({' '.join(str(error).split())[:200]})"
         ) from None
 
     def add(suggested: Mapping[str, Any], space: dict[str, BaseDistribution], trial: Trial) -> None:
-        attributes = {"seconds": trial.seconds, "reason": trial.reason}
+        check = _check_of(suggested, trial.value, trial.seconds, trial.reason)
+        attributes = {"seconds": trial.seconds, "reason": trial.reason, _CHECK: check}
         state = TrialState.FAIL if trial.value is None else TrialState.COMPLETE
-        study.add_trial(
-            optuna.create_trial(
-                state=state, value=trial.value, params=dict(suggested), distributions=space, user_attrs=attributes
-            )
+        made = optuna.create_trial(
+            state=state, value=trial.value, params=dict(suggested), distributions=space, user_attrs=attributes
         )
+        try:
+            study.add_trial(made)
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise ClearwayError(
+                f"{path}: trial {trial.number} cannot be kept ({' '.join(str(error).split())[:200]}): make room and "
+                "train again, and the search goes on; or delete the file"
+            ) from None
 
     try:
         yield kept, add

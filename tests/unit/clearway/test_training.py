@@ -542,7 +542,9 @@ def test_a_search_by_another_metric_does_not_go_on_from_what_a_killed_one_kept(t
 def test_labels_all_the_same_stop_training(tmp_path: Path) -> None:
     params, workspace = project(tmp_path)
     FRAME.assign(label=1.0).to_parquet(workspace.features / "training.parquet")
-    with pytest.raises(ClearwayError, match=r"must be both 0 and 1, found only 1 in 300 rows"):
+    with pytest.raises(
+        ClearwayError, match=r"training\.parquet: .* must be both 0 and 1, found only 1 in 300 rows.*data\.positive"
+    ):
         train(params, workspace)
     assert not workspace.model.exists()
 
@@ -632,3 +634,20 @@ def test_a_training_that_fails_leaves_no_report_of_an_earlier_one(tmp_path: Path
     with pytest.raises(UsageError):
         train(params, workspace)
     assert not (workspace.reports / "training.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"definitions_sha256": "0", "numeric": 3, "categorical": [], "declared": {}}']
+)
+def test_a_description_of_features_that_is_none_is_named(content: str, tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    (workspace.features / "features.json").write_text(content)
+    with pytest.raises(ClearwayError, match=r"features\.json is not what scripts/build_features\.py writes"):
+        train(params, workspace)
+
+
+def test_a_feature_without_any_value_is_named_where_an_estimator_cannot_take_it(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    FRAME.assign(size=np.nan).to_parquet(workspace.features / "training.parquet")
+    with pytest.raises(ClearwayError, match=r"cannot be fitted .*\(these rows have no value of size\)"):
+        train(params, workspace)
