@@ -403,17 +403,19 @@ def _check_of(suggested: Mapping[str, Any], value: float | None, seconds: Any, r
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any], Any, Trial], None]]]:
     """The finished trials of a study, and what adds one. A trial is added whole, once it is finished."""
-    if not path.exists():
-        with atomic_path(path) as made:  # a study that was killed while it was made is none
-            _study(made).engine.dispose()
+    try:
+        if not path.exists():
+            with atomic_path(path) as made:  # a study that was killed while it was made is none
+                _study(made).engine.dispose()
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise ClearwayError(f"{path} cannot be made ({_cause(error)}): make room, and train again") from None
     try:
         storage = _study(path)
         study = optuna.load_study(storage=storage, study_name=_STUDY)
         kept = study.get_trials(deepcopy=False)
     except Exception as error:  # of a damaged file SQLAlchemy, Alembic and Optuna raise whatever they come upon
         raise ClearwayError(
-            f"{path} cannot be used as a study of Optuna: delete it, and the search starts again "
-            f"({' '.join(str(error).split())[:200]})"
+            f"{path} cannot be used as a study of Optuna: delete it, and the search starts again ({_cause(error)})"
         ) from None
 
     def add(suggested: Mapping[str, Any], space: dict[str, BaseDistribution], trial: Trial) -> None:
@@ -427,7 +429,7 @@ def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any]
             study.add_trial(made)
         except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             raise ClearwayError(
-                f"{path}: trial {trial.number} cannot be kept ({' '.join(str(error).split())[:200]}): make room and "
+                f"{path}: trial {trial.number} cannot be kept ({_cause(error)}): make room and "
                 "train again, and the search goes on; or delete the file"
             ) from None
 
@@ -436,6 +438,11 @@ def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any]
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _cause(error: Exception) -> str:
+    """What the database said, on one line: Optuna hides it behind an error of its own."""
+    return " ".join(str(error.__cause__ or error).split())[:200]
 
 
 def _study(path: Path) -> optuna.storages.RDBStorage:

@@ -9,8 +9,10 @@ from typing import Any
 
 import joblib
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import TuneParams
@@ -201,6 +203,17 @@ def test_a_trial_that_cannot_be_kept_ends_the_search_and_says_so(tmp_path: Path)
         connection.commit()
     with pytest.raises(ClearwayError, match=r"study\.db: trial 1 cannot be kept .*: make room and train again"):
         run(Objective(), study, trials=2)
+
+
+def test_a_disk_too_full_for_a_study_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OperationalError("CREATE TABLE", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "create_new_study", full)
+    with pytest.raises(ClearwayError, match=r"study\.db cannot be made \(.*disk is full.*\): make room") as caught:
+        run(Objective(), tmp_path / "study.db")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------
