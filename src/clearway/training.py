@@ -224,9 +224,9 @@ def fit(
             fit_in_parts(last, ready, answers[kept], checkpoints, **given)
             if calibration is not None:
                 estimator = calibrated(estimator, matrix[held], answers[held], calibration)
-        except (ClearwayError, MemoryError, OSError):  # of the system, or of a cluster's connection
+        except (ClearwayError, MemoryError, OSError, KeyboardInterrupt):  # of the system, or of a cluster's connection
             raise
-        except Exception as error:  # it may be anybody's class
+        except BaseException as error:  # it may be anybody's class, and one that calls exit() has made no model
             if of_cluster(error):
                 raise
             reason = _reason(error)
@@ -504,7 +504,7 @@ def _outputs(recipe: Recipe, estimator: Any, target: Target, matrix: NDArray[np.
     return outputs
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What an error says, on one line; its type where that alone tells."""
     said = " ".join(str(error).split())
     return said if said and isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {said}"

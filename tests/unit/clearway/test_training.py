@@ -1,6 +1,7 @@
 """Training: the same rows, parameters and code give the same bytes, and a wrong parameter is named."""
 
 import io
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Breaking(LogisticRegression):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         if self.how == "fitted":
             raise RuntimeError("not\nso")
+        if self.how == "left":
+            sys.exit(0)
         return super().fit(X, y, sample_weight)
 
     def predict_proba(self, X: Any) -> Any:
@@ -494,6 +497,7 @@ def test_a_wrong_estimator_or_argument_is_named(
     ("how", "message"),
     [
         ("fitted", r"cannot be fitted on these rows: RuntimeError: not so"),
+        ("left", r"cannot be fitted on these rows: SystemExit: 0"),
         ("asked", r"does not answer as it must: KeyError: .*not"),
         ("narrow", r"does not answer as it must: IndexError: "),
     ],
@@ -506,7 +510,7 @@ def test_whatever_an_estimator_raises_is_one_line(tmp_path: Path, how: str, mess
 
 
 def test_a_trial_that_breaks_or_answers_no_number_is_failed_and_the_search_goes_on(tmp_path: Path) -> None:
-    broken = ["made", "fitted", "asked", "narrow", "nan"]
+    broken = ["made", "fitted", "left", "asked", "narrow", "nan"]
     space = {"how": {"kind": "categorical", "choices": ["", *broken]}}
     params, workspace = project(
         tmp_path, estimator=BREAKING, arguments={"how": "nan"}, trust={"types": [BREAKING]},
