@@ -28,7 +28,7 @@ def main() -> int:
     else:
         show(made, Console())
     job_summary(f"### Reproduction\n\n{made.sentence}")
-    if made.same:
+    if made.accepted:
         return DONE
     print(f"error: {made.sentence}", file=sys.stderr)
     return STOPPED

@@ -38,6 +38,7 @@ from clearway.lineage import RECIPE_MODULES, package_versions
 from clearway.model import read_estimator
 from clearway.params import Params
 from clearway.progress import Show, silent
+from clearway.project import own_sources_sha256
 
 ITERATIONS: Mapping[type, str] = {
     HistGradientBoostingClassifier: "max_iter",
@@ -104,7 +105,7 @@ def state_basis(params: Params, kinds: Iterable[type], matrix: NDArray[Any], lab
     params : Params
         Of its ``train``, what only says how long to work is left out: more may be allowed to a search that goes on.
     kinds : iterable of type
-        The classes to fit; the source of each counts.
+        The classes to fit; the file of each counts, and of a package that is not installed every file.
     matrix, labels : arrays of shape (rows, features) and (rows,)
     """
     here = Path(__file__).parent
@@ -116,6 +117,7 @@ def state_basis(params: Params, kinds: Iterable[type], matrix: NDArray[Any], lab
         "settings": sha256_bytes(canonical_json(settings)),
         "code": sha256_bytes(canonical_json({name: sha256_file(here / name) for name in RECIPE_MODULES})),
         "estimators": sha256_bytes(canonical_json(sorted(sha256_file(Path(path)) for path in sources))),
+        "own": own_sources_sha256((params.train.estimator, params.train.baseline)),
         "packages": sha256_bytes(canonical_json(package_versions())),
     }
 

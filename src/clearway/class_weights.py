@@ -41,6 +41,8 @@ def row_weights(labels: NDArray[Any], weights: ClassWeights, classes: Sequence[s
         return balanced
     name = named_class if classes else class_name
     given = {name(label): weight for label, weight in weights.items()}
+    if len(given) < len(weights):
+        raise UsageError(f"params.yaml: {KEY} = {dict(weights)!r} names a class twice: give each one weight")
     names = [classes[int(label)] if classes else class_name(label) for label in found]
     if set(given) != set(names):
         raise UsageError(

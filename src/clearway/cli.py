@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from errno import EACCES, EDQUOT, EFBIG, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from clearway.errors import ClearwayError, UsageError
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 DONE, STOPPED, WRONG_USAGE, HELD, ROLLED_BACK, DIFFERS = 0, 1, 2, 3, 4, 5
+
+_REFUSED = (ENOSPC, EDQUOT, EFBIG, EROFS, EACCES, EPERM, ENOTDIR, EISDIR)
+"""What the system says of a disk or folder that cannot be written to, or a file that may not be read."""
 
 
 def make_importable(folder: Path) -> None:
@@ -47,12 +51,23 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call ``main`` and leave the process with its exit code; an expected error is one line, no traceback."""
+    """Call ``main`` and leave the process with its exit code; an expected error is one line, no traceback.
+
+    So is what the system says of files and disks.
+    """
     try:
         code = main()
     except ClearwayError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(
+            f"error: {what}: make room, or correct the file or its folder, and run the command again", file=sys.stderr
+        )
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -102,11 +102,18 @@ class InputSchema(BaseModel):
                 codes = pd.Categorical(column.astype("object"), categories=list(feature.categories)).codes
                 encoded[:, position] = np.where(codes < 0, np.nan, codes)
                 continue
-            try:
-                encoded[:, position] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
-            except (ValueError, TypeError) as error:
-                raise ClearwayError(f"feature {feature.name} is not numeric: {error}") from None
+            encoded[:, position] = _numbers(column)
         return encoded
+
+
+def _numbers(column: "pd.Series[Any]") -> NDArray[np.float64]:
+    import pandas as pd
+
+    try:
+        numbers: NDArray[np.float64] = pd.to_numeric(column).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise ClearwayError(f"feature {column.name} is not numeric: {error}") from None
+    return numbers
 
 
 def learn_schema(
@@ -128,15 +135,15 @@ def learn_schema(
 
     Raises
     ------
+    ClearwayError
+        A numeric feature holds what cannot be a number.
     pydantic.ValidationError
         A numeric feature is declared as text, or the other way round.
     """
-    import pandas as pd
-
     said = declared or {}
     features: list[Any] = []
     for name in numeric:
-        values = pd.to_numeric(frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
+        values = _numbers(frame[name])
         finite = values[np.isfinite(values)]
         features.append(
             NumericFeature(

@@ -84,6 +84,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(target)
         fsync_directory(target.parent)
+    except OSError as error:
+        raise _naming(error, target) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -113,10 +115,19 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             target.rename(aside / target.name)
         temporary.rename(target)
         fsync_directory(target.parent)
+    except OSError as error:
+        raise _naming(error, target) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _naming(error: OSError, target: Path) -> OSError:
+    """The error with the file it is about: a write onto a full disk names none."""
+    if error.filename is None and error.errno is not None:
+        error.filename = str(target)
+    return error
 
 
 def _remove_abandoned(target: Path) -> None:

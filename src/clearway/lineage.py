@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from clearway.errors import ClearwayError
 from clearway.files import canonical_json, read_json, sha256_bytes, sha256_file
 from clearway.params import Params
-from clearway.project import definitions_sha256
+from clearway.project import definitions_sha256, own_sources_sha256
 from clearway.workspace import Workspace
 
 PACKAGES = (
@@ -133,7 +133,7 @@ def lineage_of(params: Params, workspace: Workspace, role: str, metrics: Mapping
 
 
 def recipe_sha256(params: Params, workspace: Workspace) -> str:
-    """Hash of all that turns data into a model: feature definitions, schema, parameters and training code.
+    """Hash of all that turns data into a model: feature definitions, schema, parameters, estimators and training code.
 
     Data and ``as_of`` are not in it: they have a hash of their own.
     """
@@ -146,6 +146,7 @@ def recipe_sha256(params: Params, workspace: Workspace) -> str:
             include={"sources", "data", "target", "split", "seed", "train"},
             exclude={"train": {"resources", "joblib"}},  # where and on how much it is fitted changes no bit
         ),
+        "estimators": own_sources_sha256((params.train.estimator, params.train.baseline)),
         "code": {name: sha256_file(here / name) for name in RECIPE_MODULES},
     }
     return sha256_bytes(canonical_json(recipe))

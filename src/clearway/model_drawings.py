@@ -165,8 +165,9 @@ def _multiclass(labels: NDArray[np.intp], scores: Mapping[str, Floats], classes:
     made: dict[str, Drawing] = {}
     if CHALLENGER in scores:
         ours = scores[CHALLENGER]
-        curves = {name: curve for name, curve in plots.one_vs_rest_roc(labels, ours, classes).items() if curve}
+        curves = plots.one_vs_rest(plots.roc, labels, ours, classes)
         if curves:
+            note = f"Of the {len(curves)} classes with the most rows, of {len(classes)}." if len(classes) > 6 else ""
             made["roc"] = Drawing(
                 "ROC curve of each class against the rest",
                 chart(
@@ -177,7 +178,19 @@ def _multiclass(labels: NDArray[np.intp], scores: Mapping[str, Floats], classes:
                     diagonal=True,
                     unit=True,
                 ),
-                f"Of the {len(curves)} classes with the most rows, of {len(classes)}." if len(classes) > 6 else "",
+                note,
+            )
+            found_right = plots.one_vs_rest(plots.precision_recall, labels, ours, classes)
+            made["precision_recall"] = Drawing(
+                "Precision and recall of each class",
+                chart(
+                    [Series(name, curve, place) for place, (name, curve) in enumerate(found_right.items(), start=1)],
+                    alt=f"Precision-recall curves of the challenger, one for each of {', '.join(found_right)}.",
+                    x_label="recall (share of the class that is found)",
+                    y_label="precision (share of the answers that is right)",
+                    unit=True,
+                ),
+                note,
             )
         made["confusion"] = _confusion(labels, plots.answers("multiclass", ours, 0.5), classes)
     found = {role: plots.top_label_calibration(labels, each) for role, each in scores.items()}

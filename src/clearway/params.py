@@ -1,5 +1,7 @@
 """``params.yaml``: every setting of the line, typed. Unknown keys, wrong types and impossible values are refused."""
 
+import json
+import math
 import os
 import posixpath
 import re
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -47,18 +50,21 @@ METRICS_OF: dict[Kind, tuple[str, ...]] = {
 }  # fmt: skip
 """Names of the metrics of :mod:`clearway.metrics`, which takes seconds to import."""
 
+MAIN_METRIC: dict[Kind, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "r2"}
+"""What judges a search, the champion and the live model of each kind where params.yaml names no other."""
+
 _DEFAULTS_OF: dict[str, dict[tuple[str, ...], Any]] = {
     "multiclass": {
         ("gates", "floors"): {"roc_auc_ovr": 0.65},
-        ("gates", "champion", "metric"): "accuracy",
-        ("decision", "performance", "metric"): "accuracy",
+        ("gates", "champion", "metric"): MAIN_METRIC["multiclass"],
+        ("decision", "performance", "metric"): MAIN_METRIC["multiclass"],
     },
     "regression": {
         ("train", "estimator"): "sklearn.ensemble.HistGradientBoostingRegressor",
         ("train", "baseline"): "sklearn.linear_model.Ridge",
         ("gates", "floors"): {"r2": 0.1},
-        ("gates", "champion", "metric"): "r2",
-        ("decision", "performance", "metric"): "r2",
+        ("gates", "champion", "metric"): MAIN_METRIC["regression"],
+        ("decision", "performance", "metric"): MAIN_METRIC["regression"],
         ("canary", "score_margin"): 0.5,
     },
 }
@@ -80,6 +86,38 @@ def _utc(value: Any) -> Any:
 
 
 UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc)]
+
+
+def check_plain(value: Any, name: str) -> None:
+    """Refuse what JSON cannot hold: it is written into a payload, and hashed.
+
+    Raises
+    ------
+    ValueError
+        A number is infinite or none, keys of a mapping are of two kinds, or a value is neither text, number, truth
+        value, null, list nor mapping; names it.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} = {value} must be a finite number (for one without bound, such as C, give 1.0e+300)")
+    if isinstance(value, dict):
+        if len({type(key) for key in value}) > 1:
+            raise ValueError(f"{name} = {value!r}: keys must be all text, or all numbers")
+        for key, inner in value.items():
+            check_plain(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            check_plain(inner, f"{name}.{place}")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{name} = {value!r} is neither text, number, true, false, null, list nor mapping")
+
+
+def _plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    for name, value in arguments.items():
+        check_plain(value, name)
+    return arguments
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain_arguments)]
 
 
 class Section(BaseModel):
@@ -314,6 +352,10 @@ class CategoricalSpace(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        for place, choice in enumerate(self.choices):
+            check_plain(choice, f"choices.{place}")
+            if json.loads(json.dumps(choice)) != choice:  # a search keeps its choices as JSON
+                raise ValueError(f"choices.{place} = {choice!r}: keys must be text")
         spelled = [repr(choice) for choice in self.choices]
         twice = sorted({each for each in spelled if spelled.count(each) > 1})
         if twice:
@@ -342,7 +384,7 @@ class TuneParams(Section):
     timeout_seconds: float | None = Field(None, gt=0)
     """After so many seconds of trials none is begun. What is then best depends on how fast the machine is."""
     metric: str | None = None
-    """What is judged by; any of the gates' metrics. Null: ``gates.champion.metric``."""
+    """What is judged by; any of the gates' metrics. Null: roc_auc; multiclass accuracy; regression r2."""
     folds: int = Field(3, ge=1)
     """How often a trial is fitted. With time: on expanding windows, each judged on the rows that come next."""
     validation_share: Probability = 0.3
@@ -403,9 +445,9 @@ class TrainParams(Section):
     """The challenger and the simple model it must beat: importable scikit-learn classes and their arguments."""
 
     estimator: str = "sklearn.ensemble.HistGradientBoostingClassifier"
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
     baseline: str = "sklearn.linear_model.LogisticRegression"
-    baseline_arguments: dict[str, Any] = Field(default_factory=dict)
+    baseline_arguments: Arguments = Field(default_factory=dict)
     threshold: Probability = 0.5
     """Score from which the answer is yes. Binary targets only."""
     format: Literal["skops", "joblib"] = "skops"

@@ -117,13 +117,19 @@ def top_label_calibration(labels: NDArray[np.intp], scores: Floats, bins: int = 
     return calibration(right, scores.max(axis=1), bins)
 
 
-def one_vs_rest_roc(
-    labels: NDArray[np.intp], scores: Floats, classes: Sequence[str], most: int = 6
+def one_vs_rest(
+    curve: Callable[[Floats, Floats], list[Point]],
+    labels: NDArray[np.intp],
+    scores: Floats,
+    classes: Sequence[str],
+    most: int = 6,
 ) -> dict[str, list[Point]]:
-    """The ROC curve of each class against all others, of the ``most`` classes with the most rows.
+    """A curve of each class against all others, of the ``most`` classes with the most rows; without empty ones.
 
     Parameters
     ----------
+    curve : callable
+        :func:`roc` or :func:`precision_recall`.
     labels : int array of shape (rows,)
         Position of the true class in ``classes``.
     scores : float64 array of shape (rows, classes)
@@ -132,7 +138,8 @@ def one_vs_rest_roc(
     """
     counts = np.bincount(labels, minlength=len(classes))
     chosen = np.sort(np.argsort(-counts, kind="stable")[:most])
-    return {classes[c]: roc((labels == c).astype(np.float64), scores[:, c]) for c in chosen}
+    made = {classes[c]: curve((labels == c).astype(np.float64), scores[:, c]) for c in chosen}
+    return {name: points for name, points in made.items() if points}
 
 
 def confusion(actual: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.intp]:

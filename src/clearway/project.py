@@ -2,7 +2,8 @@
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import sysconfig
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -146,6 +147,40 @@ def find_source(package: str) -> Path:
     return origin if found.submodule_search_locations is None else origin.parent
 
 
+def own_sources(names: Iterable[str]) -> list[Path]:
+    """Where the modules and packages of dotted names lie that are no part of what is installed, each once.
+
+    A file for a module, a folder for a package; what cannot be found is left to whoever imports it.
+    """
+    found: dict[Path, None] = {}
+    for top in dict.fromkeys(name.partition(".")[0] for name in names):
+        try:
+            source = find_source(top).resolve()
+        except ClearwayError:
+            continue
+        if source.exists() and not any(source.is_relative_to(folder) for folder in _installed()):
+            found[source] = None
+    return list(found)
+
+
+def own_sources_sha256(names: Iterable[str]) -> str:
+    """Hash of the files of :func:`own_sources`, by their names within each."""
+    return sha256_bytes(canonical_json([_files_sha256(source) for source in own_sources(names)]))
+
+
+def _installed() -> list[Path]:
+    """Where Python's own library and installed distributions are."""
+    paths = sysconfig.get_paths()
+    return [Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+
+
+def _files_sha256(source: Path) -> dict[str, str]:
+    """Hash of a module, or of every source file of a package, by its path in it."""
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
+    folder = source if source.is_dir() else source.parent
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
 def load_package(name: str) -> ModuleType:
     """Import the project package.
 
@@ -213,11 +248,7 @@ def definitions_sha256(params: Params) -> str:
         if params.target.kind != "binary":
             described["target"] = params.target.kind
         return sha256_bytes(canonical_json(described))
-    source = find_source(params.project.package)
-    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
-    folder = source if source.is_dir() else source.parent
-    sources = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-    return sha256_bytes(canonical_json(sources))
+    return sha256_bytes(canonical_json(_files_sha256(find_source(params.project.package))))
 
 
 def _not_imported(package: str, error: Exception) -> UsageError:

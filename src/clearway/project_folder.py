@@ -12,7 +12,7 @@ import yaml
 from clearway.cli import make_importable
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import write_text
-from clearway.project import find_source
+from clearway.project import find_source, own_sources
 
 HOME = Path(__file__).resolve().parents[2]
 """The repository that holds the line."""
@@ -77,6 +77,7 @@ def render_dvc(home: Path, project: Path) -> str:
     described = params.get("project")
     package = described.get("package") if isinstance(described, dict) else None
     own_package = [] if package is None else _package_deps(package, project)
+    own_estimators = _estimator_deps(params, project)
     for name, stage in pipeline["stages"].items():
         stage["cmd"] = stage["cmd"].replace("python scripts/", f"python {prefix / 'scripts'}/")
         stage["deps"] = [
@@ -94,6 +95,8 @@ def render_dvc(home: Path, project: Path) -> str:
             own = str(params.get("feature_store") or FEATURE_STORE)
             place = stage["deps"].index(FEATURE_STORE)
             stage["deps"][place : place + 1] = [own] if (project / own).exists() else []
+        if name in ("decide", "train"):
+            stage["deps"] += [dep for dep in own_estimators if dep not in stage["deps"]]
         if name == "ingest":
             stage["deps"] += local_sources(params)
             if _remote_sources(params):
@@ -110,7 +113,24 @@ def _package_deps(package: str, project: Path) -> list[str]:
     are named one by one.
     """
     make_importable(project)  # its scripts will look there too
-    source, folder = find_source(package).resolve(), project.resolve()
+    return _source_deps(find_source(package).resolve(), project)
+
+
+def estimator_names(params: Mapping[str, Any]) -> list[str]:
+    """The classes that ``params.yaml`` names of the challenger and the baseline; not those of a default."""
+    train = params.get("train")
+    named = [train.get(key) for key in ("estimator", "baseline")] if isinstance(train, dict) else []
+    return [name for name in named if isinstance(name, str)]
+
+
+def _estimator_deps(params: Mapping[str, Any], project: Path) -> list[str]:
+    """Modules and packages of estimators that are not installed, as dependencies."""
+    make_importable(project)
+    return [dep for source in own_sources(estimator_names(params)) for dep in _source_deps(source, project)]
+
+
+def _source_deps(source: Path, project: Path) -> list[str]:
+    folder = project.resolve()
     if source.is_relative_to(folder):
         return [str(source.relative_to(folder))]
     files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
@@ -140,8 +160,8 @@ def check_source_deps(project: Path) -> None:
     Raises
     ------
     UsageError
-        A local source is no dependency of the stage ingest, or a package in the project's folder none of the stage
-        features.
+        A local source is no dependency of the stage ingest, a package in the project's folder none of the stage
+        features, or an estimator that is not installed none of the stage train.
     """
     params = _read_mapping(project / "params.yaml")
     ingest = (_read_mapping(project / "dvc.yaml").get("stages") or {}).get("ingest") or {}
@@ -155,6 +175,10 @@ def check_source_deps(project: Path) -> None:
         (dep, *_) = _package_deps(package, project)
         if not dep.startswith("..") and not Path(dep).is_absolute() and dep not in known:
             raise UsageError(f"{project / 'dvc.yaml'}: stage features must list {dep} among its deps")
+    stages = _read_mapping(project / "dvc.yaml").get("stages") or {}
+    for dep in _estimator_deps(params, project):
+        if dep not in ((stages.get("train") or {}).get("deps") or []):
+            raise UsageError(f"{project / 'dvc.yaml'}: stage train must list {dep} among its deps")
     if _remote_sources(params) and not ingest.get("always_changed"):
         remote = ", ".join(_remote_sources(params))
         raise UsageError(

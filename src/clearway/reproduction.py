@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ from rich.markup import escape
 from clearway.bundle import CHALLENGER, Bundle, payload_digest
 from clearway.errors import ClearwayError, UsageError
 from clearway.files import read_json, sha256_file, write_text
+from clearway.labelled_rows import read_rows
 from clearway.line import Runner, StepFailedError, stop_family
 from clearway.lineage import DIRTY, Lineage, package_versions
 from clearway.model import PARAMS, load_model, load_payload
 from clearway.model_record import params_of, snapshot_of
 from clearway.params import GateParams, TuneParams, load_params
-from clearway.project_folder import FEATURE_STORE, HOME, git_root
+from clearway.project import own_sources
+from clearway.project_folder import FEATURE_STORE, HOME, estimator_names, git_root
 from clearway.secretless import HIDDEN, with_secrets
 from clearway.snapshot import Snapshot
 from clearway.trust import trust_of
@@ -96,7 +98,7 @@ class File:
 
 @dataclass(frozen=True)
 class Predictions:
-    """How far the answers of two models to the same rows are apart."""
+    """How far the answers of two models to the rows of the holdout are apart."""
 
     rows: int
     largest_difference: float | None
@@ -120,16 +122,30 @@ class Reproduction:
     predictions: Predictions | None
     """None where the digests are the same."""
     notes: tuple[str, ...]
+    processors: str = ""
+    """How the kind of processor differs from the recorded one; empty where it does not."""
 
     @property
     def same(self) -> bool:
         return self.digest == self.rebuilt_digest
 
     @property
+    def accepted(self) -> bool:
+        """Whether the model was made again: the same bytes, or on another kind of processor the same answers."""
+        return self.same or bool(self.processors and self.predictions and self.predictions.within)
+
+    @property
     def sentence(self) -> str:
         """The outcome in a line, with the first file that differs, by name."""
         if self.same:
             return f"built twice, the same digest: {self.digest}"
+        if self.accepted and self.predictions:
+            return (
+                f"built twice, on another kind of processor ({self.processors}), with the same answers: recorded "
+                f"{self.digest}, rebuilt {self.rebuilt_digest}, largest difference of a score on "
+                f"{self.predictions.rows:,} holdout rows {self.predictions.largest_difference:.3g}, at most "
+                f"{self.predictions.tolerance:g} allowed (gates.onnx_tolerance)"
+            )
         first = next((file for file in self.files if not file.equal), None)
         where = (
             f", first in {first.name} ({first.recorded or 'missing'} and {first.rebuilt or 'missing'})" if first else ""
@@ -210,6 +226,18 @@ def changed_packages(recorded: Mapping[str, str], found: Mapping[str, str]) -> l
         for name, version in recorded.items()
         if found.get(name) != version
     ]
+
+
+def other_processor(recorded: str, found: str) -> str:
+    """How the kinds of processor differ for which linear algebra is arranged; empty where they do not.
+
+    Parameters
+    ----------
+    recorded, found : str
+        ``blas`` of :func:`clearway.lineage.package_versions`: a version and a kind, for each library that is loaded.
+    """
+    then, now = ({each.split()[-1] for each in said.split(", ") if " " in each} for said in (recorded, found))
+    return f"{', '.join(sorted(then))} then, {', '.join(sorted(now))} now" if then and now and then != now else ""
 
 
 def compare_files(recorded: Mapping[str, str], rebuilt: Mapping[str, str]) -> tuple[File, ...]:
@@ -322,7 +350,9 @@ def reproduce(
         raise UsageError(f"{home} is no git repository: a model is made again from a commit of it")
     pins = choose_pins(lineage, home=tops["home"], project=tops["project"], allow_dirty=allow_dirty)
     notes = list(pins.notes)
-    packages = changed_packages(lineage.packages, package_versions())
+    versions = package_versions()
+    packages = changed_packages(lineage.packages, versions)
+    processors = other_processor(lineage.packages.get("blas", ""), versions["blas"])
     if packages:
         notes.append(f"not as it was: {'; '.join(packages)}")
     repositories = {tops["home"]: pins.line, **({tops["project"]: pins.project} if tops["project"] else {})}
@@ -352,14 +382,15 @@ def reproduce(
             notes.append(f"train.tune: the search is run again with {trials}, and without its timeout")
         _stages(runner, "train", workspace, base)
         _check_data(bundle, lineage, workspace, packages)  # a source that is always read again may have moved
-        return _compare(bundle, params, lineage, workspace, notes, Workspace(project))
+        return replace(_compare(bundle, params, lineage, workspace, notes, Workspace(project)), processors=processors)
 
 
 def document(made: Reproduction) -> dict[str, Any]:
     """The result as plain values, for ``--json``."""
     predictions = made.predictions and {**asdict(made.predictions), "within": made.predictions.within}
     files = [{**asdict(file), "equal": file.equal} for file in made.files]
-    return {**asdict(made), "same": made.same, "files": files, "predictions": predictions}
+    outcome = {"same": made.same, "accepted": made.accepted}
+    return {**asdict(made), **outcome, "files": files, "predictions": predictions}
 
 
 def show(made: Reproduction, console: Console) -> None:
@@ -383,11 +414,13 @@ def show(made: Reproduction, console: Console) -> None:
     if said and said.largest_difference is not None:
         bound = "within" if said.within else "beyond"
         say(
-            f"largest difference of a score on the {said.rows} golden rows: {said.largest_difference:.3g}, {bound} "
+            f"largest difference of a score on the {said.rows:,} holdout rows: {said.largest_difference:.3g}, {bound} "
             f"gates.onnx_tolerance = {said.tolerance:g}"
         )
+        if made.accepted:
+            say(f"reproduced, on another kind of processor ({made.processors}): other bytes, the same answers")
     elif said:
-        say(f"scores on the golden rows cannot be compared: {escape(said.problem)}")
+        say(f"scores on the holdout cannot be compared: {escape(said.problem)}")
 
 
 @contextmanager
@@ -493,8 +526,13 @@ def _lay_out(
             if (project / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(project / name, folder / name)
-        if (project / "src").is_dir():
-            shutil.copytree(project / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        for code in _own_code(params, project):
+            copied = folder / code.relative_to(project)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            if code.is_dir():
+                shutil.copytree(code, copied, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+            else:
+                shutil.copy(code, copied)
     elif not (folder / schema).is_file():
         raise ClearwayError(
             f"commit {pins.project} has no {schema} for {project}: it was never committed, or the folder was elsewhere"
@@ -517,6 +555,14 @@ def _lay_out(
             raise ClearwayError(f"params.yaml: sources.{name} = {path!r} leads out of the file system's top")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source.resolve())
+
+
+def _own_code(params: Mapping[str, Any], project: Path) -> list[Path]:
+    """What of the project folder may be imported: ``src``, the project package, modules and packages of estimators."""
+    package = (params.get("project") or {}).get("package")
+    names = [*([package] if package else []), *estimator_names(params)]
+    found = [source for source in own_sources(names) if source.is_relative_to(project)]
+    return [*([project / "src"] if (project / "src").is_dir() else []), *found]
 
 
 def _environment(base: Path, home: Path, workspace: Workspace) -> dict[str, str]:
@@ -604,16 +650,16 @@ def _compare(
 def _predictions(
     bundle: Bundle, params: Mapping[str, Any], folder: Path, rebuilt: str, places: tuple[Workspace, Workspace]
 ) -> Predictions:
-    """The recorded and the rebuilt model's scores of the golden rows of the bundle.
+    """The recorded and the rebuilt model's scores of the holdout, which was made again with the model.
 
     ``places`` are the project as it is now, whose params.yaml says what may be read, and the worktree, which vouches
     for what was rebuilt in it.
     """
     gates = params.get("gates") or {}
     tolerance = float(gates.get("onnx_tolerance", GateParams().onnx_tolerance))
-    golden = json.loads(bundle.evidence("golden.json").read_bytes())
-    rows = pd.DataFrame(golden["rows"])
+    rows = pd.DataFrame()
     try:
+        rows, _ = read_rows(places[1], "holdout", load_params(places[1].params_file).target.kind)
         current = load_params(places[0].params_file)
         theirs, own = (trust_of(current, place) for place in places)
         models = (load_model(bundle.path, bundle.digest, theirs), load_payload(folder, rebuilt, own))

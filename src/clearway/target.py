@@ -213,7 +213,7 @@ def learn_target(kind: Kind, labels: NDArray[Any]) -> tuple[Target, Floats]:
 def _nothing(needed: str, rows: int) -> ClearwayError:
     return ClearwayError(
         f"training labels must be {needed} in {rows} rows: there is nothing to learn; check the label's definition "
-        "and the training window"
+        "(params.yaml: data.label, data.positive, or the project's questions) and the training window (split, as_of)"
     )
 
 

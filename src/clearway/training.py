@@ -41,7 +41,7 @@ from clearway.labelled_rows import read_rows
 from clearway.metrics import measure, metric
 from clearway.model import ESTIMATOR, FEATURES, NETWORK, PARAMS, PICKLE, SCHEMA, estimated, needed_types, read_estimator
 from clearway.parallel import in_order, joblib_backend, numeric_threads, of_cluster
-from clearway.params import JoblibParams, Kind, Params, ScoreCalibrationParams, TuneParams
+from clearway.params import MAIN_METRIC, JoblibParams, Kind, Params, ScoreCalibrationParams, TuneParams
 from clearway.profile import ANSWER, SCORE, sample_positions, write_reference
 from clearway.progress import Show, silent
 from clearway.resources import names_memory, peak_memory_mb
@@ -224,12 +224,15 @@ def fit(
             fit_in_parts(last, ready, answers[kept], checkpoints, **given)
             if calibration is not None:
                 estimator = calibrated(estimator, matrix[held], answers[held], calibration)
-        except (ClearwayError, MemoryError, OSError):  # of the system, or of a cluster's connection
+        except (ClearwayError, MemoryError, OSError, KeyboardInterrupt):  # of the system, or of a cluster's connection
             raise
-        except Exception as error:  # it may be anybody's class
+        except BaseException as error:  # it may be anybody's class, and one that calls exit() has made no model
             if of_cluster(error):
                 raise
             reason = _reason(error)
+            empty = [name for name, values in zip(schema.names, matrix[kept].T, strict=True) if np.isnan(values).all()]
+            if empty:
+                reason += f" (these rows have no value of {', '.join(empty)})"
             if type(error).__name__ == "InvalidParameterError" or isinstance(error, TypeError):
                 raise UsageError(
                     f"params.yaml: {recipe.arguments_key} = {dict(recipe.arguments)!r}: {reason}"
@@ -263,19 +266,12 @@ def train(params: Params, workspace: Workspace, show: Show = silent) -> Trained:
 def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     started = time.perf_counter()
     (workspace.reports / "training.json").unlink(missing_ok=True)  # it is there when all else of this run is
-    described = read_json(workspace.features / "features.json", made_by="scripts/build_features.py")
     frame, told = read_rows(workspace, "training", params.target.kind)
-    target, labels = learn_target(params.target.kind, told)
-    kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
-    definitions = {key: described[key] for key in kept}
-    missing = [name for name in (*definitions["numeric"], *definitions["categorical"]) if name not in frame.columns]
-    if missing:
-        raise ClearwayError(
-            f"{workspace.features / 'training.parquet'} lacks {', '.join(missing)}, which features.json names: "
-            "run scripts/build_features.py again"
-        )
-    declared = {name: Column.model_validate(said) for name, said in described["declared"].items()}
-    schema = learn_schema(frame, tuple(definitions["categorical"]), tuple(definitions["numeric"]), declared)
+    try:
+        target, labels = learn_target(params.target.kind, told)
+    except ClearwayError as error:
+        raise ClearwayError(f"{workspace.features / 'training.parquet'}: {error}") from None
+    definitions, schema = _described(workspace, frame)
     matrix = schema.encode(frame)
     infinite = [name for name, column in zip(schema.names, matrix.T, strict=True) if np.isinf(column).any()]
     if infinite:
@@ -302,7 +298,7 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
         challenger = replace(
             challenger, arguments={**challenger.arguments, **found.best.arguments}, trials=len(found.trials)
         )
-        report["tuning"] = found.report(params.train.tune, params.train.tune.metric or params.gates.champion.metric)
+        report["tuning"] = found.report(params.train.tune, judged_by(params.train.tune, target.kind))
     _write_plot(report.get("tuning", {}).get("trials", ()), workspace)
     for recipe, folder in ((challenger, workspace.model), (baseline, workspace.baseline)):
         began = time.perf_counter()
@@ -355,6 +351,35 @@ def _train(params: Params, workspace: Workspace, show: Show) -> Trained:
     )
 
 
+def _described(workspace: Workspace, frame: pd.DataFrame) -> tuple[dict[str, Any], InputSchema]:
+    """What the payload keeps of ``features.json``, and the schema of the training rows.
+
+    Raises
+    ------
+    ClearwayError
+        The file is missing or not what the stage writes, or the rows lack a feature that it names.
+    """
+    path = workspace.features / "features.json"
+    described = read_json(path, made_by="scripts/build_features.py")
+    try:
+        kept = (*DEFINED, *(key for key in DEFINED_IF_STORED if key in described))
+        definitions = {key: described[key] for key in kept}
+        numeric, categorical = tuple(definitions["numeric"]), tuple(definitions["categorical"])
+        missing = [name for name in (*numeric, *categorical) if name not in frame.columns]
+        if missing:
+            raise ClearwayError(
+                f"{workspace.features / 'training.parquet'} lacks {', '.join(missing)}, which features.json names: "
+                "run scripts/build_features.py again"
+            )
+        declared = {name: Column.model_validate(said) for name, said in described["declared"].items()}
+        return definitions, learn_schema(frame, categorical, numeric, declared)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # pydantic's is a ValueError
+        raise ClearwayError(
+            f"{path} is not what scripts/build_features.py writes ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}): run it again"
+        ) from None
+
+
 def _search(
     tune: TuneParams,
     recipe: Recipe,
@@ -371,7 +396,7 @@ def _search(
     """Search the challenger's arguments on folds of the training rows."""
     from clearway.tuning import KEY, make_folds, search, starting_point  # Optuna, which few trainings need
 
-    judge = metric(tune.metric or params.gates.champion.metric, f"params.yaml: {KEY}.metric", target.kind)
+    judge = metric(judged_by(tune, target.kind), f"params.yaml: {KEY}.metric", target.kind)
     accepted = _accepted(_import_class(recipe))
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for name in tune.space:
@@ -412,6 +437,11 @@ def _search(
     threads = params.train.resources.threads
     with joblib_backend(params.train.joblib, threads), numeric_threads(threads):
         return search(tune, evaluate, len(folds), start=start, sign=judge.sign, seed=seed, study=study, show=show)
+
+
+def judged_by(tune: TuneParams, kind: Kind) -> str:
+    """The metric that judges a search. Nothing but ``train`` says it: a gate must not change which model is trained."""
+    return tune.metric or MAIN_METRIC[kind]
 
 
 def _write_plot(trials: Sequence[Mapping[str, Any]], workspace: Workspace) -> None:
@@ -474,7 +504,7 @@ def _outputs(recipe: Recipe, estimator: Any, target: Target, matrix: NDArray[np.
     return outputs
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What an error says, on one line; its type where that alone tells."""
     said = " ".join(str(error).split())
     return said if said and isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {said}"

@@ -25,12 +25,13 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sqlalchemy.exc import SQLAlchemyError
 
 from clearway.errors import ClearwayError, UsageError
-from clearway.files import atomic_path, canonical_json
+from clearway.files import atomic_path, canonical_json, sha256_bytes
 from clearway.params import CategoricalSpace, FloatSpace, IntSpace, TuneParams
 from clearway.progress import Show, silent
 
 KEY = "train.tune"
 _STUDY = "search"
+_CHECK = "sha256"
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Rows to learn from, and rows to be judged on."""
 Evaluate = Callable[[Mapping[str, Any], int], float]
@@ -373,7 +374,7 @@ def _judged(
     except ClearwayError as error:
         return None, str(error)[:500]
     if not np.isfinite(value):
-        return None, f"the metric is {value} on fold {fold + 1}"
+        return None, f"the metric is {value} on fold {fold + 1}: are its rows all of one answer?"
     return float(value), ""
 
 
@@ -384,47 +385,64 @@ def _kept_trial(kept: Any, suggested: Mapping[str, Any], tune: TuneParams, study
             f"{study}: its trial {kept.number} tried {kept.params}, and this search would try {dict(suggested)}: "
             "delete the file, and the search starts again"
         )
-    failed = kept.state == TrialState.FAIL
-    return Trial(
-        kept.number,
-        _arguments(suggested, tune),
-        "failed" if failed else "complete",
-        None if failed else kept.value,
-        kept.user_attrs["seconds"],
-        kept.user_attrs["reason"],
-    )
+    said = kept.user_attrs
+    value = None if kept.state == TrialState.FAIL else kept.value
+    if said.get(_CHECK) != _check_of(suggested, value, said.get("seconds"), said.get("reason")):
+        raise ClearwayError(
+            f"{study}: its trial {kept.number} is not as it was kept: delete the file, and the search starts again"
+        )
+    state: Literal["complete", "failed"] = "failed" if value is None else "complete"
+    return Trial(kept.number, _arguments(suggested, tune), state, value, said["seconds"], said["reason"])
+
+
+def _check_of(suggested: Mapping[str, Any], value: float | None, seconds: Any, reason: Any) -> str:
+    """A hash of all that a study keeps of a trial: SQLite has none."""
+    return sha256_bytes(canonical_json([dict(suggested), value, seconds, reason]))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[Any], Callable[[Mapping[str, Any], Any, Trial], None]]]:
     """The finished trials of a study, and what adds one. A trial is added whole, once it is finished."""
-    if not path.exists():
-        with atomic_path(path) as made:  # a study that was killed while it was made is none
-            _study(made).engine.dispose()
+    try:
+        if not path.exists():
+            with atomic_path(path) as made:  # a study that was killed while it was made is none
+                _study(made).engine.dispose()
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise ClearwayError(f"{path} cannot be made ({_cause(error)}): make room, and train again") from None
     try:
         storage = _study(path)
         study = optuna.load_study(storage=storage, study_name=_STUDY)
         kept = study.get_trials(deepcopy=False)
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # of a damaged file SQLAlchemy, Alembic and Optuna raise whatever they come upon
         raise ClearwayError(
-            f"{path} cannot be used as a study of Optuna: delete it, and the search starts again "
-            f"({' '.join(str(error).split())[:200]})"
+            f"{path} cannot be used as a study of Optuna: delete it, and the search starts again ({_cause(error)})"
         ) from None
 
     def add(suggested: Mapping[str, Any], space: dict[str, BaseDistribution], trial: Trial) -> None:
-        attributes = {"seconds": trial.seconds, "reason": trial.reason}
+        check = _check_of(suggested, trial.value, trial.seconds, trial.reason)
+        attributes = {"seconds": trial.seconds, "reason": trial.reason, _CHECK: check}
         state = TrialState.FAIL if trial.value is None else TrialState.COMPLETE
-        study.add_trial(
-            optuna.create_trial(
-                state=state, value=trial.value, params=dict(suggested), distributions=space, user_attrs=attributes
-            )
+        made = optuna.create_trial(
+            state=state, value=trial.value, params=dict(suggested), distributions=space, user_attrs=attributes
         )
+        try:
+            study.add_trial(made)
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise ClearwayError(
+                f"{path}: trial {trial.number} cannot be kept ({_cause(error)}): make room and "
+                "train again, and the search goes on; or delete the file"
+            ) from None
 
     try:
         yield kept, add
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _cause(error: Exception) -> str:
+    """What the database said, on one line: Optuna hides it behind an error of its own."""
+    return " ".join(str(error.__cause__ or error).split())[:200]
 
 
 def _study(path: Path) -> optuna.storages.RDBStorage:

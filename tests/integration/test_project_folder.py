@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from clearway.errors import ClearwayError, UsageError
+from clearway.lineage import recipe_sha256
+from clearway.params import load_params
 from clearway.project_folder import HEADER, HOME, check_source_deps, prepare, render_dvc
+from clearway.workspace import Workspace
 
 FLAT = """
 project: {name: pets}
@@ -204,3 +207,26 @@ def test_a_hand_written_pipeline_that_would_miss_a_changed_package_is_refused(pa
     (packaged / "dvc.yaml").write_text(f"stages: {{{stages}}}\n")
     with pytest.raises(UsageError, match="stage features must list pets_of_a_test among its deps"):
         check_source_deps(packaged)
+
+
+def test_the_code_of_an_estimator_is_a_dependency_and_a_part_of_the_recipe(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module beside params.yaml, and every file of a package; what is installed is no code of the project."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    train = "train: {estimator: ours_of_a_test.deep.Model, baseline: sklearn.linear_model.LogisticRegression}\n"
+    (project / "params.yaml").write_text(FLAT + train)
+    package = project / "ours_of_a_test"
+    package.mkdir()
+    for name in ("__init__", "deep", "helper"):
+        (package / f"{name}.py").write_text("a = 1\n")
+    prepare(project)
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    assert {name for name, stage in stages.items() if "ours_of_a_test" in stage["deps"]} == {"decide", "train"}
+    params = load_params(project / "params.yaml")
+    before = recipe_sha256(params, Workspace(project))
+    (package / "helper.py").write_text("a = 2\n")
+    assert recipe_sha256(params, Workspace(project)) != before
+    (project / "dvc.yaml").write_text("stages: {ingest: {cmd: x, deps: [pets.csv]}, train: {cmd: x, deps: [data]}}\n")
+    with pytest.raises(UsageError, match="stage train must list ours_of_a_test among its deps"):
+        check_source_deps(project)

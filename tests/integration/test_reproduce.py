@@ -19,6 +19,7 @@ import yaml
 
 from clearway.bundle import pack
 from clearway.files import canonical_json, read_json, sha256_file
+from clearway.lineage import package_versions
 
 pytestmark = pytest.mark.lines
 
@@ -34,6 +35,7 @@ for name in ("ingest", "validate_data", "build_features", "fetch_champion", "tra
         if ended.code:
             raise
 """
+KINDS = "from clearway.lineage import package_versions; print(package_versions()['blas'])"
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,8 @@ class Built:
     baseline: str
 
 
-@pytest.fixture(scope="module")
-def built(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    project = tmp_path_factory.mktemp("own") / "cells"
-    shutil.copytree(line.home / "models" / "cells", project)
-    git(project, "init", "-q")
-    commit(project)
+def package(line: Line, project: Path) -> dict[str, Any]:
+    """Run every stage up to the bundle; its outcome."""
     subprocess.run(
         [sys.executable, "-c", UP_TO_PACKAGE.replace("sys.path[0]", repr(str(line.home / "src")))],
         cwd=project,
@@ -125,6 +123,16 @@ def built(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Built:
     )
     outcome = read_json(project / "build" / "bundle" / "outcome.json")
     assert outcome["verdict"] == "passed"
+    return dict(outcome)
+
+
+@pytest.fixture(scope="module")
+def built(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    project = tmp_path_factory.mktemp("own") / "cells"
+    shutil.copytree(line.home / "models" / "cells", project)
+    git(project, "init", "-q")
+    commit(project)
+    outcome = package(line, project)
     return Built(project, outcome["digest"], outcome["baseline_digest"])
 
 
@@ -173,6 +181,37 @@ def test_the_old_digest_is_rebuilt_from_its_commits_after_params_and_code_have_m
     assert project_files(project) == before
     assert worktrees(project) == worktrees(home) == 1
     assert git(project, "status", "--porcelain") == git(home, "status", "--porcelain") == ""
+
+
+def test_another_kind_of_processor_makes_other_bytes_and_the_same_answers(
+    line: Line, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenBLAS arranges its sums as told; the baseline is a logistic regression."""
+    project = shutil.copytree(built.project, tmp_path / "cells")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    told = subprocess.run([sys.executable, "-c", KINDS], capture_output=True, text=True, check=True, timeout=60).stdout
+    if told.strip() == package_versions()["blas"]:
+        pytest.skip("this linear algebra knows one kind of processor")
+    output, _ = line.run(project, "reproduce", built.baseline, "--json")
+    made = json.loads(output)
+    assert (made["digest"], made["same"], made["accepted"]) == (built.baseline, False, True)
+    assert 0 < made["predictions"]["largest_difference"] <= made["predictions"]["tolerance"] == 1e-5
+    assert made["predictions"]["rows"] == 135
+    assert " then, " in made["processors"]
+
+
+def test_a_project_in_no_repository_brings_its_own_modules(line: Line, tmp_path: Path) -> None:
+    project = shutil.copytree(line.home / "models" / "cells", tmp_path / "loose")
+    module = "from sklearn.linear_model import LogisticRegression\n\n\nclass Simple(LogisticRegression): ...\n"
+    (project / "estimators_of_a_test.py").write_text(module)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["train"]["baseline"] = "estimators_of_a_test.Simple"
+    params["trust"] = {"types": ["estimators_of_a_test.Simple"]}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    digest = package(line, project)["digest"]
+    output, _ = line.run(project, "reproduce", digest)
+    assert f"reproduced: {digest}" in output
+    assert "the project folder was in no git repository" in output
 
 
 def test_changed_data_is_refused_before_training_and_named_with_both_hashes(line: Line, built: Built) -> None:

@@ -190,3 +190,27 @@ def test_what_is_kept_is_named_by_all_that_decides_it_and_not_by_how_long_to_wor
         name(tune={"metric": "brier"}),
     }
     assert len(others | {longer}) == 10
+
+
+def test_what_is_kept_is_named_by_all_files_of_an_own_estimators_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "estimator_of_a_test"
+    package.mkdir()
+    for name in ("__init__", "helper"):
+        (package / f"{name}.py").write_text("a = 1\n")
+    content = {
+        "project": {"name": "toy"},
+        "sources": {"things": {"kind": "csv", "path": "things.csv"}},
+        "data": {"table": "things", "label": "answer"},
+        "train": {"estimator": "estimator_of_a_test.Model"},
+        "environments": {"production": {"port": 0}},
+    }
+
+    def name() -> str:
+        return state_key(state_basis(Params.model_validate(content), [RandomForestClassifier], MATRIX, LABELS))
+
+    before = name()
+    (package / "helper.py").write_text("a = 2\n")
+    assert name() != before

@@ -29,3 +29,8 @@ def test_classes_may_have_names() -> None:
 def test_each_class_needs_its_weight_and_no_other_has_one(given: Any) -> None:
     with pytest.raises(UsageError, match=r"train\.class_weights = .* its weight, and no other: 0, 1$"):
         row_weights(np.array([0.0, 1.0]), given)
+
+
+def test_a_class_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"train\.class_weights = .* names a class twice"):
+        row_weights(np.array([0.0, 1.0]), {0: 1.0, "0": 3.0, 1: 5.0})

@@ -1,3 +1,5 @@
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -30,11 +32,12 @@ def test_a_package_in_the_projects_folder_can_be_imported_after_what_is_installe
     assert sys.path.count(str(tmp_path.resolve())) == 1
 
 
-def test_an_unexpected_error_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "nobody looked", "a")])
+def test_an_unexpected_error_keeps_its_traceback(error: Exception) -> None:
     def main() -> int:
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         run(main)
 
 
@@ -50,3 +53,16 @@ def test_data_cannot_forge_a_second_output(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="line break"):
         job_output(reasons="drift\nretrain=true")
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(("named", "said"), [("model.skops", "model.skops: No space"), (None, "[Errno 28] No space")])
+def test_a_full_disk_is_one_line(named: str | None, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), named)
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {said} left on device: make room, or correct the file or its folder")
+    assert told.count("\n") == 1

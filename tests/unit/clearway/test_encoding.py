@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,3 +86,9 @@ def test_a_declaration_is_rounded_as_rows_are() -> None:
     assert column.values == (float(np.float32(0.1)), 0.25)
     truth = as_encoded(Column(kind="bool", nullable=True, severity="warn"))
     assert (truth.kind, truth.values, truth.nullable, truth.severity) == ("str", ("False", "True"), True, "warn")
+
+
+@pytest.mark.parametrize("values", [["heavy", "light"], [[1], [2]]])
+def test_a_numeric_feature_that_is_no_number_is_named_where_it_is_learnt(values: list[Any]) -> None:
+    with pytest.raises(ClearwayError, match="feature weight is not numeric"):
+        learn_schema(pd.DataFrame({"weight": pd.Series(values, dtype="object")}), (), ("weight",))

@@ -1,6 +1,8 @@
+import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +78,11 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a":')
     with pytest.raises(ClearwayError, match=r"x\.json is not valid JSON"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("writer", [atomic_path, atomic_directory])
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(writer: Any, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(OSError, match=str(target)), writer(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,8 @@ def test_a_multiclass_model_has_a_curve_for_each_class() -> None:
     chances = RANDOM.dirichlet(np.ones(20), 2000)
     classes = [f"class {i}" for i in range(20)]
     made = draw("multiclass", codes, {"challenger": chances, "baseline": chances}, [], classes)
-    assert set(made) == {"roc", "confusion", "calibration"}
+    assert set(made) == {"roc", "precision_recall", "confusion", "calibration"}
+    assert "Of the 6 classes with the most rows, of 20" in made["precision_recall"].note
     assert "Of the 6 classes with the most rows, of 20" in made["roc"].note
     assert "others" in made["confusion"].svg
     three = draw("multiclass", codes % 3, {"challenger": chances[:, :3]}, [], classes[:3])

@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -234,3 +235,23 @@ def test_the_positive_value_of_a_label_is_for_binary_targets(tmp_path: Path) -> 
     text = FLAT.replace("label: cat}", "label: cat, positive: tabby}") + "target: {kind: multiclass}\n"
     with pytest.raises(UsageError, match=r"data\.positive does not fit target.kind = 'multiclass'"):
         load_params(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("arguments: {C: .inf}", "train.arguments: C = inf must be a finite number"),
+        ("baseline_arguments: {tol: .nan}", "train.baseline_arguments: tol = nan must be a finite number"),
+        ("arguments: {layers: [1, [.inf]]}", "train.arguments: layers.1.0 = inf must be"),
+        ("arguments: {class_weight: {0: 1, a: 2}}", "class_weight = {0: 1, 'a': 2}: keys must be all text"),
+        ("arguments: {seed: !!binary aGVq}", "train.arguments: seed = b'hej' is neither text, number"),
+        ("tune: {space: {C: {kind: categorical, choices: [1, .inf]}}}", "choices.1 = inf must be a finite number"),
+        ("tune: {space: {C: {kind: categorical, choices: [{0: 1}]}}}", "choices.0 = {0: 1}: keys must be text"),
+    ],
+)
+def test_arguments_that_no_payload_can_hold_are_named(train: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"{FLAT}train: {{{train}}}\n")
+    with pytest.raises(UsageError, match=re.escape(said)) as raised:
+        load_params(path)
+    assert str(path) in str(raised.value)

@@ -60,13 +60,19 @@ def test_the_likeliest_class_is_right_as_often_as_its_bins_say() -> None:
     assert bins[0].mean_score >= 1 / 3
 
 
+def test_a_class_without_rows_has_no_curve() -> None:
+    curves = plots.one_vs_rest(plots.precision_recall, np.zeros_like(CODES) + (CODES == 1), CHANCES, CLASSES)
+    assert list(curves) == list(CLASSES[:2])
+    assert curves[CLASSES[1]] == plots.precision_recall((CODES == 1).astype(np.float64), CHANCES[:, 1])
+
+
 def test_each_class_has_its_own_roc_curve_and_only_the_largest_are_drawn() -> None:
-    curves = plots.one_vs_rest_roc(CODES, CHANCES, CLASSES)
+    curves = plots.one_vs_rest(plots.roc, CODES, CHANCES, CLASSES)
     assert list(curves) == list(CLASSES)
     area = auc(*zip(*curves["green"], strict=True))
     assert area == pytest.approx(roc_auc_score(CODES == 1, CHANCES[:, 1]), abs=5e-3)
     biggest = CLASSES[int(np.bincount(CODES).argmax())]
-    assert list(plots.one_vs_rest_roc(CODES, CHANCES, CLASSES, most=1)) == [biggest]
+    assert list(plots.one_vs_rest(plots.roc, CODES, CHANCES, CLASSES, most=1)) == [biggest]
 
 
 def test_a_confusion_counts_actual_by_row_and_answer_by_column() -> None:

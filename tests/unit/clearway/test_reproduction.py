@@ -19,6 +19,7 @@ from clearway.reproduction import (
     first_difference,
     local_files,
     made_here,
+    other_processor,
     own_store,
     search_again,
 )
@@ -119,6 +120,34 @@ def test_a_difference_is_told_by_the_first_file_that_differs() -> None:
     made = Reproduction("1" * 64, "2" * 64, files, None, ())
     assert made.sentence.startswith("built twice, and different, first in b (2 and missing): recorded 1111")
     assert Reproduction("1" * 64, "1" * 64, files[:1], None, ()).sentence.endswith("the same digest: " + "1" * 64)
+
+
+@pytest.mark.parametrize(
+    ("difference", "processors", "accepted"), [(1e-6, "a", True), (1e-6, "", False), (1.0, "a", False)]
+)
+def test_other_bytes_are_accepted_from_another_processor_alone_and_with_the_same_answers(
+    difference: float, processors: str, accepted: bool
+) -> None:
+    files = compare_files({"a": "1"}, {"a": "2"})
+    made = Reproduction("1" * 64, "2" * 64, files, Predictions(90, difference, 1e-5), (), processors)
+    assert made.accepted is accepted
+    assert not made.same
+    assert ("with the same answers" in made.sentence) is accepted
+    assert "and different, first in a" in made.sentence or "90 holdout rows 1e-06, at most 1e-05" in made.sentence
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found", "said"),
+    [
+        ("0.3.30 SkylakeX, 0.3.31 SkylakeX", "0.3.30 Haswell", "SkylakeX then, Haswell now"),
+        ("0.3.30 Zen, 0.3.31 Zen", "0.3.32 Zen", ""),
+        ("0.3.30 Zen", "0.3.30", ""),
+        ("", "0.3.30 Zen", ""),
+        ("unknown", "0.3.30 Zen", ""),
+    ],
+)
+def test_a_processor_is_told_by_its_kind_and_not_by_the_librarys_version(recorded: str, found: str, said: str) -> None:
+    assert other_processor(recorded, found) == said
 
 
 def lock(**stages: dict[str, str]) -> dict[str, Any]:

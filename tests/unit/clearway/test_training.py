@@ -1,6 +1,7 @@
 """Training: the same rows, parameters and code give the same bytes, and a wrong parameter is named."""
 
 import io
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Breaking(LogisticRegression):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         if self.how == "fitted":
             raise RuntimeError("not\nso")
+        if self.how == "left":
+            sys.exit(0)
         return super().fit(X, y, sample_weight)
 
     def predict_proba(self, X: Any) -> Any:
@@ -494,6 +497,7 @@ def test_a_wrong_estimator_or_argument_is_named(
     ("how", "message"),
     [
         ("fitted", r"cannot be fitted on these rows: RuntimeError: not so"),
+        ("left", r"cannot be fitted on these rows: SystemExit: 0"),
         ("asked", r"does not answer as it must: KeyError: .*not"),
         ("narrow", r"does not answer as it must: IndexError: "),
     ],
@@ -506,7 +510,7 @@ def test_whatever_an_estimator_raises_is_one_line(tmp_path: Path, how: str, mess
 
 
 def test_a_trial_that_breaks_or_answers_no_number_is_failed_and_the_search_goes_on(tmp_path: Path) -> None:
-    broken = ["made", "fitted", "asked", "narrow", "nan"]
+    broken = ["made", "fitted", "left", "asked", "narrow", "nan"]
     space = {"how": {"kind": "categorical", "choices": ["", *broken]}}
     params, workspace = project(
         tmp_path, estimator=BREAKING, arguments={"how": "nan"}, trust={"types": [BREAKING]},
@@ -529,15 +533,22 @@ def test_a_search_by_another_metric_does_not_go_on_from_what_a_killed_one_kept(t
     with pytest.raises(KeyboardInterrupt):
         train(params, workspace, killed)
     gate = params.gates.champion.model_copy(update={"metric": "log_loss"})
-    by_loss = params.model_copy(update={"gates": params.gates.model_copy(update={"champion": gate})})
-    said = train(by_loss, workspace).report["tuning"]
+    gated = params.model_copy(update={"gates": params.gates.model_copy(update={"champion": gate})})
+    said = train(gated, workspace).report["tuning"]
+    assert (said["metric"], said["resumed_at"]) == ("roc_auc", 3), "a gate says nothing of how a model is trained"
+    with pytest.raises(KeyboardInterrupt):
+        train(params, workspace, killed)
+    params, workspace = project(tmp_path, tune={**TUNE, "metric": "log_loss"})
+    said = train(params, workspace).report["tuning"]
     assert (said["metric"], said["resumed_at"]) == ("log_loss", 0)
 
 
 def test_labels_all_the_same_stop_training(tmp_path: Path) -> None:
     params, workspace = project(tmp_path)
     FRAME.assign(label=1.0).to_parquet(workspace.features / "training.parquet")
-    with pytest.raises(ClearwayError, match=r"must be both 0 and 1, found only 1 in 300 rows"):
+    with pytest.raises(
+        ClearwayError, match=r"training\.parquet: .* must be both 0 and 1, found only 1 in 300 rows.*data\.positive"
+    ):
         train(params, workspace)
     assert not workspace.model.exists()
 
@@ -627,3 +638,20 @@ def test_a_training_that_fails_leaves_no_report_of_an_earlier_one(tmp_path: Path
     with pytest.raises(UsageError):
         train(params, workspace)
     assert not (workspace.reports / "training.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"definitions_sha256": "0", "numeric": 3, "categorical": [], "declared": {}}']
+)
+def test_a_description_of_features_that_is_none_is_named(content: str, tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    (workspace.features / "features.json").write_text(content)
+    with pytest.raises(ClearwayError, match=r"features\.json is not what scripts/build_features\.py writes"):
+        train(params, workspace)
+
+
+def test_a_feature_without_any_value_is_named_where_an_estimator_cannot_take_it(tmp_path: Path) -> None:
+    params, workspace = project(tmp_path)
+    FRAME.assign(size=np.nan).to_parquet(workspace.features / "training.parquet")
+    with pytest.raises(ClearwayError, match=r"cannot be fitted .*\(these rows have no value of size\)"):
+        train(params, workspace)

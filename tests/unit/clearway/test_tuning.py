@@ -1,14 +1,18 @@
 """The search: what is tried follows from seed and results alone, and a search that was ended goes on."""
 
+import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import TuneParams
@@ -168,6 +172,48 @@ def test_a_damaged_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClearwayError, match=r"study\.db cannot be used as a study of Optuna: delete it") as caught:
         run(Objective(), study)
     assert "\n" not in str(caught.value)
+
+
+CHANGES = {
+    "another value": "UPDATE trial_values SET value = value + 1 WHERE trial_id = 1",
+    "another state": "UPDATE trials SET state = 'FAIL' WHERE trial_id = 1",
+    "no check": "DELETE FROM trial_user_attributes",
+    "no such direction": "UPDATE study_directions SET direction = '0'",
+    "two versions": "INSERT INTO alembic_version VALUES ('v3.0.0.a')",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_study_that_something_has_changed_is_refused(change: str, tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    run(Objective(), study, trials=2)
+    with closing(sqlite3.connect(study)) as connection:
+        connection.execute(CHANGES[change])
+        connection.commit()
+    with pytest.raises(ClearwayError, match=r"study\.db.* delete (it|the file), and the search starts again") as caught:
+        run(Objective(), study, trials=3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trial_that_cannot_be_kept_ends_the_search_and_says_so(tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    run(Objective(), study, trials=1)
+    with closing(sqlite3.connect(study)) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON trials BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+        connection.commit()
+    with pytest.raises(ClearwayError, match=r"study\.db: trial 1 cannot be kept .*: make room and train again"):
+        run(Objective(), study, trials=2)
+
+
+def test_a_disk_too_full_for_a_study_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OperationalError("CREATE TABLE", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "create_new_study", full)
+    with pytest.raises(ClearwayError, match=r"study\.db cannot be made \(.*disk is full.*\): make room") as caught:
+        run(Objective(), tmp_path / "study.db")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------
