@@ -294,8 +294,11 @@ def test_nothing_cancels_a_rollback_or_makes_it_wait_and_it_installs_nothing_tha
     (setup,) = [step for step in steps if step.get("uses") == "./.github/actions/setup"]
     assert setup["with"] == {"what": "setup-serve"}
     assert "needs" not in rollback["jobs"]["rollback"]
-    (save,) = [step for step in steps if step.get("uses") == "./.github/actions/save-state"]
-    assert save["if"].startswith("always()")
+    first, again = [step for step in steps if step.get("uses") == "./.github/actions/save-state"]
+    assert first["if"].startswith("always()")
+    assert first["continue-on-error"] == "true"
+    assert again["if"] == "always() && steps.save.outcome == 'failure'"
+    assert "continue-on-error" not in again
 
 
 def test_the_monitor_looks_every_hour_off_the_hour_and_only_where_a_server_lives_on() -> None:
