@@ -7,7 +7,7 @@ from clearway.cli import DONE, job_output, job_summary, parser, run
 
 def main() -> int:
     made = parser(__doc__ or "")
-    made.add_argument("verb", choices=("restore", "verify", "pack", "save"))
+    made.add_argument("verb", choices=("restore", "verify", "join", "pack", "save"))
     made.add_argument("--remote", default="origin", metavar="NAME", help="git remote that has the branch")
     made.add_argument("--artifact", default="clearway-store", metavar="NAME", help="artifact that holds build/store")
     made.add_argument(
@@ -15,7 +15,7 @@ def main() -> int:
     )
     arguments = made.parse_args()
     from clearway.as_of import parse_as_of
-    from clearway.state import BRANCH, Remote, RunRecord, last_run, pack_store, restore, save, verify_bundles
+    from clearway.state import BRANCH, Remote, RunRecord, last_run, pack_store, rejoin, restore, save, verify_bundles
     from clearway.workspace import Workspace
 
     workspace = Workspace(arguments.project)
@@ -32,8 +32,14 @@ def main() -> int:
         found = (
             f"restored from {BRANCH} at {state.commit[:12]}" if state.commit else f"bootstrap: no branch {BRANCH} yet"
         )
-        job_output(store_run=state.store.run_id if state.store else "")
-        job_output(store_artifact=state.store.artifact if state.store else "")
+        job_output(**state.outputs)
+    elif arguments.verb == "join":
+        other = rejoin(workspace, remote)
+        if other is None:
+            print("state: no other run has saved since")
+            return DONE
+        found = f"joined with what another run saved meanwhile, at {(other.commit or '')[:12]}"
+        job_output(**other.outputs)
     else:
         before = last_run(workspace)
         record = RunRecord(

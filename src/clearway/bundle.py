@@ -342,6 +342,34 @@ def read_built(folder: Path) -> Built:
         raise ClearwayError(f"{path} is damaged ({describe(error)}): run scripts/package_model.py again") from None
 
 
+def verify_arrival(built: Path, bundles: Path, digest: str, baseline: str) -> None:
+    """Check what another job built, and what its state brought, by the digests that this job was told of.
+
+    Parameters
+    ----------
+    built : Path
+        Folder of ``challenger/``, ``baseline/`` and ``outcome.json``.
+    bundles : Path
+        Where bundles are kept, and deployed from. The same two must lie there; their evidence may be an earlier run's.
+    digest, baseline : str
+        What they must be.
+
+    Raises
+    ------
+    BundleError
+        One is missing, changed, or another than was named.
+    """
+    said = read_built(built)
+    if (said.digest, said.baseline_digest) != (digest, baseline):
+        raise BundleError(
+            f"{built / OUTCOME} names {said.digest} and {said.baseline_digest}, expected {digest} and {baseline}: "
+            "the artifact was changed on its way; run the job that built it again"
+        )
+    for role, expected in ((CHALLENGER, digest), (BASELINE, baseline)):
+        verify(built / role, expected)
+        verify(bundles / expected, expected)
+
+
 def _verifies(folder: Path, digest: str) -> bool:
     try:
         verify(folder, digest)

@@ -44,6 +44,10 @@ Ask = Callable[[pd.DataFrame, Tables], pd.DataFrame]
 """From questions and the raw tables to the features of each question."""
 
 
+class NoQuestionsError(ClearwayError):
+    """There is nothing to replay: the source has no rows after ``as_of``."""
+
+
 @dataclass(frozen=True)
 class Windows:
     """Which questions train, are held out, and are current; each is a boolean array over all questions."""
@@ -243,8 +247,10 @@ def replay_questions(params: Params, workspace: Workspace, project: AnyProject) 
     ------
     UsageError
         As :func:`build_features`.
+    NoQuestionsError
+        The source holds no question after ``as_of``.
     ClearwayError
-        As :func:`build_features`; or the source holds no question after ``as_of``.
+        As :func:`build_features`.
     """
     if isinstance(project, StoredProject):
         return pd.read_parquet(_stored_traffic(params, workspace, project) / "questions.parquet")
@@ -508,8 +514,8 @@ def _stored_traffic(params: Params, workspace: Workspace, project: StoredProject
     return kept
 
 
-def _no_questions(params: Params, as_of: datetime, until: datetime) -> ClearwayError:
-    return ClearwayError(
+def _no_questions(params: Params, as_of: datetime, until: datetime) -> NoQuestionsError:
+    return NoQuestionsError(
         f"no question to replay in [{as_of.isoformat()}, {until.isoformat()}) (params.yaml: replay.days = "
         f"{params.replay.days}): the source ends before as_of; set an earlier as_of"
     )

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clearway.columns import ENTITY, PREDICTION_TIME, RESERVED, ROW_ID
 from clearway.errors import ClearwayError, UsageError
-from clearway.features import replay_events, replay_questions
+from clearway.features import NoQuestionsError, replay_events, replay_questions
 from clearway.files import read_json, write_json
 from clearway.ledger import Entry, read_ledger
 from clearway.params import Params, describe
@@ -89,7 +89,7 @@ class Replay:
 
     Raises
     ------
-    ClearwayError
+    NoQuestionsError
         The source has no rows after ``as_of``.
     """
 
@@ -110,7 +110,7 @@ class Replay:
         self._store: _MovedStore | None = None
         questions = replay_questions(params, workspace, self._project)
         if questions.empty:
-            raise ClearwayError(f"no traffic to replay: the source has no rows after as_of = {params.as_of}")
+            raise NoQuestionsError(f"no traffic to replay: the source has no rows after as_of = {params.as_of}")
         self._traffic = Traffic(questions, cycles=params.replay.cycles)
 
     def remaining(self) -> int:

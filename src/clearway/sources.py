@@ -13,10 +13,10 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
 import pandas as pd
@@ -25,6 +25,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import PackageSource, ParquetSource, Source, SqlSource
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 
 MOST_UNPACKED_BYTES, MOST_UNPACKED_TIMES = 2**28, 200
 """A compressed file may unpack to the first, or to so many times its own size: no table does that, and a bomb does."""
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 4, 1.0, 10.0
+"""How often a source behind a network is asked, and the seconds between, which double."""
 
+_Made = TypeVar("_Made")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
@@ -43,6 +47,10 @@ _LAYOUT = {"sep", "delimiter", "quotechar", "encoding"}
 _VALUES = {"dtype", "decimal", "thousands", "na_values", "keep_default_na", "true_values", "false_values"}
 _VALUES |= {"usecols", "parse_dates", "date_format", "low_memory"}
 """Arguments that change how a value is read, and not where a row ends."""
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ImportError, ValueError)
+"""What no second attempt changes."""
+_BUSY, _GONE = (408, 425, 429), (404, 410)
+"""Answers of HTTP that ask for a second attempt; that the file is not there."""
 
 
 def read_source(source: Source, root: Path, *, key: str, named_by: str | None = None) -> pd.DataFrame:
@@ -110,12 +118,15 @@ def scan_parquet_file(
 
     place = _Place(source, key, named_by)
     with tempfile.TemporaryDirectory() as folder:
-        file = root / source.path
-        with _opened(source.path, root, place) as stream:
-            if "://" in source.path:
-                file = Path(folder) / "table.parquet"
-                with file.open("wb") as target:
+        copied = Path(folder) / "table.parquet"
+        file = copied if "://" in source.path else root / source.path
+
+        def take(stream: IO[bytes]) -> None:
+            if file is copied:
+                with copied.open("wb") as target:
                     shutil.copyfileobj(stream, target, 1 << 24)
+
+        _read(source.path, root, place, take)
         if not file.stat().st_size:
             raise place.broken("is empty (0 bytes): write it again")
         try:
@@ -184,20 +195,27 @@ def _installed(source: PackageSource, place: _Place) -> Path:
 
 def _fetch(path: str, root: Path, place: _Place) -> bytes:
     """All bytes of a local file or an fsspec URL."""
-    with _opened(path, root, place) as stream:
-        content = bytes(stream.read())
+    content = _read(path, root, place, lambda stream: bytes(stream.read()))
     if not content:
         raise place.broken("is empty (0 bytes): write it again")
     return content
 
 
-@contextmanager
-def _opened(path: str, root: Path, place: _Place) -> Iterator[IO[bytes]]:
-    """A local file or an fsspec URL to read from."""
+def _read(path: str, root: Path, place: _Place, take: Callable[[IO[bytes]], _Made]) -> _Made:
+    """What ``take`` makes of a local file, or of an fsspec URL, which is asked again if it does not answer whole."""
     local = "://" not in path
+
+    def attempt() -> _Made:
+        try:
+            with (root / path).open("rb") if local else fsspec.open(path, "rb") as stream:
+                return take(stream)
+        except FileNotFoundError as error:  # which is what fsspec makes of most that a web server may answer
+            if error.__cause__ is None or getattr(error.__cause__, "status", None) in _GONE:
+                raise
+            raise error.__cause__ from None
+
     try:
-        with (root / path).open("rb") if local else fsspec.open(path, "rb") as stream:
-            yield stream
+        return attempt() if local else _patiently(attempt, may_pass)
     except FileNotFoundError:
         where = " (relative paths start at the project folder)" if local and not Path(path).is_absolute() else ""
         raise place.broken(f"is missing{where}: put the file there, or correct the path") from None
@@ -207,6 +225,25 @@ def _opened(path: str, root: Path, place: _Place) -> Iterator[IO[bytes]]:
         raise place.unusable(f"the driver of this kind of URL is not installed: {error}") from None
     except Exception as error:  # an fsspec backend raises what its client library raises
         raise place.broken(f"cannot be read: {_hide(str(error)) or type(error).__name__}") from None
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt may fare better: a network or a server that failed, and nothing that was refused."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in _BUSY
+    return isinstance(error, Exception) and not isinstance(error, _FINAL)
+
+
+def _patiently(attempt: Callable[[], _Made], again: Callable[[BaseException], bool]) -> _Made:
+    """The result of ``attempt``, which is made anew, each time after a longer wait, as long as ``again`` says so."""
+    patient = Retrying(
+        retry=retry_if_exception(again),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT),
+        reraise=True,
+    )
+    return patient(attempt)
 
 
 def _decompress(content: bytes, path: str, place: _Place) -> bytes:
@@ -332,7 +369,7 @@ def _check_rows(content: bytes, read: dict[str, Any], encoding: str) -> None:
 def _query(source: SqlSource, root: Path, place: _Place) -> pd.DataFrame:
     """Run the query. The URL with its secrets filled in never reaches a message."""
     import sqlalchemy
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], "")
@@ -353,9 +390,17 @@ def _query(source: SqlSource, root: Path, place: _Place) -> pd.DataFrame:
         raise place.unusable("is no URL that SQLAlchemy knows, such as postgresql://user:password@host/name") from None
     except ImportError as error:
         raise place.unusable(f"the database driver is not installed: run pip install {error.name}") from None
-    try:
+
+    def attempt() -> pd.DataFrame:
         with engine.connect() as connection:
             return pd.read_sql_query(sqlalchemy.text(source.query), connection)
+
+    def is_lost(error: BaseException) -> bool:
+        cause = error.__cause__ if isinstance(error, pd.errors.DatabaseError) else error
+        return isinstance(cause, (OperationalError, InterfaceError)) and engine.dialect.name != "sqlite"
+
+    try:
+        return _patiently(attempt, is_lost)
     except (SQLAlchemyError, OSError) as error:
         cause = _without(filled, str(getattr(error, "orig", None) or error))
         raise place.broken(f"cannot be queried: {cause}; check the URL and {place.key}.query") from None

@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clearway.bundle import BundleError, verify
 from clearway.errors import ClearwayError
 from clearway.files import atomic_directory, atomic_path, read_json, write_json
-from clearway.ledger import read_ledger, stable_history
+from clearway.ledger import Change, Entry, append, head_hash, quarantined, read_ledger, stable_history
 from clearway.params import SLUG, UtcTime, describe
+from clearway.routing import project_routing, read_routing, write_routing
 from clearway.workspace import Workspace
 
 BRANCH = "clearway-state"
@@ -67,11 +68,17 @@ class Store(BaseModel):
 
 @dataclass(frozen=True)
 class State:
-    """What :func:`restore` found: the branch's commit (None on a first run), its run and its store."""
+    """What was found on the branch: its commit (None on a first run), its run, and the store to fetch bundles from."""
 
     commit: str | None
     run: RunRecord | None
     store: Store | None
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The store, for the workflow's next step; empty for none."""
+        store = self.store
+        return {"store_run": store.run_id if store else "", "store_artifact": store.artifact if store else ""}
 
 
 _Made = TypeVar("_Made", RunRecord, Store)
@@ -300,11 +307,33 @@ def pack_store(workspace: Workspace) -> tuple[str, ...]:
     return tuple(sorted(needed))
 
 
+def rejoin(workspace: Workspace, remote: Remote) -> State | None:
+    """Join ``var/`` with what another run saved since it was restored; None if none did.
+
+    The answer's store is that of the other run, and None where ``var/bundles`` has all that the ledgers now need.
+
+    Raises
+    ------
+    ClearwayError
+        Both runs changed one environment, and this one did more than roll back; or the branch was rewritten.
+    """
+    restored, found = _heads(workspace, remote)
+    if found == restored:
+        return None
+    theirs = _ours_among(remote.files(found))
+    merged = _merged(_ours_among(remote.files(restored)), _kept(workspace.var), theirs)
+    _write(workspace.var, merged | {name: theirs[name] for name in (RUN, STORE) if name in theirs})
+    write_json(workspace.var / RESTORED, {"commit": found})
+    complete = all((workspace.bundles / digest).is_dir() for digest in needed_digests(workspace.var))
+    store = None if complete else _read(workspace.var / STORE, Store)
+    return State(found, _read(workspace.var / RUN, RunRecord), store)
+
+
 def save(workspace: Workspace, remote: Remote, run: RunRecord, artifact: str) -> str:
     """Push the state to the branch; returns one sentence on what happened.
 
-    The push is the compare-and-swap. If another run pushed first, its state is read again and joined with this one,
-    as long as no file was changed by both.
+    The push is the compare-and-swap. If another run pushed first, its state is read again and joined with this one, as
+    :func:`join` can.
 
     Raises
     ------
@@ -312,20 +341,13 @@ def save(workspace: Workspace, remote: Remote, run: RunRecord, artifact: str) ->
         Another run changed what this run changed, or the branch cannot be written.
     """
     bundles = tuple(sorted(verify_bundles(workspace)))
-    restored = read_json(workspace.var / RESTORED, made_by="scripts/state.py restore")["commit"]
     ours = dict(_kept(workspace.var))
     ours[RUN] = _json(run)
     if any((workspace.build / "store").rglob("*")):
         ours[STORE] = _json(Store(run_id=run.run_id, artifact=artifact, bundles=bundles))
     else:
         ours.pop(STORE, None)
-    parent: str | None = restored
-    found = remote.head()  # fetches: this runner may never have seen what another restored
-    if parent is not None and (found is None or not remote.has(parent)):
-        raise ClearwayError(
-            f"{BRANCH} was rewritten or deleted while this run worked: {parent[:12]}, which it restored, is gone; "
-            "nothing was pushed; run this delivery again from its first job"
-        )
+    parent, _ = _heads(workspace, remote)
     base = _ours_among(remote.files(parent))
     message = f"State after run {run.run_id} ({run.trigger}) at {(run.commit or 'no commit')[:12]}"
     for _ in range(ATTEMPTS):
@@ -337,36 +359,32 @@ def save(workspace: Workspace, remote: Remote, run: RunRecord, artifact: str) ->
     raise ClearwayError(f"{BRANCH} moved {ATTEMPTS} times while this run pushed: run scripts/state.py save again")
 
 
+def _heads(workspace: Workspace, remote: Remote) -> tuple[str | None, str | None]:
+    """The commit that was restored here, and the branch's own now, both fetched."""
+    restored: str | None = read_json(workspace.var / RESTORED, made_by="scripts/state.py restore")["commit"]
+    found = remote.head()  # fetches: this runner may never have seen what another restored
+    if restored is not None and (found is None or not remote.has(restored)):
+        raise ClearwayError(
+            f"{BRANCH} was rewritten or deleted while this run worked: {restored[:12]}, which it restored, is gone; "
+            "nothing was pushed; run this delivery again from its first job"
+        )
+    return restored, found
+
+
 def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
-    """Two states that grew from ``base``, as one, if nothing was changed by both.
+    """Two states that grew from ``base``, as one.
 
     An environment's files are one unit; of two copies of one ledger, as of a server elsewhere, the longer one holds all
-    that the other does. The decision history is a log: new lines of both are kept, theirs first. Of two stores, one
-    must hold every bundle that the joined ledgers need.
+    that the other does. Where both sides changed it, and this one only rolled back, it is rolled back again after what
+    the other did. The decision history is a log: new lines of both are kept, theirs first. Of two stores, one must hold
+    every bundle that the joined ledgers need.
 
     Raises
     ------
     ClearwayError
         Both changed one environment, or neither store will do; names it.
     """
-    joined: dict[str, bytes] = {}
-    for unit in sorted({_unit(path) for path in (*base, *ours, *theirs)}):
-        before, mine, other = (
-            {path: content for path, content in side.items() if _unit(path) == unit} for side in (base, ours, theirs)
-        )
-        if unit in (RUN, STORE) or mine in (before, other):
-            joined |= mine if unit in (RUN, STORE) else other
-        elif other == before:
-            joined |= mine
-        elif (longer := _longer(unit, mine, other)) is not None:
-            joined |= longer
-        elif unit in LOGS:
-            joined[unit] = _joined_log(unit, before.get(unit, b""), mine.get(unit, b""), other.get(unit, b""))
-        else:
-            raise ClearwayError(
-                f"{BRANCH} moved while this run worked, and both changed {unit}: nothing was pushed; the branch holds "
-                "what the other run did, so look at it and run this delivery again from its first job"
-            )
+    joined = _merged(base, ours, theirs)
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), joined)
         needed = set(needed_digests(Path(folder)))
@@ -374,14 +392,37 @@ def join(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
         content = side.get(STORE)
         held = set(Store.model_validate_json(content).bundles) if content else set()
         if needed <= held:
-            return {path: text for path, text in joined.items() if path != STORE} | (
-                {STORE: content} if content else {}
-            )
+            return joined | {RUN: ours[RUN]} | ({STORE: content} if content else {})
     names = ", ".join(digest[:12] for digest in sorted(needed))
     raise ClearwayError(
         f"{BRANCH} moved while this run worked, and no one store holds all of {names}: "
-        "nothing was pushed; run this delivery again from its first job"
+        "nothing was pushed; run scripts/state.py join, fetch the store that it names, and pack and save again"
     )
+
+
+def _merged(base: Files, ours: Files, theirs: Files) -> dict[str, bytes]:
+    """All but the run and its store, of two states that grew from ``base``."""
+    merged: dict[str, bytes] = {}
+    for unit in sorted({_unit(path) for path in (*base, *ours, *theirs)} - {RUN, STORE}):
+        before, mine, other = (
+            {path: content for path, content in side.items() if _unit(path) == unit} for side in (base, ours, theirs)
+        )
+        if mine in (before, other):
+            merged |= other
+        elif other == before:
+            merged |= mine
+        elif (longer := _longer(unit, mine, other)) is not None:
+            merged |= longer
+        elif unit in LOGS:
+            merged[unit] = _joined_log(unit, before.get(unit, b""), mine.get(unit, b""), other.get(unit, b""))
+        elif (again := _rolled_back_again(unit, before, mine, other)) is not None:
+            merged |= again
+        else:
+            raise ClearwayError(
+                f"{BRANCH} moved while this run worked, and both changed {unit}: nothing was pushed; the branch holds "
+                "what the other run did, so look at it and run this delivery again from its first job"
+            )
+    return merged
 
 
 def _longer(unit: str, mine: Files, other: Files) -> Files | None:
@@ -391,6 +432,52 @@ def _longer(unit: str, mine: Files, other: Files) -> Files | None:
         if beginning and ledger != beginning and ledger.startswith(beginning):
             return side
     return None
+
+
+def _rolled_back_again(unit: str, before: Files, mine: Files, other: Files) -> Files | None:
+    """The other side's environment, rolled back as this side's was; None if this side did more, or cannot.
+
+    All that this side left behind stays barred, and so is what the other side put live meanwhile.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / name for name in ("before", "mine", "other")]
+        for place, side in zip(places, (before, mine, other), strict=True):
+            _write(place, side)
+        was, ours, theirs = (read_ledger(place / unit, PurePosixPath(unit).name) for place in places)
+        change = replan_rollback(was, ours, theirs)
+        if change is None:
+            return None
+        environment = places[2] / unit
+        split = read_routing(places[1] / unit / "routing.json")
+        append(environment, environment.name, change, expected_head=head_hash(theirs))
+        table = project_routing(read_ledger(environment, environment.name), split.salt, split.key)
+        if table is not None:
+            write_routing(environment / "routing.json", table)
+        return _kept(places[2])
+
+
+def replan_rollback(was: Sequence[Entry], ours: Sequence[Entry], theirs: Sequence[Entry]) -> Change | None:
+    """This side's rollbacks, to be recorded after ``theirs``, which went on from the same ledger ``was``.
+
+    None if this side did anything else, or if the other side has barred where it went back to.
+    """
+    made, common = ours[len(was) :], len(was)
+    if not made or ours[:common] != was or theirs[:common] != was or any(one.action != "rollback" for one in made):
+        return None
+    last, barred = made[-1], quarantined(theirs)
+    if last.stable in barred:
+        return None
+    left = (theirs[-1].canary, theirs[-1].stable, *(digest for one in made for digest in one.quarantines))
+    quarantines = tuple(dict.fromkeys(one for one in left if one is not None and one not in (last.stable, *barred)))
+    evidence = {**last.evidence, "overtaken": f"was entry {last.sequence} ({last.hash[:12]})"}
+    return Change(
+        action="rollback",
+        stable=last.stable,
+        quarantines=quarantines,
+        actor=last.actor,
+        reason=last.reason,
+        evidence=evidence,
+    )
 
 
 def _joined_log(name: str, before: bytes, mine: bytes, other: bytes) -> bytes:

@@ -113,8 +113,8 @@ def run_workflow(
 
     ``api`` is the address of GitHub's; without it a stand-in is asked that knows an empty repository. ``harm`` is what
     goes wrong on the way, by no fault of the repository: ``STANDIN_TAMPER`` names artifacts whose models somebody
-    changes after the upload, ``STANDIN_KILL``, as ``WORDS|PATH``, kills the command with these words before it renames
-    a file to a name that ends so.
+    changes after the upload, ``STANDIN_NO_ATTESTATIONS`` lets no build be attested, ``STANDIN_KILL``, as
+    ``WORDS|PATH``, kills the command with these words before it renames a file to a name that ends so.
     """
     if api is None:
         with github() as empty:
@@ -147,9 +147,12 @@ def run_workflow(
         "GITHUB_RUN_ID": str(run_id),
         "GITHUB_API_URL": api,
         "GITHUB_REPOSITORY": REPOSITORY,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # whatever is installed beside: no test of a deployment needs one
         "STANDIN_ARTIFACTS": str(artifacts),
+        "STANDIN_PYTHON": sys.executable,
         "STANDIN_VENV": str(venv),
         "MPLCONFIGDIR": str(folder / "matplotlib"),
+        "PYTHONDONTWRITEBYTECODE": "1",  # each job has a checkout of its own, and commands are compiled already
         **(harm or {}),
     }
     command += [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]

@@ -76,6 +76,10 @@ class Fork:
             "delivery.yml", "workflow_dispatch", {"inputs": {"force_retrain": "false", "as_of": "", **inputs}}
         )
 
+    def roll_back(self, **inputs: str) -> WorkflowRun:
+        given = {"environment": "production", "digest": "", "reason": "it answers nonsense", **inputs}
+        return self.run("rollback.yml", "workflow_dispatch", {"inputs": given})
+
     def ledger(self, environment: str) -> list[Entry]:
         """The environment's ledger on the state branch, verified."""
         with tempfile.TemporaryDirectory() as folder:

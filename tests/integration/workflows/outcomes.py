@@ -8,6 +8,7 @@ DELIVERED = dict.fromkeys(LINE, "success")
 REJECTED = {**DELIVERED, "deploy-staging": "skipped", "deploy-production": "skipped"}
 NOTHING_TO_DO = {**REJECTED, "train": "skipped"}
 STOPPED_AT_VALIDATION = {**NOTHING_TO_DO, "validate": "failure", "decide": "skipped"}
+STOPPED_IN_TRAINING = {**REJECTED, "train": "failure"}
 STOPPED_IN_STAGING = {**DELIVERED, "deploy-staging": "failure", "deploy-production": "skipped"}
 ROLLED_BACK = {**DELIVERED, "deploy-production": "failure"}
 

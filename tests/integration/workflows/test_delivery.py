@@ -31,10 +31,18 @@ def test_a_first_push_trains_and_deploys_through_production(delivered: tuple[For
     assert fork.serves("production") == (production[1].canary, None)
     assert fork.serves("staging") == (production[1].canary, None)
     assert {production[0].stable, production[-1].stable} <= set(fork.json_on_branch("store.json")["bundles"])
+    assert run.steps["train"]["Say where it came from"] == "success"
+    assert run.text.count("Verification succeeded") == 8, "two manifests of two bundles, before each deployment"
     assert run.steps["deploy-staging"]["Ask the deployed endpoint"] == "success"
     steps = run.steps["deploy-production"]
     assert (steps["Promote"], steps["Roll back"], steps["Say that it is held"]) == ("success", "skipped", "skipped")
-    for said in ("bootstrap: no branch clearway-state yet", "Model passed", "Canary in production: promote", "State"):
+    for said in (
+        "Delivery: delivered",
+        "bootstrap: no branch clearway-state yet",
+        "Model passed",
+        "Canary in production: promote",
+        "State",
+    ):
         assert said in run.summary
     assert fork.last_decision()["reasons"] == ["bootstrap"]
 
@@ -66,6 +74,7 @@ def test_a_second_push_with_nothing_changed_deploys_nothing_and_texts_from_outsi
     assert "restored from clearway-state" in run.summary
     assert fork.last_decision()["outcome"] == "skip"
     assert "nothing new to learn" in run.summary
+    assert "Delivery: skipped" in run.summary
     assert not any(path.name == "evil" for path in (fork.folder / "artifacts" / "2").rglob("*"))
     assert not [
         path for path in fork.folder.rglob(f"*{mark}*") if "refs" not in path.parts and "logs" not in path.parts
@@ -81,6 +90,7 @@ def test_a_dispatch_input_is_a_text_and_no_command(delivered: tuple[Fork, Workfl
     assert outcomes(run)["validate"] == "failure", run.explain()
     assert run.steps["validate"]["Decide what time it is"] == "failure"
     assert "is no date or time" in run.text
+    assert "Delivery: failed" in run.summary
     assert not [*fork.folder.rglob(mark)]
     assert fork.ledger("production") == before
     assert fork.json_on_branch("store.json")["bundles"]
@@ -116,7 +126,9 @@ def test_new_data_without_drift_deploys_nothing(delivered: tuple[Fork, WorkflowR
     decision = fork.last_decision()
     assert (decision["outcome"], decision["reasons"]) == ("skip", [])
     assert "no drift" in run.summary
+    assert "Delivery: skipped" in run.summary
     assert fork.ledger("production") == before
+    assert fork.serves("production") == (before[-1].stable, None)
 
 
 def test_drift_trains_a_challenger_on_what_the_world_is_now(delivered: tuple[Fork, WorkflowRun]) -> None:
@@ -136,20 +148,24 @@ def test_drift_trains_a_challenger_on_what_the_world_is_now(delivered: tuple[For
     assert outcomes(run) == DELIVERED, run.explain()
     assert fork.serves("production") != (before[-1].stable, None)
     assert "drift: " in run.summary
+    assert "Delivery: delivered" in run.summary
 
 
-def test_a_forced_retraining_is_delivered_though_nothing_else_asks_for_it(delivered: tuple[Fork, WorkflowRun]) -> None:
+def test_a_forced_retraining_goes_as_far_as_it_was_asked_to_though_nothing_else_asks_for_it(
+    delivered: tuple[Fork, WorkflowRun],
+) -> None:
     fork, _ = delivered
     before = fork.ledger("production")
     fork.change_params(train=MORE_TREES, decision={"code": {"enabled": False}})  # so that nothing but force asks for it
     fork.commit_and_push("Thirty trees")
-    run = fork.dispatch(force_retrain="true")
+    run = fork.dispatch(force_retrain="true", environment="staging")
     assert run.code == 0, run.explain()
-    assert outcomes(run) == DELIVERED, run.explain()
+    assert outcomes(run) == {**DELIVERED, "deploy-production": "skipped"}, run.explain()
     assert fork.last_decision()["reasons"] == ["manual"]
-    after = fork.ledger("production")
-    assert after[: len(before)] == before, "history only grows"
-    assert [entry.action for entry in after[len(before) :]] == ["canary", "promote"]
+    assert "Delivery: staged" in run.summary
+    assert fork.ledger("production") == before
+    assert fork.serves("production") == (before[-1].stable, None)
+    assert fork.serves("staging")[0] != before[-1].stable
 
 
 def test_a_weekly_run_retrains_when_the_champion_is_old_enough(make_fork: Callable[..., Fork], tmp_path: Path) -> None:
@@ -166,6 +182,7 @@ def test_a_weekly_run_retrains_when_the_champion_is_old_enough(make_fork: Callab
     after = fork.ledger("production")
     assert [entry.action for entry in after[len(before) :]] == ["canary", "promote"]
     assert fork.serves("production") != (before[-1].stable, None)
+    assert "Delivery: delivered" in run.summary
 
 
 def test_broken_data_stops_at_validation_and_state_is_kept(delivered: tuple[Fork, WorkflowRun]) -> None:
@@ -183,7 +200,9 @@ def test_broken_data_stops_at_validation_and_state_is_kept(delivered: tuple[Fork
     assert outcomes(run) == STOPPED_AT_VALIDATION, run.explain()
     assert run.steps["validate"]["Validate the data"] == "failure"
     assert "mean_radius" in run.text
+    assert "Delivery: failed" in run.summary
     assert fork.ledger("production") == before
+    assert fork.serves("production") == (before[-1].stable, None)
     assert fork.json_on_branch("run.json")["run_id"] == "2"
     assert fork.json_on_branch("store.json")["run_id"] == "2"
 
@@ -201,5 +220,7 @@ def test_a_rejected_challenger_is_a_green_run_that_deploys_nothing(delivered: tu
     assert (steps["Register"], steps["Bundle"], steps["Insist on a verdict"]) == ("skipped", "skipped", "skipped")
     assert "Model rejected" in run.summary
     assert "floor_roc_auc" in run.summary
+    assert "Delivery: rejected" in run.summary
     assert fork.ledger("production") == before
+    assert fork.serves("production") == (before[-1].stable, None)
     assert fork.json_on_branch("run.json")["run_id"] == "2"

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,15 +18,13 @@ from clearway.state import BRANCH
 
 pytestmark = pytest.mark.lines
 
-HOOK = """#!/bin/sh
+HOOK = """
 # Holds the state of one run back until somebody says go: what happens to a push that another overtakes.
-while read -r old new ref; do
-  case "$ref $(git log -1 --format=%s "$new")" in
-    "refs/heads/clearway-state State after run {run} "*)
-      touch "{folder}/waits"
-      n=0; while [ ! -e "{folder}/go" ] && [ $n -lt 9000 ]; do n=$((n+1)); sleep 0.1; done ;;
-  esac
-done
+case "$ref $(git log -1 --format=%s "$new")" in
+  "refs/heads/clearway-state State after run {run} "*)
+    touch "{waits}"
+    n=0; while [ ! -e "{go}" ] && [ $n -lt 9000 ]; do n=$((n+1)); sleep 0.1; done ;;
+esac
 """
 
 
@@ -56,20 +56,22 @@ def head_of_state(fork: Fork) -> str:
 class Held:
     """A run, in a thread, whose state waits at the remote's door until :meth:`go`."""
 
-    def __init__(self, fork: Fork) -> None:
-        self._fork = fork
+    def __init__(self, fork: Fork, run: Callable[[], WorkflowRun]) -> None:
+        self._go = fork.folder / f"go-{fork.runs + 1}"
         self._runs: list[WorkflowRun] = []
+        waits = fork.folder / f"waits-{fork.runs + 1}"
         hook = fork.origin / "hooks" / "pre-receive"
-        hook.write_text(HOOK.format(run=fork.runs + 1, folder=fork.folder))
+        earlier = hook.read_text() if hook.exists() else "#!/bin/sh\nread -r old new ref\n"
+        hook.write_text(earlier + HOOK.format(run=fork.runs + 1, waits=waits, go=self._go))
         hook.chmod(0o755)
-        self._thread = threading.Thread(target=lambda: self._runs.append(fork.push()))
+        self._thread = threading.Thread(target=lambda: self._runs.append(run()))
         self._thread.start()
-        while not (fork.folder / "waits").exists():
+        while not waits.exists():
             assert self._thread.is_alive(), self._runs[0].explain()
             time.sleep(0.1)
 
     def go(self) -> WorkflowRun:
-        (self._fork.folder / "go").touch()
+        self._go.touch()
         self._thread.join()
         run: WorkflowRun = self._runs[0]
         return run
@@ -131,7 +133,7 @@ def test_bundles_of_a_pull_requests_run_are_not_believed_even_if_the_branch_name
 def test_two_runs_that_push_state_at_once_are_both_remembered(delivered: tuple[Fork, WorkflowRun]) -> None:
     fork, _ = delivered
     before = fork.ledger("production")
-    held = Held(fork)
+    held = Held(fork, fork.push)
     other = fork.push()
     assert outcomes(other) == NOTHING_TO_DO, other.explain()
     assert fork.json_on_branch("run.json")["run_id"] == "3"
@@ -144,14 +146,16 @@ def test_two_runs_that_push_state_at_once_are_both_remembered(delivered: tuple[F
     assert fork.ledger("production") == before
 
 
-def test_of_two_deliveries_at_once_the_second_fails_and_what_the_first_did_stands(
+def test_what_one_delivery_did_stands_for_another_at_once_and_gives_way_to_a_rollback(
     delivered: tuple[Fork, WorkflowRun], tmp_path: Path
 ) -> None:
     fork, _ = delivered
+    before = fork.ledger("production")
     overtaking = fork.copy(tmp_path / "overtaking")
+    back = Held(fork, partial(fork.roll_back, reason="it answers nonsense"))
     fork.change_params(train={"arguments": {"max_iter": 25}})
     fork.commit_and_push("Twenty-five trees")
-    held = Held(fork)
+    delivery = Held(fork, partial(fork.dispatch, environment="staging"))
     overtaking.git("remote", "set-url", "origin", str(fork.origin))
     overtaking.origin, overtaking.runs = fork.origin, 7
     overtaking.change_params(train={"arguments": {"max_iter": 15}})
@@ -159,10 +163,28 @@ def test_of_two_deliveries_at_once_the_second_fails_and_what_the_first_did_stand
     first = overtaking.push()
     assert outcomes(first) == DELIVERED, first.explain()
     served, history = fork.serves("production"), fork.ledger("production")
-    second = held.go()
+    shutil.copytree(overtaking.folder / "artifacts" / "8", fork.folder / "artifacts" / "8")
+
+    second = delivery.go()
     assert second.code == 1
-    assert outcomes(second) == {**DELIVERED, "save-state": "failure"}, second.explain()
+    stopped = {**DELIVERED, "deploy-production": "skipped", "save-state": "failure"}
+    assert outcomes(second) == stopped, second.explain()
     assert "moved while this run worked, and both changed environments/" in second.text
+    assert "Delivery: staged" in second.summary, "as far as its own jobs went; the job that saves says the rest"
     assert fork.serves("production") == served
     assert fork.ledger("production") == history
     assert fork.json_on_branch("run.json")["run_id"] == "8"
+
+    rolled_back = back.go()
+    assert rolled_back.code == 0, rolled_back.explain()
+    assert rolled_back.jobs == {"rollback": "success", "tell": "success"}, rolled_back.explain()
+    assert rolled_back.steps["rollback"]["Save it again, rolled back after what the other run did"] == "success"
+    after = fork.ledger("production")
+    assert after[: len(history)] == history
+    assert [entry.action for entry in after[len(history) :]] == ["rollback"]
+    assert set(after[-1].quarantines) == {before[-1].stable, served[0]}, "what it left, and what came meanwhile"
+    assert fork.serves("production") == (before[0].stable, None)
+    assert fork.serves("staging") == (served[0], None), "as the delivery left it"
+    assert {before[0].stable, served[0]} <= set(fork.json_on_branch("store.json")["bundles"])
+    assert "Rollback: rolled back" in rolled_back.summary
+    assert "joined with what another run saved meanwhile" in rolled_back.summary

@@ -10,16 +10,11 @@ from forked_repository import Fork
 pytestmark = pytest.mark.lines
 
 
-def roll_back(fork: Fork, **inputs: str) -> WorkflowRun:
-    given = {"environment": "production", "digest": "", "reason": "it answers nonsense", **inputs}
-    return fork.run("rollback.yml", "workflow_dispatch", {"inputs": given})
-
-
 def test_a_dispatch_goes_back_and_the_next_delivery_knows(delivered: tuple[Fork, WorkflowRun], tmp_path: Path) -> None:
     fork, _ = delivered
     before = fork.ledger("production")
     bait = tmp_path / "bait"
-    run = roll_back(fork, reason=f"it lies $(touch {bait}) `touch {bait}`")
+    run = fork.roll_back(reason=f"it lies $(touch {bait}) `touch {bait}`")
     assert run.code == 0, run.explain()
     assert run.jobs == {"rollback": "success", "tell": "success"}, run.explain()
     after = fork.ledger("production")
@@ -34,7 +29,7 @@ def test_a_dispatch_goes_back_and_the_next_delivery_knows(delivered: tuple[Fork,
     assert run_record["run_id"] == "2"
     assert json.loads(fork.on_branch("store.json") or b"{}")["run_id"] == "2", "bundles are carried forward"
 
-    unknown = roll_back(fork, digest="f" * 64)
+    unknown = fork.roll_back(digest="f" * 64)
     assert unknown.code == 1
     assert unknown.jobs == {"rollback": "failure", "tell": "success"}, unknown.explain()
     assert "Rollback: failed" in unknown.summary

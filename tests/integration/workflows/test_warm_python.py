@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from act_runner import warm_python
+from warm_python import WarmPython
 
 pytestmark = [pytest.mark.lines, pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a warm process")]
 
@@ -33,6 +35,13 @@ def both(python: str, *arguments: str, **keywords: object) -> None:
     mine, real = run(python, *arguments, **keywords), run(sys.executable, *arguments, **keywords)
     assert (mine.returncode, mine.stdout) == (real.returncode, real.stdout), mine.stderr
     assert mine.stderr.replace(python, sys.executable).splitlines()[-1:] == real.stderr.splitlines()[-1:]
+
+
+def await_end(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_script_sees_its_callers_world(python: str, tmp_path: Path) -> None:
@@ -99,8 +108,55 @@ def test_a_signal_goes_through_and_who_kills_the_stand_in_kills_its_fork(python:
         fork = int(process.stdout.readline())
         process.send_signal(number)
         ends.append(process.wait(60))
-        deadline = time.monotonic() + 60
-        while psutil.pid_exists(fork):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        await_end(fork)
     assert ends == [9, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize("command", ["dvc", "pytest"])
+def test_its_other_commands_are_forked_too(python: str, tmp_path: Path, command: str) -> None:
+    standin = Path(python).with_name(command)
+    standin.write_text(standin.read_text().replace(str(Path(sys.executable).with_name(command)), "/no/fresh/one"))
+    forked, real = run(str(standin), "--version"), run(str(Path(sys.executable).with_name(command)), "--version")
+    assert (forked.returncode, forked.stdout) == (real.returncode, real.stdout), forked.stderr
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> Iterator[tuple[WarmPython, str]]:
+    """A warm process that has imported nothing, forks for one command at a time, and is this test's alone."""
+    warm = WarmPython(imported=(), most=1)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    warm.install(folder)
+    yield warm, str(folder / "python")
+    warm.close()
+
+
+def test_it_tells_whom_it_killed_and_why(cold: tuple[WarmPython, str]) -> None:
+    warm, python = cold
+    assert warm.told() == ""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    caller = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    fork = int(caller.stdout.readline())
+    assert run(python, "-c", "print(2)").stdout == "2\n", "by an interpreter of its own"
+    assert warm.told().endswith(": 1 commands at a time: the next one gets a fresh interpreter\n")
+    caller.kill()
+    caller.wait(60)
+    await_end(fork)
+    assert warm.told().endswith(f": {fork} is killed: its caller is gone\n")
+    assert len(warm.told().splitlines()) == 2
+
+
+def test_it_kills_what_runs_when_the_tests_end_and_says_that_it_ended(cold: tuple[WarmPython, str]) -> None:
+    warm, python = cold
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    caller = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    fork = int(caller.stdout.readline())
+    warm.end()
+    await_end(fork)
+    assert caller.wait(60) == -signal.SIGKILL
+    told = warm.told().splitlines()
+    assert told[0].endswith(f": {fork} is killed: the tests have ended")
+    assert told[-1] == "warm python: ended with 0"
+    assert run(python, "-c", "print(3)").stdout == "3\n", "without it every command gets an interpreter of its own"

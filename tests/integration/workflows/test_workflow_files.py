@@ -1,5 +1,7 @@
 """What the local runner ignores, read from the files themselves; and the linters that know GitHub's rules."""
 
+import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -246,7 +248,7 @@ def test_whatever_happened_state_is_saved_and_the_ending_is_told() -> None:
 def test_a_bundle_is_attested_once_and_verified_before_each_deployment() -> None:
     jobs = load(GITHUB / "workflows/delivery.yml")["jobs"]
     (attest,) = [step for step in jobs["train"]["steps"] if step.get("id") == "attest"]
-    assert attest["with"] == {"subject-path": "build/bundle/manifest.json"}
+    assert attest["with"] == {"subject-path": "build/bundle/*/*.json"}
     for name in ("deploy-staging", "deploy-production"):
         used = [step.get("uses", step.get("run", "")) for step in jobs[name]["steps"]]
         deployed = next(index for index, what in enumerate(used) if what.startswith("python scripts/deploy.py"))
@@ -256,6 +258,31 @@ def test_a_bundle_is_attested_once_and_verified_before_each_deployment() -> None
     (verify,) = [step for step in fetch if "gh attestation verify" in step.get("run", "")]
     assert verify["if"] == "inputs.attested == 'success'"
     assert "continue-on-error" not in verify
+    checked = [step.get("run", "") for step in fetch].index(
+        'python scripts/check_bundle.py "$DIGEST" --baseline "$BASELINE"'
+    )
+    assert "if" not in fetch[checked], "with provenance or without"
+
+
+@pytest.mark.parametrize("forged", ["", "challenger/evidence.json", "baseline/manifest.json"])
+def test_a_manifest_that_nobody_attested_stops_before_a_deployment(tmp_path: Path, forged: str) -> None:
+    """The very line of the action, with a stand-in for ``gh``, which knows what was attested."""
+    folder, attested = tmp_path / "build" / "bundle", tmp_path / "artifacts" / "attested"
+    attested.mkdir(parents=True)
+    for role in ("challenger", "baseline"):
+        (folder / role).mkdir(parents=True)
+        for name in ("manifest.json", "evidence.json"):
+            (folder / role / name).write_text(f"{role} {name}")
+            (attested / hashlib.sha256(f"{role} {name}".encode()).hexdigest()).touch()
+    if forged:
+        (folder / forged).write_text("forged, with every hash made to fit")
+    fetch = load(GITHUB / "actions/fetch-bundle/action.yml")["runs"]["steps"]
+    (verify,) = [step["run"] for step in fetch if "gh attestation verify" in step.get("run", "")]
+    gh = Path(__file__).with_name("standins") / "setup-python" / "bin"
+    environment = {"PATH": f"{gh}:{os.environ['PATH']}", "GITHUB_REPOSITORY": "team/model"}
+    environment["STANDIN_ARTIFACTS"] = str(tmp_path / "artifacts")
+    done = subprocess.run(["bash", "-e", "-c", verify], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "no attestations found" in done.stderr) == (int(bool(forged)), bool(forged))
 
 
 def test_nothing_cancels_a_rollback_or_makes_it_wait_and_it_installs_nothing_that_trains() -> None:
@@ -267,8 +294,11 @@ def test_nothing_cancels_a_rollback_or_makes_it_wait_and_it_installs_nothing_tha
     (setup,) = [step for step in steps if step.get("uses") == "./.github/actions/setup"]
     assert setup["with"] == {"what": "setup-serve"}
     assert "needs" not in rollback["jobs"]["rollback"]
-    (save,) = [step for step in steps if step.get("uses") == "./.github/actions/save-state"]
-    assert save["if"].startswith("always()")
+    first, again = [step for step in steps if step.get("uses") == "./.github/actions/save-state"]
+    assert first["if"].startswith("always()")
+    assert first["continue-on-error"] == "true"
+    assert again["if"] == "always() && steps.save.outcome == 'failure'"
+    assert "continue-on-error" not in again
 
 
 def test_the_monitor_looks_every_hour_off_the_hour_and_only_where_a_server_lives_on() -> None:

@@ -72,10 +72,13 @@ PARAMS = {
 }
 
 
-def write_timed_project(folder: Path) -> None:
+DAYS_TO_START = 91
+
+
+def write_timed_project(folder: Path, days: int = 180) -> None:
     """Twenty visits a day, whose makeup never changes: nothing but time asks for another model."""
     random = np.random.default_rng(7)
-    count = 3600
+    count = 20 * days
     left = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(count) * 72, unit="min")
     minutes, pages = random.gamma(2, 5, count), random.integers(1, 20, count).astype(float)
     back = (minutes / 10 + pages / 10 + random.normal(0, 0.4, count) > 2).astype(float)

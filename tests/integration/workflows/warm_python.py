@@ -1,11 +1,12 @@
 """``python``, ``dvc`` and ``pytest`` without their import time: a warm process forks, and the fork runs the command.
 
 Each command of a workflow is a Python process of its own, and nearly all of its time goes into importing scikit-learn,
-MLflow, DVC and pandas. :func:`install` puts stand-ins for the three commands into a folder. A stand-in asks the warm
-process, which has imported those packages and nothing of this repository, to fork; the fork takes the caller's
-arguments, working directory, environment, umask and open files, runs the same code, and its exit code or signal becomes
-the stand-in's. Signals go through; who kills a stand-in kills its fork. Each fork has a keeper, a fork too, that waits
-for both ends, so that no command knows of another, and those that run outlive the warm process.
+MLflow, DVC, pandas, and this repository. :func:`install` puts stand-ins for the three commands into a folder. A
+stand-in asks the warm process, which has imported all that, to fork; the fork takes the caller's arguments, working
+directory, environment, umask and open files, runs the same code, and its exit code or signal becomes the stand-in's.
+Of this repository's own modules a fork keeps what was imported only if its checkout holds, byte for byte, the same.
+Signals go through; who kills a stand-in kills its fork. Each fork has a keeper, a fork too, that waits for both ends,
+so that no command knows of another, and those that run outlive the warm process.
 
 What a warm process cannot give (an option of the interpreter, a hash seed, inherited files) is asked of a fresh
 interpreter instead, and so is every command once the warm process is gone: slower, never different. Linux only;
@@ -27,38 +28,76 @@ import tempfile
 import threading
 import time
 import types
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-MOST = 60
-"""Commands at a time; a fresh interpreter is asked beyond."""
+from _pytest.config import default_plugins
+
 COMMANDS = ("python", "python3", "dvc", "pytest")
 IMPORTED = (
-    "_pytest.config",
+    "_pytest._argcomplete",
+    *(f"_pytest.{name}" for name in default_plugins),
+    "aiohttp",
+    "alembic.command",
+    "dvc.analytics",
+    "dvc.cachemgr",
     "dvc.cli",
-    "dvc.commands.repro",
+    "dvc.cli.parser",
     "dvc.commands.checkout",
-    "dvc.repo",
-    "dvc.stage.cache",
+    "dvc.commands.repro",
+    "dvc.data_cloud",
     "dvc.fs",
+    "dvc.lock",
+    "dvc.repo",
+    "dvc.repo.graph",
+    "dvc.repo.plots",
+    "dvc.rwlock",
+    "dvc.scm",
+    "dvc.stage.cache",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local",
     "dvc_data.index",
+    "dvc_data.index.checkout",
+    "dvc_render",
+    "fairlearn.metrics",
+    "filelock",
+    "flufl.lock",
+    "fsspec.implementations.memory",
+    "http.server",
+    "httptools",
+    "logging.config",
+    "logging.handlers",
+    "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "mlflow",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.tracking",
     "multiprocessing.resource_tracker",
     "multiprocessing.spawn",  # takes the interpreter's own path when it is imported
-    "mlflow.store.tracking.sqlalchemy_store",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.tracking",
+    "networkx",
     "onnxruntime",
     "pandas",
+    "pandas.core.arrays.arrow.extension_types",
     "pandera.pandas",
+    "pdb",
+    "PIL.JpegImagePlugin",
+    "prometheus_client",
+    "pyarrow.csv",
+    "pyarrow.dataset",
     "pyarrow.parquet",
+    "rich._emoji_codes",
     "rich.console",
     "rich.progress",
     "rich.table",
+    "ruamel.yaml",
     "scipy.stats",
     "skl2onnx",
     "sklearn.calibration",
@@ -66,9 +105,16 @@ IMPORTED = (
     "sklearn.inspection",
     "sklearn.pipeline",
     "skops.io",
+    "sqlalchemy.dialects.sqlite",
     "starlette.applications",
+    "tenacity",
+    "uvicorn",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvloop",
     "xml.etree.ElementTree",
     "yaml",
+    "zc.lockfile",
 )
 """What scripts of this repository import, a fork of which must be as good as an import."""
 
@@ -124,9 +170,17 @@ os._exit(code)
 
 
 class WarmPython:
-    """The warm process of a test session; it ends with :meth:`close` or with the process that started it."""
+    """The warm process of a test session; it ends with :meth:`close` or with the process that started it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    imported
+        Modules that it has imported.
+    most
+        Commands at a time; a fresh interpreter is asked beyond.
+    """
+
+    def __init__(self, imported: Sequence[str] = IMPORTED, most: int = 60) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self.socket = str(Path(self._folder.name) / "s")  # short: the length of such a name is limited
         self._told = Path(self._folder.name) / "told"
@@ -135,7 +189,7 @@ class WarmPython:
         sources = Path(__file__).parents[3] / "src" / "clearway"
         with self._told.open("wb") as told:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, self.socket, str(sources)],
+                [sys.executable, "-P", __file__, self.socket, str(sources), str(most), *imported],
                 env=environment,
                 cwd=self._folder.name,
                 stdin=subprocess.PIPE,
@@ -166,18 +220,22 @@ class WarmPython:
         ended = self._process.poll()
         return self._told.read_text() + ("" if ended is None else f"warm python: ended with {ended}\n")
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End it, and what it forked."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait(30)
+
+    def close(self) -> None:
+        """End it, and forget what it told."""
+        self.end()
         self._folder.cleanup()
 
 
 # --- in the warm process ---------------------------------------------------------------------------------------------
 
 
-def _serve(name: str) -> socket.socket:
+def _serve(name: str, most: int) -> socket.socket:
     """Fork for each caller; returns in the forks only, with the caller's connection."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{name}.new")
@@ -190,8 +248,8 @@ def _serve(name: str) -> socket.socket:
             os._exit(0)
         caller, _ = listener.accept()
         keepers = {pid for pid in keepers if os.waitpid(pid, os.WNOHANG) == (0, 0)}
-        if len(keepers) >= MOST:
-            _tell(f"{MOST} commands at a time: the next one gets a fresh interpreter")
+        if len(keepers) >= most:
+            _tell(f"{most} commands at a time: the next one gets a fresh interpreter")
         else:
             keeper = os.fork()
             if keeper == 0:
@@ -276,10 +334,11 @@ def _open_streams() -> None:
     sys.stderr = sys.__stderr__ = opened(2, "wb", "backslashreplace", True)  # type: ignore[misc]
 
 
-def _run(name: str, arguments: list[str], path: list[str]) -> None:
-    """What the interpreter does with its command line."""
+def _run(name: str, arguments: list[str], real: Path, path: list[str], sources: dict[str, bytes]) -> None:
+    """What the interpreter does with its command line; ``real`` is the folder that the commands are in."""
     sys.path[:] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part] + path
     sys.path_importer_cache.clear()
+    _move_sources(sources)
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     if not name.startswith("python"):
         arguments = [str(Path(sys.executable).parent / name), *arguments]
@@ -297,7 +356,7 @@ def _run(name: str, arguments: list[str], path: list[str]) -> None:
         exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
         return
     sys.argv = arguments
-    script = Path(arguments[0])
+    script = Path(arguments[0]) if name.startswith("python") else real / name  # beside which is a stand-in
     sys.path.insert(0, str(script.resolve().parent))
     main.__file__ = arguments[0]
     exec(compile(script.read_bytes(), arguments[0], "exec"), main.__dict__)
@@ -360,19 +419,64 @@ def _remember_sources(folder: Path) -> None:
     SourceFileLoader.source_to_code = source_to_code  # type: ignore[method-assign,assignment]
 
 
+def _import_sources(package: Path) -> dict[str, bytes]:
+    """Import the modules of this repository that neither ask where they are nor set the environment: name → source.
+
+    Nor those that need what :data:`IMPORTED` leaves out: Feast alone is another hundred megabytes to fork.
+    """
+    present = set(sys.modules)
+    left_out = {"clearway.project_folder", "clearway.cli", "feast", "distributed", "ray", "optuna"} - present
+    sys.modules.update(dict.fromkeys(left_out))  # type: ignore[arg-type]  # what needs one of them cannot be imported
+    sys.path.insert(0, str(package.parent))
+    for path in sorted(package.rglob("*.py")):
+        with suppress(Exception):
+            import_module(".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"))
+    sys.path.remove(str(package.parent))
+    for name in left_out:
+        del sys.modules[name]
+    made = {name for name in set(sys.modules) - present if name.partition(".")[0] == package.name}
+    return {name: Path(str(sys.modules[name].__file__)).read_bytes() for name in made}
+
+
+def _move_sources(known: dict[str, bytes]) -> None:
+    """Let what was imported of this repository be the caller's, if it has the same; else forget it."""
+    found = PathFinder.find_spec("clearway", sys.path)
+    top = Path(found.origin).parent if found is not None and found.origin else None
+    files: dict[str, Path] = {}
+    for name, content in known.items():
+        part = Path(*name.split(".")[1:]) if "." in name else Path()
+        packaged = hasattr(sys.modules[name], "__path__")
+        file = top and (top / part / "__init__.py" if packaged else (top / part).with_suffix(".py"))
+        if file is None or not file.is_file() or file.read_bytes() != content:
+            for each in known:
+                del sys.modules[each]
+            return
+        files[name] = file
+    for name, file in files.items():
+        module = sys.modules[name]
+        folders = [str(file.parent)] if hasattr(module, "__path__") else None
+        spec = spec_from_file_location(name, file, submodule_search_locations=folders)
+        if spec is None:
+            raise ImportError(name)
+        module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
+        if folders is not None:
+            module.__path__ = folders
+
+
 def main() -> None:
     """The warm process, and each of its forks."""
-    name, sources = sys.argv[1:]
-    path = list(sys.path)
-    for module in IMPORTED:
+    name, sources, most, *imported = sys.argv[1:]
+    real, path = Path(sys.executable).parent, list(sys.path)
+    for module in imported:
         import_module(module)
     _remember_sources(Path(sources))
+    known = _import_sources(Path(sources))
     gc.collect()
     gc.freeze()
-    caller = _serve(name)
+    caller = _serve(name, int(most))
     command, arguments = _become(caller)
     try:
-        _run(command, arguments, path)
+        _run(command, arguments, real, path, known)
     except BaseException as error:
         _end(error)
     _end(None)

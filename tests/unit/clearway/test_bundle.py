@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clearway.bundle import Bundle, BundleError, keep, pack, payload_digest, verify
+from clearway.bundle import Bundle, BundleError, keep, pack, payload_digest, verify, verify_arrival
 from clearway.files import canonical_json, sha256_bytes, write_json
 
 
@@ -305,3 +305,25 @@ def test_keep_refuses_a_bundle_of_another_digest(bundle: Bundle, tmp_path: Path)
     with pytest.raises(BundleError, match="is of another bundle"):
         keep(bundle.path, tmp_path / "bundles", "0" * 64)
     assert not (tmp_path / "bundles").exists()
+
+
+def test_what_another_job_built_is_verified_in_the_artifact_and_where_it_is_kept(payload: Path, tmp_path: Path) -> None:
+    built, kept = tmp_path / "built", tmp_path / "kept"
+    digest = pack(payload, {"note.txt": b"of this run"}, built / "challenger").digest
+    (payload / "model.onnx").write_bytes(b"a simpler model")
+    baseline = pack(payload, {"note.txt": b"of this run"}, built / "baseline").digest
+    keep(built / "challenger", kept, digest)
+    shutil.copytree(built / "baseline", kept / baseline)
+    write_json(built / "outcome.json", {"verdict": "passed", "digest": digest, "baseline_digest": baseline})
+    verify_arrival(built, kept, digest, baseline)
+    for named in ((baseline, digest), (digest, digest), ("0" * 64, baseline)):
+        with pytest.raises(BundleError, match=r"outcome\.json names .*was changed on its way"):
+            verify_arrival(built, kept, *named)
+    for folder in (built / "challenger", built / "baseline", kept / digest, kept / baseline):
+        model = folder / "payload" / "model.onnx"
+        sound = model.read_bytes()
+        model.write_bytes(sound + b" ")
+        with pytest.raises(BundleError, match=rf"{folder.name}.*model\.onnx has changed"):
+            verify_arrival(built, kept, digest, baseline)
+        model.write_bytes(sound)
+    verify_arrival(built, kept, digest, baseline)

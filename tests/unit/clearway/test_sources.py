@@ -4,7 +4,11 @@ import gzip
 import io
 import sqlite3
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from pydantic import TypeAdapter
 
 from clearway.errors import ClearwayError, UsageError
 from clearway.params import Source
-from clearway.sources import describe_source, read_source
+from clearway.sources import ATTEMPTS, describe_source, read_source, scan_parquet_file
 
 CSV = "name,count,seen\nann,1,2024-01-01T00:00:00Z\nbob,2,2024-01-02 06:30:00\n"
 
@@ -98,6 +102,106 @@ def test_an_fsspec_url_works_where_a_path_does() -> None:
     with fsspec.open("memory://clearway-test/people.csv", "wb") as stream:
         stream.write(CSV.encode())
     assert len(read(Path("nowhere"), path="memory://clearway-test/people.csv")) == 2
+
+
+@contextmanager
+def website(content: bytes, *failures: int | str) -> Iterator[tuple[str, list[str]]]:
+    """A server whose first answers are failures: a status, ``lost`` (no answer) or ``cut`` (half of the content)."""
+    asked: list[str] = []
+    length = len(content)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(b"")
+
+        def do_GET(self) -> None:
+            self.answer(content)
+            asked.append(self.path)
+
+        def answer(self, content: bytes) -> None:
+            failure = failures[len(asked)] if len(asked) < len(failures) else 200
+            if failure == "lost":
+                self.close_connection = True
+                return
+            self.send_response(failure if isinstance(failure, int) else 200)
+            self.send_header("Content-Length", str(length))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(content[: length // 2] if failure == "cut" else content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clearway.sources.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("clearway.sources.LONGEST_WAIT", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_website_that_fails_for_a_moment_is_asked_again(tmp_path: Path) -> None:
+    with website(CSV.encode(), 503, "lost", "cut") as (address, asked):
+        assert len(read(tmp_path, path=f"{address}/people.csv")) == 2
+    assert len(asked) == ATTEMPTS
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_parquet_file_of_a_website_that_fails_for_a_moment_is_copied_whole(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    pd.DataFrame({"a": range(1000)}).to_parquet(stream)
+    with website(stream.getvalue(), "cut", 429) as (address, asked):
+        entry = source(kind="parquet", path=f"{address}/people.parquet")
+        with scan_parquet_file(entry, tmp_path, key="sources.people") as scan:
+            assert not isinstance(scan, pd.DataFrame)
+            assert scan.collect()["a"].to_list() == list(range(1000))
+    assert len(asked) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("failure", "times"), [(500, ATTEMPTS), ("cut", ATTEMPTS), (404, 1), (403, 1), (401, 1)])
+def test_a_website_that_goes_on_failing_is_named_and_a_refusal_is_final(
+    tmp_path: Path, failure: int | str, times: int
+) -> None:
+    with website(CSV.encode(), *[failure] * 9) as (address, asked):
+        said = refused(tmp_path, path=f"{address}/people.csv")
+    assert ("is missing" if failure == 404 else "cannot be read") in said
+    assert len(asked) == times
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_loses_the_connection_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dialect is of a server, its driver SQLite's: the first connections are lost."""
+    from sqlalchemy.dialects import registry
+    from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+
+    tried: list[str] = []
+
+    class Far(SQLiteDialect_pysqlite):
+        name = "far"
+        supports_statement_cache = True
+
+        def connect(self, *arguments: Any, **keywords: Any) -> Any:
+            tried.append("connect")
+            if len(tried) < 3:
+                raise sqlite3.OperationalError("server closed the connection unexpectedly")
+            return super().connect(*arguments, **keywords)
+
+    monkeypatch.setitem(registry.impls, "far", lambda: Far)
+    with sqlite3.connect(tmp_path / "people.db") as database:
+        database.execute("create table people (name text)")
+        database.execute("insert into people values ('ann')")
+    database.close()
+    url = f"far:///{tmp_path / 'people.db'}"
+    assert read(tmp_path, kind="sql", url=url, query="select * from people")["name"].tolist() == ["ann"]
+    assert len(tried) == 3
 
 
 def test_a_package_file_is_read_without_importing_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

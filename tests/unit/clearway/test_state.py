@@ -11,7 +11,8 @@ import pytest
 
 from clearway.bundle import keep, pack
 from clearway.errors import ClearwayError
-from clearway.ledger import Change, append, head_hash, read_ledger
+from clearway.ledger import Action, Change, append, head_hash, quarantined, read_ledger
+from clearway.routing import project_routing, read_routing, write_routing
 from clearway.state import (
     BRANCH,
     Remote,
@@ -21,6 +22,8 @@ from clearway.state import (
     last_run,
     needed_digests,
     pack_store,
+    rejoin,
+    replan_rollback,
     restore,
     save,
     verify_bundles,
@@ -48,6 +51,14 @@ class Checkout:
         change = Change(action="deploy", stable=digest, actor="test", reason="a test deploys")
         append(folder, environment, change, expected_head=head_hash(read_ledger(folder, environment)))
         return digest
+
+    def record(self, action: Action, stable: str, environment: str = "production", *quarantines: str) -> None:
+        folder = self.workspace.environment(environment)
+        change = Change(action=action, stable=stable, quarantines=quarantines, actor="test", reason=f"a test: {action}")
+        append(folder, environment, change, expected_head=head_hash(read_ledger(folder, environment)))
+        table = project_routing(read_ledger(folder, environment), "salt")
+        assert table is not None
+        write_routing(folder / "routing.json", table)
 
     def save(self, run_id: str) -> str:
         pack_store(self.workspace)
@@ -78,6 +89,12 @@ def origin(tmp_path: Path) -> Path:
 def checkout(origin: Path, name: str) -> Checkout:
     folder = origin.parent / name
     git(origin.parent, "clone", "--quiet", "--single-branch", f"file://{origin}", str(folder))
+    return Checkout(Workspace(folder), Remote(folder, waits=(0.0, 0.1)))
+
+
+def checkout_of(origin: Path, name: str) -> Checkout:
+    """One that was made before."""
+    folder = origin.parent / name
     return Checkout(Workspace(folder), Remote(folder, waits=(0.0, 0.1)))
 
 
@@ -183,6 +200,72 @@ def test_two_runs_that_changed_the_same_environment_do_not_both_win(origin: Path
     with pytest.raises(ClearwayError, match="both changed environments/production"):
         two.save("2")
     assert git(origin, "rev-parse", BRANCH) == before
+
+
+@pytest.fixture
+def overtaken(origin: Path) -> tuple[Checkout, list[str]]:
+    """A run that rolled back, while another deployed to both environments and saved; and the digests in their order."""
+    first = checkout(origin, "run0")
+    restore(first.workspace, first.remote)
+    digests = [first.deploy("good"), first.deploy("bad")]
+    first.record("deploy", digests[1], "staging")
+    first.save("10")
+    back, delivery = checkout(origin, "run1"), checkout(origin, "run2")
+    for run in (back, delivery):
+        restore(run.workspace, run.remote)
+        carry_store(origin, first, run)
+    back.record("rollback", digests[0], "production", digests[1])
+    digests.append(delivery.deploy("next", "staging"))
+    delivery.record("promote", digests[2])
+    delivery.save("11")
+    return back, digests
+
+
+def test_a_rollback_that_another_run_overtook_is_recorded_after_what_that_run_did(
+    origin: Path, overtaken: tuple[Checkout, list[str]]
+) -> None:
+    back, (good, bad, following) = overtaken
+    pack_store(back.workspace)
+    with pytest.raises(ClearwayError, match="no one store holds all"):
+        save(back.workspace, back.remote, record("12"), "clearway-store")  # without the bundles of the other run
+    state = rejoin(back.workspace, back.remote)
+    assert state is not None
+    assert state.outputs == {"store_run": "11", "store_artifact": "clearway-store"}
+    carry_store(origin, checkout_of(origin, "run2"), back)
+    back.save("12")
+    assert rejoin(back.workspace, back.remote) is not None, "its own push moved the branch"
+
+    after = checkout(origin, "run3")
+    restored = restore(after.workspace, after.remote)
+    assert restored.store is not None
+    assert set(restored.store.bundles) >= {good, following}
+    entries = read_ledger(after.workspace.environment("production"), "production")
+    assert [entry.action for entry in entries] == ["deploy", "deploy", "promote", "rollback"]
+    assert entries[-1].stable == good
+    assert quarantined(entries) == {bad, following}
+    assert entries[-1].evidence["overtaken"].startswith("was entry 3 ")
+    table = read_routing(after.workspace.environment("production") / "routing.json")
+    assert (table.stable, table.revision, table.ledger_hash) == (good, 4, entries[-1].hash)
+    assert read_ledger(after.workspace.environment("staging"), "staging")[-1].stable == following
+
+
+def test_a_rollback_to_what_the_other_run_barred_is_not_repeated(overtaken: tuple[Checkout, list[str]]) -> None:
+    back, (good, bad, _) = overtaken
+    entries = read_ledger(back.workspace.environment("production"), "production")
+    was = entries[:2]
+    other = checkout_of(back.workspace.root.parent / "origin.git", "run2")
+    other.record("quarantine", bad, "production", good)
+    theirs = read_ledger(other.workspace.environment("production"), "production")
+    assert replan_rollback(was, entries, theirs) is None
+    assert replan_rollback(was, entries, theirs[:-1]) is not None
+    assert replan_rollback(was, theirs[:-1], entries) is None, "a promotion is no rollback"
+    assert replan_rollback(was, entries, theirs[1:]) is None, "not the same history"
+
+
+def test_a_run_alone_has_nothing_to_join(origin: Path) -> None:
+    one = checkout(origin, "run1")
+    restore(one.workspace, one.remote)
+    assert rejoin(one.workspace, one.remote) is None
 
 
 def test_a_run_that_changed_nothing_yields_to_one_that_deployed(origin: Path) -> None:
