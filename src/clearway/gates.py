@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, stdtrit
 
 from clearway.metrics import Floats, Metric, floor_metric, metric
-from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution, widened
+from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution
 from clearway.paired import Interval as Interval  # of every gate, so it is theirs to give
 from clearway.params import ClassesGate, GateParams
 from clearway.target import BINARY, Target
@@ -149,7 +149,11 @@ class Holdout:
             return found
         if self.target.kind == "regression":  # errors have no largest value, so neither has what was not seen
             return Interval(found.estimate, None, None)
-        return widened(found, 0, self.units, self.confidence)  # no row told them apart: not that none ever will
+        if found.lower is None:
+            return found
+        # no resample changed anything: not that none ever will, by as many entities as none of those here allows
+        reach = _exact(0, self.units, self.confidence)[1]
+        return Interval(found.estimate, found.estimate - reach, found.estimate + reach)
 
     def _draws(self) -> Iterator[NDArray[np.intp]]:
         """How often each row is drawn, resample by resample: integer arrays of shape (rows,)."""

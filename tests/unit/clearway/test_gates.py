@@ -140,6 +140,16 @@ def test_no_wrong_row_is_no_certainty_where_rows_share_entities_or_a_metric_is_n
     assert scarce.interval(METRICS["roc_auc"], np.full(200, 0.3)) == Interval(0.5, 0.5, 0.5)  # of all alike it is that
 
 
+def test_a_perfect_model_gains_over_a_constant() -> None:
+    perfect = holdout()
+    for name in ("roc_auc", "balanced_accuracy", "average_precision", "f1"):
+        gate = constant_gate(perfect, name, LABELS, 0.3)
+        assert gate.status == "pass", gate.detail
+    gain = perfect.gain(METRICS["roc_auc"], LABELS, np.full(ROWS, 0.3))
+    reach = 1 - 0.05 ** (1 / ROWS)
+    assert (gain.estimate, gain.lower, gain.upper) == pytest.approx((0.5, 0.5 - reach, 0.5 + reach))
+
+
 def test_a_metric_without_a_value_fails_and_can_be_written_down() -> None:
     labels = np.linspace(1, 9, 80)
     numbers = Holdout(labels, 0.5, 0.95, 100, 1, target=Target(kind="regression", centre=5.0, spread=2.0))
