@@ -2,11 +2,12 @@
 
 The champion is compared by a formula where there is one (``clearway.paired``). A share of independent rows (accuracy,
 precision, recall; F1 follows from one) has the exact bounds of Clopper and Pearson (Biometrika 26, 1934), which hold
-where hardly any row is wrong and resamples show next to nothing. Every other bound comes from one bootstrap of the
-holdout: rows are drawn with replacement, seeded, and a comparison draws the same rows for both
-models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Where rows share an entity,
-entities are drawn, each with all its rows (Field & Welsh, JRSS B 69, 2007). Beyond that rows are taken as independent:
-where they come in other clumps (many entities on one bad day) the truth is less sure than the interval says.
+where hardly any row is wrong and resamples show next to nothing; ``roc_auc`` has those of DeLong and Newcombe. Every
+other bound comes from one bootstrap of the holdout: rows are drawn with replacement, seeded, and a comparison draws the
+same rows for both models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Where rows
+share an entity, entities are drawn, each with all its rows (Field & Welsh, JRSS B 69, 2007). Beyond that rows are taken
+as independent: where they come in other clumps (many entities on one bad day) the truth is less sure than the interval
+says.
 
 It is the percentile interval, expanded for few draws: its tails are as far out as Student's t says, not the normal
 (Hesterberg, The American Statistician 69, 2015). Where a resample leaves a metric undefined (no positive drawn) it is
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, stdtrit
 
 from clearway.metrics import Floats, Metric, floor_metric, metric
-from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution
+from clearway.paired import FEWEST, accuracy_gain, auc_interval, delong_gain, discordant, resolution
 from clearway.paired import Interval as Interval  # of every gate, so it is theirs to give
 from clearway.params import ClassesGate, GateParams
 from clearway.target import BINARY, Target
@@ -113,6 +114,8 @@ class Holdout:
     def interval(self, measured: Metric, scores: Floats) -> Interval:
         """The metric of ``scores`` and its interval: exact of a share of independent rows, else the bootstrap's.
 
+        That of ``roc_auc`` is :func:`clearway.paired.auc_interval`.
+
         A value that is perfect on these rows has no spread in resamples. Then as many entities may be wrong as none of
         those of the scarcest answer allows.
         """
@@ -121,8 +124,11 @@ class Holdout:
             about, right = measured.counted(self.labels, scores, self.threshold)
             lower, upper = _exact(int(right.sum()), int(about.sum()), self.confidence)
             return Interval(float(estimate), measured.of_share(lower), measured.of_share(upper))
-        weighted = measured.weighted(self.labels, scores, self.threshold)
-        found = self._percentiles(estimate, np.array([weighted(weights) for weights in self._draws()]))
+        if measured.name == "roc_auc":
+            found = auc_interval(self.labels, scores, self.confidence, self.groups)
+        else:
+            weighted = measured.weighted(self.labels, scores, self.threshold)
+            found = self._percentiles(estimate, np.array([weighted(weights) for weights in self._draws()]))
         perfect = 1.0 if measured.higher_is_better else 0.0
         if self.target.kind == "regression" or not found.lower == found.upper == perfect:
             return found
