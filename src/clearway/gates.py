@@ -1,16 +1,20 @@
 """The gates between a trained model and a bundle: pure functions from labels and scores to a verdict.
 
-The champion is compared by a formula where there is one (``clearway.paired``). Every other bound comes from one
-bootstrap of the holdout: rows are drawn with replacement, seeded, and a comparison draws the same rows for both
-models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Where rows share an entity,
-entities are drawn, each with all its rows (Field & Welsh, JRSS B 69, 2007). Beyond that rows are taken as independent:
-where they come in other clumps (many entities on one bad day) the truth is less sure than the interval says.
+The champion is compared by a formula where there is one (``clearway.paired``). A share of independent rows (accuracy,
+precision, recall; F1 follows from one) has the exact bounds of Clopper and Pearson (Biometrika 26, 1934), which hold
+where hardly any row is wrong and resamples show next to nothing; ``roc_auc`` has those of DeLong and Newcombe. Every
+other bound comes from one bootstrap of the holdout: rows are drawn with replacement, seeded, and a comparison draws the
+same rows for both models, so that what they share cancels out (Efron & Tibshirani 1993, chapters 13 and 16). Where rows
+share an entity, entities are drawn, each with all its rows (Field & Welsh, JRSS B 69, 2007). Beyond that rows are taken
+as independent: where they come in other clumps (many entities on one bad day) the truth is less sure than the interval
+says.
 
 It is the percentile interval, expanded for few draws: its tails are as far out as Student's t says, not the normal
 (Hesterberg, The American Statistician 69, 2015). Where a resample leaves a metric undefined (no positive drawn) it is
 left out, and a metric undefined in more than a tenth of them has no interval; nor has any with fewer than ten entities.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +22,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import betaincinv, ndtr, stdtrit
 
 from clearway.metrics import Floats, Metric, floor_metric, metric
-from clearway.paired import FEWEST, accuracy_gain, delong_gain, discordant, resolution, widened
+from clearway.paired import FEWEST, accuracy_gain, auc_interval, delong_gain, discordant, resolution
 from clearway.paired import Interval as Interval  # of every gate, so it is theirs to give
 from clearway.params import ClassesGate, GateParams
 from clearway.target import BINARY, Target
@@ -108,10 +112,33 @@ class Holdout:
         return found
 
     def interval(self, measured: Metric, scores: Floats) -> Interval:
-        """The metric of ``scores`` and its bootstrap interval."""
-        weighted = measured.weighted(self.labels, scores, self.threshold)
-        values = np.array([weighted(weights) for weights in self._draws()])
-        return self._percentiles(measured.value(self.labels, scores, self.threshold), values)
+        """The metric of ``scores`` and its interval: exact of a share of independent rows, else the bootstrap's.
+
+        That of ``roc_auc`` is :func:`clearway.paired.auc_interval`.
+
+        A value that is perfect on these rows has no spread in resamples. Then as many entities may be wrong as none of
+        those of the scarcest answer allows.
+        """
+        estimate = measured.value(self.labels, scores, self.threshold)
+        if measured.counted is not None and self.groups is None:
+            about, right = measured.counted(self.labels, scores, self.threshold)
+            lower, upper = _exact(int(right.sum()), int(about.sum()), self.confidence)
+            return Interval(float(estimate), measured.of_share(lower), measured.of_share(upper))
+        if measured.name == "roc_auc":
+            found = auc_interval(self.labels, scores, self.confidence, self.groups)
+        else:
+            weighted = measured.weighted(self.labels, scores, self.threshold)
+            found = self._percentiles(estimate, np.array([weighted(weights) for weights in self._draws()]))
+        perfect = 1.0 if measured.higher_is_better else 0.0
+        if self.target.kind == "regression" or not found.lower == found.upper == perfect:
+            return found
+        wrong = _exact(0, self._scarcest(), self.confidence)[1]
+        return Interval(perfect, perfect - wrong, perfect) if perfect else Interval(perfect, perfect, wrong)
+
+    def _scarcest(self) -> int:
+        """Rows of the answer that the fewest have, or entities where rows share them."""
+        units = np.arange(self.rows) if self.groups is None else self.groups
+        return min(len(np.unique(units[self.labels == answer])) for answer in np.unique(self.labels))
 
     def gain(self, measured: Metric, scores: Floats, other: Floats, other_threshold: float | None = None) -> Interval:
         """By how much ``scores`` is better than ``other``, and its paired bootstrap interval; above 0 is better.
@@ -128,7 +155,11 @@ class Holdout:
             return found
         if self.target.kind == "regression":  # errors have no largest value, so neither has what was not seen
             return Interval(found.estimate, None, None)
-        return widened(found, 0, self.units, self.confidence)  # no row told them apart: not that none ever will
+        if found.lower is None:
+            return found
+        # no resample changed anything: not that none ever will, by as many entities as none of those here allows
+        reach = _exact(0, self.units, self.confidence)[1]
+        return Interval(found.estimate, found.estimate - reach, found.estimate + reach)
 
     def _draws(self) -> Iterator[NDArray[np.intp]]:
         """How often each row is drawn, resample by resample: integer arrays of shape (rows,)."""
@@ -150,6 +181,12 @@ class Holdout:
             return Interval(float(estimate), float(estimate) - reach, float(estimate) + reach)
         lower, upper = np.quantile(defined, [tail, 1 - tail])
         return Interval(float(estimate), float(lower), float(upper))
+
+
+def _exact(right: int, rows: int, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's bounds of a share, each one-sided; all is possible without rows."""
+    lower = float(betaincinv(right, rows - right + 1, 1 - confidence)) if right else 0.0
+    return lower, float(betaincinv(right + 1, rows - right, confidence)) if right < rows else 1.0
 
 
 FEWEST_BEYOND = 4
@@ -229,12 +266,12 @@ def classes_gate(holdout: Holdout, classes: Sequence[str], params: ClassesGate) 
 
 
 def finite_gate(scores: Floats, target: Target = BINARY) -> Gate:
-    """Every score is a probability, those of several classes sum to 1, or it is a finite number."""
+    """Every score is a probability, those of several classes sum to 1, or it is a number that float32 holds."""
     bad = int(len(scores) - np.count_nonzero(target.sane(scores)))
     what = {
         "binary": "scores are not a number from 0 to 1",
         "multiclass": "rows have no probabilities that sum to 1",
-        "regression": "predictions are not finite numbers",
+        "regression": "predictions are not finite numbers, or too large for float32",
     }[target.kind]
     detail = f"{bad:,} of {len(scores):,} {what}"
     return Gate("finite_scores", "fail" if bad else "pass", detail, bad, threshold=0, n=len(scores))
@@ -445,7 +482,8 @@ def _measurable(holdout: Holdout, scores: Floats) -> bool:
 
 
 def _gate(name: str, status: Status, detail: str, found: Interval, threshold: float, holdout: Holdout) -> Gate:
-    return Gate(name, status, detail, found.estimate, found.lower, found.upper, threshold, holdout.rows)
+    estimate = found.estimate if math.isfinite(found.estimate) else None
+    return Gate(name, status, detail, estimate, found.lower, found.upper, threshold, holdout.rows)
 
 
 def _shown(value: float | None) -> str:

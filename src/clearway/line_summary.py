@@ -82,7 +82,7 @@ def _print_metrics(workspace: Workspace, console: Console) -> None:
     digests = {name: str(report.get("digest" if name == "challenger" else f"{name}_digest") or "") for name in columns}
     for name in columns:
         table.add_column(f"{name}\n{digests[name][:12]}", justify="right")
-    for metric in columns["challenger"]:
+    for metric in dict.fromkeys(name for values in columns.values() for name in values):  # a challenger may have none
         table.add_row(metric, *(_number(values.get(metric)) for values in columns.values()))
     console.print()
     console.print(table)

@@ -23,6 +23,8 @@ from clearway.params import Kind
 Floats = NDArray[np.float64]
 Weighted = Callable[[NDArray[Any]], float]
 """Row weights of shape (rows,) → the metric of the table in which each row stands that often; NaN if undefined."""
+Rows = NDArray[np.bool_]
+"""Bool array of shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Metric:
     higher_is_better: bool
     value: Callable[[Floats, Floats, float], float]
     weighted: Callable[[Floats, Floats, float], Weighted]
+    counted: Callable[[Floats, Floats, float], tuple[Rows, Rows]] | None = None
+    """Of a share of rows: the rows that it is about, and which of them are right. None of what is no such share."""
+    of_share: Callable[[float], float] = float
+    """From that share to the metric, which rises with it."""
 
     @property
     def sign(self) -> int:
@@ -95,13 +101,15 @@ def measure(
     -------
     dict of str to float
         Empty if a score is not finite or there are no rows; without ranking metrics and R² if the labels are all the
-        same.
+        same, and without what is no finite number, such as the square of a prediction that is too large.
     """
     if not len(scores) or not np.isfinite(scores).all():
         return {}
     differ = bool(labels.min() < labels.max())
     chosen = [metric(name, kind=kind) for name in (metrics_of(kind) if names is None else names)]
-    return {m.name: float(m.value(labels, scores, threshold)) for m in chosen if differ or m.name not in RANKINGS}
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = {m.name: float(m.value(labels, scores, threshold)) for m in chosen if differ or m.name not in RANKINGS}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _clip(scores: Floats) -> Floats:
@@ -195,8 +203,18 @@ def _rooted(prepare: Callable[[Floats, Floats, float], Weighted]) -> Callable[[F
     return rooted
 
 
-def _same(name: str, higher_is_better: bool, prepare: Callable[[Floats, Floats, float], Weighted]) -> Metric:
-    return Metric(name, higher_is_better, _once(prepare), prepare)
+def _same(
+    name: str,
+    higher_is_better: bool,
+    prepare: Callable[[Floats, Floats, float], Weighted],
+    counted: Callable[[Floats, Floats, float], tuple[Rows, Rows]] | None = None,
+    of_share: Callable[[float], float] = float,
+) -> Metric:
+    return Metric(name, higher_is_better, _once(prepare), prepare, counted, of_share)
+
+
+def _all_rows(right: Rows) -> tuple[Rows, Rows]:
+    return np.ones(len(right), bool), right
 
 
 def _counts(labels: Floats, outputs: Floats, threshold: float) -> Callable[[NDArray[Any]], Floats]:
@@ -239,10 +257,31 @@ METRICS: dict[str, Metric] = {
         _same("average_precision", True, _weighted_average_precision),
         _same("log_loss", False, _mean_of(_log_losses)),
         _same("brier", False, _mean_of(lambda y, s, t: (s - y) ** 2)),
-        _same("accuracy", True, _mean_of(lambda y, s, t: 1.0 * ((s >= t) == (y == 1)))),
-        _same("precision", True, _ratio_of(lambda y, answer: (y * answer, answer))),
-        _same("recall", True, _ratio_of(lambda y, answer: (y * answer, y))),
-        _same("f1", True, _ratio_of(lambda y, answer: (2 * y * answer, y + answer))),
+        _same(
+            "accuracy",
+            True,
+            _mean_of(lambda y, s, t: 1.0 * ((s >= t) == (y == 1))),
+            lambda y, s, t: _all_rows((s >= t) == (y == 1)),
+        ),
+        _same(
+            "precision",
+            True,
+            _ratio_of(lambda y, answer: (y * answer, answer)),
+            lambda y, s, t: (s >= t, (s >= t) & (y == 1)),
+        ),
+        _same(
+            "recall",
+            True,
+            _ratio_of(lambda y, answer: (y * answer, y)),
+            lambda y, s, t: (y == 1, (s >= t) & (y == 1)),
+        ),
+        _same(
+            "f1",
+            True,
+            _ratio_of(lambda y, answer: (2 * y * answer, y + answer)),
+            lambda y, s, t: ((s >= t) | (y == 1), (s >= t) & (y == 1)),
+            lambda share: 2 * share / (1 + share),  # Jaccard's index is such a share, and F1 follows from it
+        ),
         _same("balanced_accuracy", True, _of_counts(_mean_recall)),
         _same("matthews_corrcoef", True, _of_counts(_matthews)),
     )
@@ -349,7 +388,12 @@ def _weighted_quantile(share: float) -> Callable[[Floats, Floats, float], Weight
 MULTICLASS: dict[str, Metric] = {
     m.name: m
     for m in (
-        _same("accuracy", True, _mean_of(lambda y, p, t: 1.0 * (p.argmax(axis=1) == y))),
+        _same(
+            "accuracy",
+            True,
+            _mean_of(lambda y, p, t: 1.0 * (p.argmax(axis=1) == y)),
+            lambda y, p, t: _all_rows(p.argmax(axis=1) == y),
+        ),
         _same(
             "balanced_accuracy",
             True,

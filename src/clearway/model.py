@@ -57,6 +57,10 @@ TRUSTED_TYPES = (
 A type from elsewhere is refused; what a file asks for is never what it gets."""
 
 
+MOST_INNER_BYTES = 2**28
+"""What the sparse matrices in a skops file may unpack to."""
+
+
 class Tuned(BaseModel):
     """That a search has chosen arguments."""
 
@@ -379,18 +383,34 @@ def _refused(types: Iterable[str]) -> str:
 
 
 def _check_archive(content: bytes) -> None:
-    """Refuse an archive that unpacks to more than its bytes: :mod:`clearway.export` stores entries as they are."""
+    """Refuse an archive that unpacks to more than its bytes: :mod:`clearway.export` stores entries as they are.
+
+    A sparse matrix is an archive of its own, compressed by SciPy, and so are arrays that call themselves one: those
+    may unpack to ``MOST_INNER_BYTES`` together.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise ClearwayError(f"refused, {packed[0]!r} in it is compressed, which this line never writes")
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > len(content):
+                raise ClearwayError(f"refused, its {len(content):,} bytes claim to hold {unpacked:,}")
+            inner = sum(_held_bytes(archive.read(entry)) for entry in entries)
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise ClearwayError(f"not a readable skops file ({type(error).__name__}: {error})") from None
-    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise ClearwayError(f"refused, {packed[0]!r} in it is compressed, which this line never writes")
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > len(content):
-        raise ClearwayError(f"refused, its {len(content):,} bytes claim to hold {unpacked:,}")
+    if inner > MOST_INNER_BYTES:
+        raise ClearwayError(f"refused, archives in it claim to hold {inner:,} bytes, at most {MOST_INNER_BYTES:,}")
+
+
+def _held_bytes(content: bytes) -> int:
+    """What an archive unpacks to; 0 of what is none."""
+    stream = io.BytesIO(content)
+    if not zipfile.is_zipfile(stream):
+        return 0
+    with zipfile.ZipFile(stream) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
 
 
 def _wanted(files: Iterable[str], folder: Path) -> list[str]:

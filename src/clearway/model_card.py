@@ -276,7 +276,7 @@ def _gates(content: CardContent) -> str:
 def _footprint(content: CardContent) -> str:
     said = [f"- the model's files: {content.payload_bytes / MB:.3g} MB"]
     if content.lineage.role == CHALLENGER:
-        names = ("memory", "latency_p95_ms", "served_latency_p95_ms")
+        names = ("memory", "latency_p95_ms", "served_latency_p95_ms", "served_memory_mb")
         costs = [gate for gate in content.validation["gates"] if gate["name"] in names]
         said += [f"- {gate['name']}: {_text(gate['detail'])}" for gate in costs]
     return "## Footprint\n\n" + "\n".join(said)

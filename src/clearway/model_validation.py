@@ -61,7 +61,7 @@ from clearway.parallel import in_order
 from clearway.params import Kind, Params
 from clearway.project import load_project
 from clearway.robustness import noise_gate
-from clearway.served_latency import measure_served, served_latency_gate
+from clearway.served_latency import measure_served, served_latency_gate, served_memory_gate
 from clearway.slices import check_columns, slice_gates
 from clearway.target import constant_answer
 from clearway.target import judged as judged_as
@@ -208,7 +208,11 @@ def validate(params: Params, workspace: Workspace) -> Validation:
             f"rows: {error}; run scripts/build_features.py and scripts/train.py again"
         ) from None
     models = [("challenger", challenger), ("baseline", simple)]
-    contenders = [Contender("challenger", challenger.digest, challenger.output(matrix), challenger.threshold)]
+    try:
+        outputs = _outputs(challenger, matrix)
+    except ClearwayError as error:
+        raise ClearwayError(f"gate finite_scores: the challenger cannot score the holdout: {error}") from None
+    contenders = [Contender("challenger", challenger.digest, outputs, challenger.threshold)]
     contenders.append(_contender("baseline", simple, frame, kind))
     champion = None
     if not record.bootstrap:
@@ -317,12 +321,21 @@ def _contender(role: str, model: Model, frame: pd.DataFrame, kind: Kind) -> Cont
     problem = f"the {role} answers {model.target.kind}, and not {kind}: the two cannot be compared"
     if model.target.kind == kind:
         try:
-            return Contender(role, model.digest, model.output(model.schema.encode(frame)), model.threshold)
+            return Contender(role, model.digest, _outputs(model, model.schema.encode(frame)), model.threshold)
         except ClearwayError as error:
             if role != "champion":
                 raise
             problem = f"the champion cannot score this holdout: {error}"
     return Contender(role, model.digest, None, model.threshold, problem)
+
+
+def _outputs(model: Model, matrix: NDArray[np.float32]) -> Floats:
+    try:
+        return model.output(matrix)
+    except ClearwayError:
+        raise
+    except Exception as error:  # the runtime, or anybody's class, raises what it likes
+        raise ClearwayError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _aligned(
@@ -487,6 +500,7 @@ def _cost_gates(params: Params, judged: _Judged) -> list[Gate]:
         size,
         memory_gate(memory, chosen.max_memory_mb),
         served_latency_gate(served, chosen.latency_ms, chosen.latency_p99_ms),
+        served_memory_gate(served, chosen.max_server_mb),
     ]
 
 

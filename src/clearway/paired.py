@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv, ndtri, stdtrit
+from scipy.special import betaincinv, expit, logit, ndtri, stdtrit
 from scipy.stats import binomtest
 
 from clearway.metrics import Floats
@@ -145,6 +145,64 @@ def delong_gain(
     found = Interval(estimate, max(-1.0, estimate - reach), min(1.0, estimate + reach))
     changed = min(_distinct(side[change != 0]) for side, change in zip(sides, changes, strict=True))
     return found if changed >= FEWEST else widened(found, changed, min(fewest, total // 2), confidence)
+
+
+def auc_interval(labels: Floats, scores: Floats, confidence: float, groups: NDArray[np.intp] | None = None) -> Interval:
+    """The area under the ROC curve of one model, by the variance of :func:`delong_gain` on the scale of log-odds.
+
+    There the interval stays within 0 and 1 and is the wider on the side away from the edge (Qin & Hotilovac,
+    Statistical Methods in Medical Research 17, 2008). Of independent rows it is no narrower than Newcombe's, whose
+    variance is that of the bound and not of the estimate (method 5, Statistics in Medicine 25, 2006): few rows near an
+    area of 1 show too little of theirs, and the percentile bootstrap is far too sure of them.
+
+    Parameters
+    ----------
+    labels : float64 array of shape (rows,)
+        0.0 or 1.0, both among them.
+    scores : float64 array of shape (rows,)
+        Finite.
+    confidence : float
+        One-sided level of each bound.
+    groups : int array of shape (rows,), optional
+        Equal numbers share an entity.
+
+    Returns
+    -------
+    Interval
+        Without bounds where fewer than ``FEWEST`` groups have either answer. Of width 0 where all rows are told apart,
+        or none.
+    """
+    positive = labels == 1
+    places = placements(labels, scores)
+    estimate = float(places[0].mean())
+    codes = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sides = codes[positive], codes[~positive]
+    fewest = min(_distinct(side) for side in sides)
+    if fewest < FEWEST:
+        return Interval(estimate, None, None)
+    if not 0 < estimate < 1:
+        return Interval(estimate, estimate, estimate)
+    variance = _clustered_variance(list(places), sides, estimate, _distinct(codes))
+    if variance < 0:
+        return Interval(estimate, None, None)
+    reach = float(stdtrit(fewest - 1, confidence)) * math.sqrt(variance) / (estimate * (1 - estimate))
+    lower, upper = (float(expit(logit(estimate) + side * reach)) for side in (-1, 1))
+    if groups is None:
+        answers = len(places[0]), len(places[1])
+        lower = min(lower, _newcombe_lower(estimate, *answers, confidence))
+        upper = max(upper, 1 - _newcombe_lower(1 - estimate, *answers, confidence))
+    return Interval(estimate, min(lower, estimate), max(upper, estimate))
+
+
+def _newcombe_lower(area: float, positives: int, negatives: int, confidence: float) -> float:
+    """The area below ``area``, above 0, that is just as far from it as its own standard error reaches."""
+    z, half = float(ndtri(confidence)), (positives + negatives) / 2 - 1
+
+    def excess(truth: float) -> float:
+        spread = truth * (1 - truth) * (1 + half * ((1 - truth) / (2 - truth) + truth / (1 + truth)))
+        return area - truth - z * math.sqrt(spread / (positives * negatives))
+
+    return float(brentq(excess, 0.0, area, xtol=1e-12))
 
 
 def _distinct(codes: NDArray[np.intp]) -> int:

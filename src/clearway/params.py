@@ -675,6 +675,9 @@ class GateParams(Section):
     """Largest size of the model's files, in 2²⁰ bytes."""
     max_memory_mb: float = Field(512.0, gt=0)
     """Most memory that loading the model and scoring 1,000 rows may add to a process, in 2²⁰ bytes."""
+    max_server_mb: float = Field(1024.0, gt=0)
+    """Most memory that a process of the server may take once it has answered, all it has loaded included, in 2²⁰
+    bytes."""
     onnx_tolerance: float = Field(1e-5, gt=0)
     """Largest difference between ONNX and scikit-learn scores on the holdout. Regression: relative to the value or to
     the spread of the training labels, whichever is larger."""

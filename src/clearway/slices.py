@@ -227,7 +227,8 @@ def _judge(
         return _Judged(part, Interval(math.nan, None, None), "one answer only", None)
     if champion is None:
         assert params.floor is not None  # asked before
-        found, how = inside.interval(measured, scores[part.rows]), "bootstrap"
+        found = inside.interval(measured, scores[part.rows])
+        how = "bootstrap" if measured.counted is None or groups is not None else "exact"
         needed, seen = measured.sign * params.floor, _turned(found) if measured.sign < 0 else found
     else:
         theirs_from = holdout.threshold if champion_threshold is None else champion_threshold

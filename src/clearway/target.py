@@ -114,9 +114,10 @@ class Target(BaseModel):
         return same
 
     def sane(self, outputs: Floats) -> NDArray[np.bool_]:
-        """Which rows have an output that can be one: a probability, probabilities that sum to 1, a finite number."""
+        """Which rows have an output that can be one: probabilities that sum to 1, or a number that float32 holds."""
         if self.kind == "regression":
-            return np.isfinite(outputs)
+            within: NDArray[np.bool_] = np.abs(outputs) <= LARGEST
+            return within
         good = np.isfinite(outputs) & (outputs >= 0) & (outputs <= 1 + 1e-6 * (outputs.ndim == 2))
         return good.all(axis=1) & (np.abs(outputs.sum(axis=1) - 1) <= 1e-3) if outputs.ndim == 2 else good
 

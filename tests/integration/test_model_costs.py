@@ -18,7 +18,7 @@ from clearway.files import write_json
 from clearway.footprint import measure_memory
 from clearway.model import INPUT, NETWORK, OUTPUT, load_payload
 from clearway.params import Params, load_params
-from clearway.served_latency import ASKED, measure_served, served_latency_gate
+from clearway.served_latency import ASKED, measure_served, served_latency_gate, served_memory_gate
 from clearway.training import train
 from clearway.workspace import Workspace
 
@@ -136,6 +136,24 @@ def test_the_memory_of_a_model_is_measured_in_a_process_of_its_own(
     assert large.mb is not None
     assert small.mb < 100
     assert large.mb > small.mb + 200
+
+
+def test_the_memory_of_the_server_is_that_of_the_process_that_answers(
+    project: tuple[Params, Workspace, pd.DataFrame], tmp_path: Path
+) -> None:
+    """The one that ``server.json`` names only starts workers, and loads no model."""
+    params, workspace, frame = project
+    hungry = tmp_path / "hungry"
+    write_hungry_payload(hungry, like=workspace.model)
+    small, large = (
+        measure_served(params, folder, load_payload(folder, payload_digest(folder)), frame)
+        for folder in (workspace.model, hungry)
+    )
+    assert small.rss_mb is not None
+    assert large.rss_mb is not None
+    assert large.rss_mb > small.rss_mb + 100
+    assert served_memory_gate(small, small.rss_mb + 50).status == "pass"
+    assert served_memory_gate(large, small.rss_mb + 50).status == "fail"
 
 
 def write_hungry_payload(folder: Path, like: Path) -> None:

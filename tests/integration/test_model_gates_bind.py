@@ -327,6 +327,37 @@ def test_a_challenger_that_needs_a_column_the_holdout_lacks_stops_the_line_and_n
         judge(params, workspace)
 
 
+NEEDY = """
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+class Needy(HistGradientBoostingClassifier):
+    "Of other rows than it learned from it wants more than it is given."
+
+    def fit(self, X, y):
+        self.learned_ = len(X)
+        return super().fit(X, y)
+
+    def predict_proba(self, X):
+        if len(X) != self.learned_:
+            raise KeyError("credit_score")
+        return super().predict_proba(X)
+"""
+
+
+def test_a_challenger_that_raises_on_the_holdout_stops_the_line_and_names_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needy.py").write_text(NEEDY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    params, workspace = flat_project(
+        tmp_path, train={"estimator": "needy.Needy", "format": "joblib"}, trust={"joblib": True}
+    )
+    train(params, workspace)
+    with pytest.raises(ClearwayError, match=r"^gate finite_scores: .*cannot score the holdout: KeyError: 'credit_sc"):
+        judge(params, workspace)
+    assert not (workspace.reports / "model_validation.json").exists()
+
+
 def test_a_leaked_target_is_rejected_and_named(tmp_path: Path) -> None:
     params, workspace = flat_project(tmp_path)
     random = np.random.default_rng(3)

@@ -93,6 +93,7 @@ def test_outputs_that_can_be_none_and_graphs_that_say_otherwise_fail() -> None:
     assert finite_gate(GOOD, ABC).status == finite_gate(NEAR, NUMBERS).status == "pass"
     assert finite_gate(GOOD * 1.01, ABC).status == "fail"
     assert finite_gate(np.append(NEAR, np.inf), NUMBERS).status == "fail"
+    assert finite_gate(np.append(NEAR, 1e39), NUMBERS).status == "fail"  # no server could answer it
     assert parity_gate(GOOD + 1e-7, GOOD, 1e-5, ABC).status == "pass"
     assert parity_gate(GOOD[:, ::-1], GOOD, 1e-5, ABC).status == "fail"
     assert parity_gate(NEAR + 1e-4, NEAR, 1e-5, NUMBERS).status == "pass", "1e-4 of 100 is a rounding of float32"

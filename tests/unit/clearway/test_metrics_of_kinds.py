@@ -80,3 +80,8 @@ def test_labels_all_the_same_have_no_ranking_and_no_r2() -> None:
         "explained_variance",
     }
     assert measure(NUMBERS[:2], np.array([1.0, np.nan]), 0.5, kind="regression") == {}
+
+
+def test_what_is_too_large_for_a_number_is_left_out() -> None:
+    found = measure(np.array([1.0, 2.0]), np.array([1e200, 2e200]), 0.5, ["mae", "rmse", "r2"], kind="regression")
+    assert set(found) == {"mae"}

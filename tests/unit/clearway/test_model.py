@@ -1,6 +1,7 @@
 """A model is loaded from verified bytes only, and answers what its estimator answered."""
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -274,6 +275,21 @@ def test_entries_that_overlap_are_refused(payload: Path) -> None:
             archive.filelist.append(again)
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(ClearwayError, match=r"model\.skops: refused, its [\d,]+ bytes claim to hold 1,0\d\d,\d+"):
+        load_estimator(payload, payload_digest(payload))
+
+
+def test_an_archive_in_an_archive_that_unpacks_to_more_is_refused(
+    payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse matrix is read by skops whatever class it claims to be, and is compressed."""
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", bytes(5_000_000))
+    with zipfile.ZipFile(payload / "model.skops", "a") as archive:
+        archive.writestr("bomb.npz", inner.getvalue())
+    load_estimator(payload, payload_digest(payload))  # what nothing refers to is read by nobody
+    monkeypatch.setattr("clearway.model.MOST_INNER_BYTES", 4_999_999)
+    with pytest.raises(ClearwayError, match=r"model\.skops: refused, archives in it claim to hold 5,000,000 bytes"):
         load_estimator(payload, payload_digest(payload))
 
 
