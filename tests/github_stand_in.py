@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -62,6 +63,7 @@ class Repository:
             return 200, {"workflow_runs": self.runs}
         if flow := re.fullmatch(r"/actions/workflows/([\w.]+)/dispatches", rest):
             self.dispatched.append((flow[1], content))
+            self.runs.append({"created_at": datetime.now(UTC).isoformat(), "status": "queued"})
             return 204, None
         if flow := re.fullmatch(r"/actions/workflows/(\d+)/enable", rest):
             self.enabled.append(int(flow[1]))
