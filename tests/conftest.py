@@ -21,6 +21,7 @@ SECONDS = {
     "test_training_on_a_cluster.py": 65,
     "test_delivery_state.py": 60,
     "test_model_gates_bind.py": 40,
+    "test_monitor_workflow.py": 40,
     "test_pull_request_workflow.py": 40,
     "test_server.py": 40,
     "test_killed_training.py": 35,
