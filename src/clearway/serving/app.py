@@ -490,13 +490,18 @@ class Reply(Answer):
 
     def as_http(self, more_headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """The same as a message of HTTP/1.1 (RFC 9112) on a connection that stays open."""
-        return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
+        return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
             _STATUS_LINES[self._status],
-            b"".join([b"%b: %b\r\n" % header for header in (*more_headers, *self._more)]),
+            _lines(more_headers),
             len(self._body),
             self._identity,
+            _lines(self._more),
             self._body,
         )
+
+
+def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 class ModelsEndpoint:
