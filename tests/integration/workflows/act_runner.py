@@ -11,12 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from warm_python import WarmPython
 
@@ -26,6 +29,8 @@ STANDINS = Path(__file__).parent / "standins"
 TOKEN = "a-token-that-opens-nothing"
 SECONDS = 900.0
 """Far above the minute that a run takes: a busy machine is no failure."""
+IDLE_SECONDS = 10
+"""How long act may be without any process of a step before it is taken to wait for nothing."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,7 @@ def run_workflow(
         text=True,
         start_new_session=True,
     )
+    threading.Thread(target=_end_forgotten_terminals, args=(process,), daemon=True).start()
     try:
         stdout, stderr = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -185,6 +191,27 @@ def run_workflow(
     (home / "act.jsonl").write_text(stdout)
     warm = warm_python()
     return _read(process.returncode, stdout, stderr + (warm.told() if warm is not None else ""))
+
+
+def _end_forgotten_terminals(process: subprocess.Popen[str]) -> None:
+    """Say to act once more that a step's output has ended, where it waits for that after all its processes have.
+
+    A step writes to a terminal of its own. Behind its end act writes an EOT there, and reads on until a piece ends with
+    one: what a process in the background says in that moment stands behind it, and act would wait for ever.
+    """
+    idle = 0
+    while process.poll() is None:
+        time.sleep(1.0)
+        try:
+            idle = 0 if psutil.Process(process.pid).children() else idle + 1
+            if idle >= IDLE_SECONDS:
+                for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                    if (terminal := str(descriptor.readlink())).startswith("/dev/pts/"):
+                        opened = os.open(terminal, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                        os.write(opened, b"\x04")
+                        os.close(opened)
+        except (OSError, psutil.Error):  # it ends
+            continue
 
 
 def _standin(name: str) -> Path:
