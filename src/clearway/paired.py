@@ -132,9 +132,7 @@ def delong_gain(
     places = zip(_placements(positive, our_ranks), _placements(positive, their_ranks), strict=True)
     changes = [our - their for our, their in places]
     estimate = float(changes[0].mean())
-    codes = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sides = codes[positive], codes[~positive]
-    fewest = min(_distinct(side) for side in sides)
+    codes, sides, fewest = _answered(positive, groups)
     if fewest < FEWEST:
         return Interval(estimate, None, None)
     total = _distinct(codes)
@@ -175,9 +173,7 @@ def auc_interval(labels: Floats, scores: Floats, confidence: float, groups: NDAr
     positive = labels == 1
     places = placements(labels, scores)
     estimate = float(places[0].mean())
-    codes = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    sides = codes[positive], codes[~positive]
-    fewest = min(_distinct(side) for side in sides)
+    codes, sides, fewest = _answered(positive, groups)
     if fewest < FEWEST:
         return Interval(estimate, None, None)
     if not 0 < estimate < 1:
@@ -203,6 +199,15 @@ def _newcombe_lower(area: float, positives: int, negatives: int, confidence: flo
         return area - truth - z * math.sqrt(spread / (positives * negatives))
 
     return float(brentq(excess, 0.0, area, xtol=1e-12))
+
+
+def _answered(
+    positive: NDArray[np.bool_], groups: NDArray[np.intp] | None
+) -> tuple[NDArray[np.intp], tuple[NDArray[np.intp], NDArray[np.intp]], int]:
+    """The group of each row, those of the positive and of the negative ones, and how many groups the scarcer has."""
+    codes = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sides = codes[positive], codes[~positive]
+    return codes, sides, min(_distinct(side) for side in sides)
 
 
 def _distinct(codes: NDArray[np.intp]) -> int:

@@ -91,12 +91,7 @@ def bucket(key: str, salt: str) -> int:
 
 def buckets(keys: Iterable[str], salt: str) -> list[int]:
     """The same of each of many keys."""
-    begun, found = _salted(salt).copy, []
-    for key in keys:  # as bucket() does, whose call would take as long again
-        hashed = begun()
-        hashed.update(key.encode())
-        found.append(int.from_bytes(hashed.digest(), "big") % BUCKETS)
-    return found
+    return [bucket(key, salt) for key in keys]
 
 
 @lru_cache(maxsize=16)
