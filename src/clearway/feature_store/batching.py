@@ -2,6 +2,9 @@
 
 Feast's cost is per call. So while the thread reads one batch, everything asked meanwhile becomes the next: one
 ``online_read`` per view with the distinct keys of all callers. The event loop only waits for futures.
+
+A few keys of the embedded store take less time to read than a thread to wake, so the event loop reads them itself while
+that store is quick.
 """
 
 import asyncio
@@ -9,7 +12,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +28,7 @@ from clearway.feature_store.embedded import EmbeddedOnlineStore
 from clearway.feature_store.store import without_secrets
 from clearway.histogram import Histogram
 from clearway.instants import micros
+from clearway.pace import Pace
 
 if TYPE_CHECKING:
     from feast.infra.provider import Provider
@@ -35,6 +39,8 @@ IDLE_SECONDS = 1.0
 """How often a store that nobody asks is asked whether it still answers."""
 KEYS_AT_ONCE = 1000
 """Most keys of one read: who asks for many must not keep the others waiting for all of them."""
+FEW_KEYS = 16
+"""Most keys that the event loop reads itself."""
 LATENCY_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds."""
 STALL_SECONDS = 0.02
@@ -90,6 +96,8 @@ class _Batch:
     """It was given more time once, because this process did not run."""
     answer: Mapping[Place, Row] | StoreUnavailable | None = None
     """Set by the reading thread."""
+    took: float | None = None
+    """Seconds that the store took for it, set by the thread; None if it failed."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class BatchingStore:
     Parameters
     ----------
     store
-        Feast's store; from now on read by this thread only.
+        Feast's store; from now on read by this thread and the event loop only.
     views
         What can be asked.
     timeout
@@ -132,6 +140,9 @@ class BatchingStore:
         self._busy = False
         self._asked = ""
         """The view that was asked last."""
+        self._pace = Pace()
+        online = self._provider.online_store
+        self._embedded = online if isinstance(online, EmbeddedOnlineStore) else None
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._asked_once, self._closed = threading.Event(), threading.Event()
         self._reading_since: float | None = None
@@ -144,6 +155,22 @@ class BatchingStore:
         """Wait until the store has answered for the first time, or not within the timeout: then it is down."""
         if not self._asked_once.wait(self._timeout):
             self._mark_down(f"view {self._asked}: no answer within timeout_ms = {self._timeout * 1e3:g}")
+
+    def read_at_once(self, places: Collection[Place]) -> Mapping[Place, Row] | None:
+        """The rows at ``places``, read without a wait; None where there is something to wait for. On the event loop."""
+        if not places:
+            return {}
+        if self._embedded is None or not self._pace.quick or not self.health.up or len(places) > FEW_KEYS:
+            return None
+        self._embedded.wait_for_no_lock()
+        started = perf_counter()
+        try:
+            rows = self._read(places, self._fetch)
+        except Exception:  # the thread will meet it too, and say so
+            self._pace = Pace()
+            return None
+        self._count(perf_counter() - started)
+        return rows
 
     async def ask(self, places: Iterable[Place]) -> Mapping[Place, Row]:
         """The rows at ``places``, and perhaps of others. On the event loop only.
@@ -195,8 +222,14 @@ class BatchingStore:
             self._wait_for(batch)
             self._queue.put(batch)
 
+    def _count(self, seconds: float) -> None:
+        self.latency.add(seconds)
+        self._pace.add(seconds)
+
     def _delivered(self, batch: _Batch) -> None:
         self._busy = False
+        if batch.took is not None:
+            self._count(batch.took)
         self._settle(batch)
         self._submit()
 
@@ -246,7 +279,7 @@ class BatchingStore:
                 continue
             if batch is None:
                 return
-            answer = self._read(batch.places)
+            answer = self._answer(batch)
             if batch.answer is None:
                 batch.answer = answer
             elif not isinstance(answer, StoreUnavailable):  # too late for its callers, but perhaps it is quick again
@@ -257,42 +290,25 @@ class BatchingStore:
             except RuntimeError:  # the loop is closed: the server has stopped
                 return
 
-    def _read(self, places: Iterable[Place]) -> Mapping[Place, Row] | StoreUnavailable:
-        wanted: dict[int, list[Key]] = {}
-        for number, key in places:
-            wanted.setdefault(number, []).append(key)
-        rows: dict[Place, Row] = {}
+    def _answer(self, batch: _Batch) -> Mapping[Place, Row] | StoreUnavailable:
         started = perf_counter()
         try:
-            # one view is of one state anyhow, and each statement more lets the other threads go first
-            with self._one_state() if len(wanted) > 1 else nullcontext():
-                for number, keys in wanted.items():
-                    found = self._read_view(self._views[number], keys)
-                    rows.update(zip([(number, key) for key in keys], found, strict=True))
+            rows = self._read(batch.places, self._read_view)
         except Exception as error:  # each store raises types of its own
             self.failures += 1
             self._mark_down(f"view {self._asked}: {self._cause(error)}")
             return self._refusal()
-        self.latency.add(perf_counter() - started)
+        batch.took = perf_counter() - started
         return rows
 
-    def _one_state(self) -> AbstractContextManager[Any]:
-        """In which all views are read as they were at one moment, where the store can do that."""
-        online = self._provider.online_store
-        return online.reading(self._config) if isinstance(online, EmbeddedOnlineStore) else nullcontext()
-
     def _read_view(self, view: StoredView, keys: Sequence[Key]) -> list[Row]:
-        entities = [
-            EntityKey(join_keys=view.join_keys, entity_values=[Value(string_val=part) for part in key]) for key in keys
-        ]
+        """As :meth:`_fetch`, for those who watch this thread."""
         self._asked = view.name
-        asked = self._reading_since = monotonic()
+        self._reading_since = monotonic()
         try:
-            # a list of its own: Feast's Redis store adds to it
-            found = self._provider.online_read(self._config, view.view, entities, list(view.fields))
+            return self._fetch(view, keys)
         finally:
             self._reading_since = None
-        return [read_row(view.fields, event, values, asked) for event, values in found]
 
     def _probe(self) -> None:
         """Ask every view for a key that nobody has."""
@@ -325,6 +341,33 @@ class BatchingStore:
                 hang_up()
 
     # anywhere
+
+    def _read(
+        self, places: Iterable[Place], read_view: Callable[[StoredView, Sequence[Key]], list[Row]]
+    ) -> Mapping[Place, Row]:
+        wanted: dict[int, list[Key]] = {}
+        for number, key in places:
+            wanted.setdefault(number, []).append(key)
+        rows: dict[Place, Row] = {}
+        # one view is of one state anyhow, and each statement more lets the other threads go first
+        with self._one_state() if len(wanted) > 1 else nullcontext():
+            for number, keys in wanted.items():
+                found = read_view(self._views[number], keys)
+                rows.update(zip([(number, key) for key in keys], found, strict=True))
+        return rows
+
+    def _one_state(self) -> AbstractContextManager[Any]:
+        """In which all views are read as they were at one moment, where the store can do that."""
+        return nullcontext() if self._embedded is None else self._embedded.reading(self._config)
+
+    def _fetch(self, view: StoredView, keys: Sequence[Key]) -> list[Row]:
+        entities = [
+            EntityKey(join_keys=view.join_keys, entity_values=[Value(string_val=part) for part in key]) for key in keys
+        ]
+        asked = monotonic()
+        # a list of its own: Feast's Redis store adds to it
+        found = self._provider.online_read(self._config, view.view, entities, list(view.fields))
+        return [read_row(view.fields, event, values, asked) for event, values in found]
 
     def _mark_down(self, error: str) -> None:
         if self.health.up:

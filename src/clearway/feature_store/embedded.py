@@ -206,6 +206,13 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
                 with suppress(sqlite3.DatabaseError):  # SQLite itself has ended it after some errors
                     connection.execute("COMMIT")
 
+    def wait_for_no_lock(self) -> None:
+        """Have this thread's reads and writes fail at once where another process holds a lock.
+
+        To be said before its first.
+        """
+        self._local.patience = 0.0
+
     def checkpoint(self, config: RepoConfig) -> None:
         """Move SQLite's log into the file and empty it, unless others are reading: a large write then starts small.
 
@@ -242,7 +249,7 @@ class EmbeddedOnlineStore(OnlineStore):  # type: ignore[misc]
             return connection
         if held is not None and held[0][0] != identity[0]:
             _inherited.append(held[1])
-        connection = _connect(path)
+        connection = _connect(path, getattr(self._local, "patience", BUSY_SECONDS))
         self._local.held = (identity, connection)
         return connection
 
@@ -312,7 +319,7 @@ def _create(path: Path) -> os.stat_result:
             if status is None:
                 for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
                     name.unlink(missing_ok=True)
-                _connect(path).close()
+                _connect(path, BUSY_SECONDS).close()
                 status = path.stat()
             return status
     except Timeout:
@@ -332,8 +339,8 @@ def _give_back(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+def _connect(path: Path, patience: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")

@@ -180,11 +180,73 @@ class FeatureReader:
         ClearwayError
             An on-demand function fails; names the view and the cause.
         """
-        keys = [[_key(view.join_keys, question) for view in self._views] for question in inputs]
-        places = {
-            (number, key): None for own in keys for number, key in enumerate(own) if key is not None
-        }  # a dict, so that views are asked in their order
-        rows, last_known = await self._find(places)
+        keys = [self._keys(question) for question in inputs]
+        cached, asked = self._cached(keys)
+        self.cache_hits += len(cached)
+        found = self.store.read_at_once(asked)
+        if found is None:
+            try:
+                found = await self.store.ask(asked)
+            except StoreUnavailable as unavailable:
+                if self.settings.on_failure == "fail":
+                    raise
+                rows = cached | self._last_known(asked, unavailable)
+                return self._lookups(inputs, keys, at, rows, frozenset(asked))
+        return self._lookups(inputs, keys, at, self._with_cached(cached, asked, found), frozenset())
+
+    def read_at_once(self, inputs: Sequence[Mapping[str, Any]], at: Sequence[float]) -> list[Lookup] | None:
+        """As :meth:`read`, without a wait; None, and nothing has happened, where there is something to wait for.
+
+        Raises
+        ------
+        ClearwayError
+            An on-demand function fails; names the view and the cause.
+        """
+        keys = [self._keys(question) for question in inputs]
+        cached, asked = self._cached(keys)
+        found = self.store.read_at_once(asked)
+        if found is None:
+            return None
+        self.cache_hits += len(cached)
+        return self._lookups(inputs, keys, at, self._with_cached(cached, asked, found), frozenset())
+
+    def close(self) -> None:
+        """Let go of the store's thread, when it has answered what was asked."""
+        self.store.close()
+
+    def _keys(self, question: Mapping[str, Any]) -> list[Key | None]:
+        """The key of each view; None where a part of it is null: no row can have it."""
+        keys = [tuple([question[name] for name in view.join_keys]) for view in self._views]
+        return [None if None in key else key for key in keys]
+
+    def _cached(self, keys: Sequence[Sequence[Key | None]]) -> tuple[dict[Place, Row], list[Place]]:
+        """The rows that were read not too long ago, and the places to ask the store for, in the order of the views."""
+        places = dict.fromkeys((number, key) for own in keys for number, key in enumerate(own) if key is not None)
+        now = monotonic()
+        cached = {place: row for place in places if (row := self._fresh(place, now)) is not None}
+        return cached, [place for place in places if place not in cached]
+
+    def _with_cached(
+        self, cached: Mapping[Place, Row], asked: Sequence[Place], found: Mapping[Place, Row]
+    ) -> Mapping[Place, Row]:
+        """All rows; what the store said is kept, where that is wanted."""
+        if not self._keeps:
+            return found
+        for place in asked:
+            self._rows[place] = found[place]
+            self._rows.move_to_end(place)
+        while len(self._rows) > self.settings.cache_entries:
+            self._rows.popitem(last=False)
+        return {**found, **cached}
+
+    def _lookups(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        keys: Sequence[Sequence[Key | None]],
+        at: Sequence[float],
+        rows: Mapping[Place, Row],
+        last_known: frozenset[Place],
+    ) -> list[Lookup]:
         known, outcomes = [], []
         for question, own, time in zip(inputs, keys, at, strict=True):
             values, outcome = self._judge(own, rows, last_known, round(time * 1e6))
@@ -198,33 +260,6 @@ class FeatureReader:
             Lookup({name: values[name] for name in self._names}, outcome)
             for values, outcome in zip(known, outcomes, strict=True)
         ]
-
-    def close(self) -> None:
-        """Let go of the store's thread, when it has answered what was asked."""
-        self.store.close()
-
-    async def _find(self, places: Mapping[Place, None]) -> tuple[Mapping[Place, Row], frozenset[Place]]:
-        """The row of each place, and which of them are only last known."""
-        if not self._keeps:
-            return (await self.store.ask(places) if places else {}), frozenset()
-        now = monotonic()
-        rows = {place: row for place in places if (row := self._fresh(place, now)) is not None}
-        self.cache_hits += len(rows)
-        asked = [place for place in places if place not in rows]
-        if not asked:
-            return rows, frozenset()
-        try:
-            found = await self.store.ask(asked)
-        except StoreUnavailable as unavailable:
-            if self.settings.on_failure == "fail":
-                raise
-            return rows | self._last_known(asked, unavailable), frozenset(asked)
-        for place in asked:
-            rows[place] = self._rows[place] = found[place]
-            self._rows.move_to_end(place)
-        while len(self._rows) > self.settings.cache_entries:
-            self._rows.popitem(last=False)
-        return rows, frozenset()
 
     def _fresh(self, place: Place, now: float) -> Row | None:
         """A row read not too long ago to be used without asking."""
@@ -291,12 +326,6 @@ class FeatureReader:
 
 
 _NO_ROW = Row(None, 0, 0.0)
-
-
-def _key(join_keys: Sequence[str], question: Mapping[str, Any]) -> Key | None:
-    """The key of a view; None where a part of it is null: no row can have it."""
-    key = tuple([question[name] for name in join_keys])
-    return None if None in key else key
 
 
 def compute(view: OnDemand, known: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import compress
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from clearway.serving.requests import (
 )
 from clearway.serving.state import Active, Loaded
 from clearway.target import Told
+
+if TYPE_CHECKING:
+    from clearway.feature_store.online import Lookup
 
 SHADOWED = (200, 500)
 """Statuses of rows that a version answered or failed to: of those a shadow gets a copy."""
@@ -107,9 +110,9 @@ class LookupFailed(Exception):  # noqa: N818  # the name says what happened
 class Answerer:
     """Answers rows by an active table: each is routed, looked up where it comes by key, encoded, scored and logged.
 
-    The stable version scores on the event loop, where it costs least; a canary scores in a thread of its own, so that
-    one that is slow, or never ends, keeps only its own callers waiting. A version without ONNX scores in a thread
-    anyway, rows that wait together in one batch.
+    The stable version scores on the event loop, where it costs least; a canary scores in a thread of its own until it
+    is known as quick, so that one that is slow, or never ends, keeps only its own callers waiting. A version without
+    ONNX scores in a thread anyway, rows that wait together in one batch.
     """
 
     def __init__(self, settings: ServingParams, log: PredictionLog, traffic: Traffic | None = None) -> None:
@@ -146,7 +149,18 @@ class Answerer:
             The version failed to answer.
         """
         question = self._assign(row, wanted, active, identity)
-        tester = wanted is not None
+        return await self.answer_question(question, active, started, tester=wanted is not None)
+
+    async def answer_question(
+        self, question: Question, active: Active, started: float, *, tester: bool
+    ) -> tuple[dict[str, Any], str]:
+        """The rest of :meth:`answer_one` and :meth:`answer_at_once`.
+
+        Raises
+        ------
+        RequestError, LookupFailed, ModelError
+            As :meth:`answer_one`.
+        """
         if question.inputs is not None:
             await self._look_up([question], active, started, tester=tester)
         group = self._encoded(question, active, started, tester=tester)
@@ -157,19 +171,22 @@ class Answerer:
 
     def answer_at_once(
         self, row: Any, wanted: str | None, active: Active, started: float, identity: str
-    ) -> tuple[dict[str, Any], str] | None:
-        """As :meth:`answer_one`, without a wait; None, and nothing has happened, where there is something to wait for.
+    ) -> tuple[dict[str, Any], str] | Question:
+        """As :meth:`answer_one`, without a wait.
+
+        Where there is something to wait for, a question for :meth:`answer_question`.
 
         Raises
         ------
-        RequestError, ModelError
+        RequestError, LookupFailed, ModelError
             As :meth:`answer_one`.
         """
         question = self._assign(row, wanted, active, identity)
         loaded, tester = question.loaded, wanted is not None
-        if question.inputs is not None or not _scores_here(loaded, question.role):
-            self.without_key -= question.unit is None
-            return None
+        if not _scores_here(loaded, question.role):
+            return question
+        if question.inputs is not None and not self._looked_up_at_once(question, active, started, tester=tester):
+            return question
         group = self._encoded(question, active, started, tester=tester)
         try:
             scored: NDArray[np.float64] | Exception = _timed_output(loaded, group.matrix)
@@ -437,24 +454,45 @@ class Answerer:
     ) -> None:
         reader = by_key[0].loaded.reader
         assert reader is not None  # else no row is by key
-        at = []
-        for question in by_key:
-            time = datetime.now(UTC) if question.asked_at is None else datetime.fromisoformat(question.asked_at)
-            question.asked_at = question.asked_at or time.isoformat()
-            at.append(time.timestamp())
+        at = [_time_of(question) for question in by_key]
         try:
             lookups = await reader.read([question.inputs or {} for question in by_key], at)
         except ClearwayError as error:
-            from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
-
-            status = 503 if isinstance(error, StoreUnavailable) else 500
             failed = [question for question in questions if question.loaded.reader is reader]  # the others never fared
-            for group in _grouped(failed):
-                self._write(group, None, status, active, started, tester=tester)
-            raise LookupFailed(status, str(error)) from None
+            raise self._lookup_failed(error, failed, active, started, tester=tester) from None
         for question, lookup in zip(by_key, lookups, strict=True):
-            question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
-            question.outcomes = {view: outcome for view, outcome in lookup.outcomes.items() if outcome != "present"}
+            _take(question, lookup)
+
+    def _looked_up_at_once(self, question: Question, active: Active, started: float, *, tester: bool) -> bool:
+        """Read the features of a question by key, unless there is something to wait for.
+
+        Raises
+        ------
+        LookupFailed
+            A function of the project fails; the question is logged as failed.
+        """
+        reader = question.loaded.reader
+        assert reader is not None  # else no row is by key
+        at = _time_of(question)
+        try:
+            lookups = reader.read_at_once([question.inputs or {}], [at])
+        except ClearwayError as error:
+            raise self._lookup_failed(error, [question], active, started, tester=tester) from None
+        if lookups is None:
+            return False
+        _take(question, lookups[0])
+        return True
+
+    def _lookup_failed(
+        self, error: ClearwayError, failed: Sequence[Question], active: Active, started: float, *, tester: bool
+    ) -> LookupFailed:
+        """What the caller is told; the questions are logged."""
+        from clearway.feature_store.online import StoreUnavailable  # here, because it imports Feast: the reader did
+
+        status = 503 if isinstance(error, StoreUnavailable) else 500
+        for group in _grouped(failed):
+            self._write(group, None, status, active, started, tester=tester)
+        return LookupFailed(status, str(error))
 
     def _write_refused(self, group: Group, row: int, active: Active, started: float, *, tester: bool) -> None:
         """Log a row by key whose features the model refuses: these are the store's, no caller can mend them."""
@@ -466,6 +504,19 @@ class Answerer:
         if digest != self._tried:  # what the last one began goes on in its own, which ends with its work
             self._tried, self._trial = digest, ThreadPoolExecutor(max_workers=1, thread_name_prefix="canary")
         return self._trial
+
+
+def _time_of(question: Question) -> float:
+    """When a question was asked, now if it does not say, in seconds since 1970; it says afterwards."""
+    time = datetime.now(UTC) if question.asked_at is None else datetime.fromisoformat(question.asked_at)
+    question.asked_at = question.asked_at or time.isoformat()
+    return time.timestamp()
+
+
+def _take(question: Question, lookup: "Lookup") -> None:
+    """Give a question its features."""
+    question.row = {name: lookup.features[name] for name in question.loaded.encoder.names}
+    question.outcomes = {view: outcome for view, outcome in lookup.outcomes.items() if outcome != "present"}
 
 
 def _scores_here(loaded: Loaded, role: Role) -> bool:

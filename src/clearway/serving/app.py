@@ -24,7 +24,7 @@ from clearway import __version__
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog
 from clearway.serving import invocations, open_inference
-from clearway.serving.answering import Answerer, LookupFailed, ModelError
+from clearway.serving.answering import Answerer, LookupFailed, ModelError, Question
 from clearway.serving.bodies import (
     CSV,
     JSON,
@@ -213,12 +213,12 @@ class Endpoint:
             read_kind(headers)
             check_announced(headers, self._settings.max_body_bytes)
             check_length(content, self._settings.max_body_bytes)
-            body, answered = parse_json(content), None
-            if not _is_many(body, active):
-                answered = self._answerer.answer_at_once(body, _wanted(headers), active, started, identity)
-            if answered is None:
-                asked.append((REQUEST_ID, identity.encode()))
-                return self._later(body)
+            body, wanted = parse_json(content), _wanted(headers)
+            if _is_many(body, active):
+                return self._later(asked, identity, partial(self._predictions, body))
+            answered = self._answerer.answer_at_once(body, wanted, active, started, identity)
+            if isinstance(answered, Question):
+                return self._later(asked, identity, self._rest(answered, active, started, tester=wanted is not None))
             told, version = answered
             status = 200
         except Exception as error:
@@ -226,9 +226,14 @@ class Endpoint:
         self._traffic.add(status, perf_counter() - started)
         return Reply(told, status, version, identity or new_request_id())
 
-    def _later(self, body: Any) -> ASGIApp:
-        """What answers ``POST /predict`` of this body."""
-        return partial(self._exchange, answer=partial(self._predictions, body), refusal=_plain)
+    def _rest(self, question: Question, active: Active, started: float, *, tester: bool) -> "Answering":
+        """What answers a question that has something to wait for."""
+        return lambda _: self._answerer.answer_question(question, active, started, tester=tester)
+
+    def _later(self, asked: list[tuple[bytes, bytes]], identity: str, answer: "Answering") -> ASGIApp:
+        """What gives this answer to ``POST /predict``."""
+        asked.append((REQUEST_ID, identity.encode()))
+        return partial(self._exchange, answer=answer, refusal=_plain)
 
     async def _predict(self, asked: "Exchange") -> "tuple[Any, str]":
         read_kind(asked.headers)

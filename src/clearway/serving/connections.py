@@ -54,6 +54,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if not self.parser.should_upgrade() or self._connects():  # else it is read again, without its offer
             super().on_headers_complete()
+            if self.parser.get_method() != b"HEAD":  # whose answer has no body
+                self.cycle.transport = cast(asyncio.Transport, HeadWithBody(self.transport, self.loop))
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
@@ -72,6 +74,41 @@ class Connection(HttpToolsProtocol):
             if name not in _OFFERS:
                 lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
+
+
+class HeadWithBody:
+    """Sends the head of an answer together with the start of its body, for uvicorn, which writes them one by one.
+
+    Apart, each costs a system call and wakes the caller, which can do nothing with the first.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines([head, data])
+        elif self._begun or data.startswith(b"HTTP/1.1 100 "):  # that one a caller waits for before it sends its body
+            self._transport.write(data)
+        else:
+            self._begun, self._head = True, data
+            self._loop.call_soon(self._send_head)  # unless its body follows before
+
+    def close(self) -> None:
+        self._send_head()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _send_head(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head)
 
 
 class TurnedAway(asyncio.Protocol):

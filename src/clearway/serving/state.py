@@ -17,6 +17,7 @@ from clearway.ledger import Entry, kept_warm, quarantined, read_ledger
 from clearway.log_hiding import check_hiding
 from clearway.model import SingleRows, recorded_features
 from clearway.online_record import read_record
+from clearway.pace import Pace
 from clearway.params import ENTITY_KEY, Params
 from clearway.routing import Role, RoutingTable, key_text, project_routing, read_routing, salt_of, split_of
 from clearway.schema import load_schema
@@ -44,10 +45,6 @@ MIN_PREFIX = 12
 """Characters of a digest that name a version."""
 GRACE_SECONDS = 60.0
 """How long requests that began before a swap may still read features as before it."""
-
-QUICK_SECONDS, QUICK_ROWS = 0.002, 16
-"""A canary scores on the event loop, beside stable, once so many of its rows in a row took less than this each, and
-until one takes longer. A thread of its own costs each of its callers more than that, and stable's some of it."""
 
 _NOTHING = object()
 """Like no fingerprint, so that a table that is missing from the start is reported too."""
@@ -97,27 +94,6 @@ def check_vouched(table: RoutingTable, environment: str, entries: Sequence[Entry
         raise ClearwayError(f"routing.json: {digest} was quarantined after revision {table.revision}")
 
 
-class Pace:
-    """How fast a version scores single rows of late: one that is quick needs no thread of its own."""
-
-    __slots__ = ("_in_a_row",)
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-
-    @property
-    def quick(self) -> bool:
-        """Whether the latest ``QUICK_ROWS`` took less than ``QUICK_SECONDS`` each."""
-        return self._in_a_row >= QUICK_ROWS
-
-    def add(self, seconds: float, rows: int) -> None:
-        """Count what was scored at once: of several rows only that it was too slow for one."""
-        if seconds > QUICK_SECONDS * rows:
-            self._in_a_row = 0
-        elif rows == 1:
-            self._in_a_row += 1
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A version with what its requests need."""
@@ -132,6 +108,7 @@ class Loaded:
     single: SingleRows | None = None
     """Set with ONNX: scores single rows on the event loop."""
     pace: Pace = field(default_factory=Pace)
+    """Of single rows: a canary scores on the event loop, beside stable, while it is quick."""
     batcher: Batcher | None = None
     """Scores what waits together in one batch; None for ONNX, whose single row costs less than to wait for others."""
 

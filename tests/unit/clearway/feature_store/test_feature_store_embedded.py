@@ -484,6 +484,18 @@ class TestSeveralAtOnce:
         late.write("ada", NOON, 1.0)
         assert late.draught("ada") == 1.0
 
+    def test_a_thread_that_waits_for_no_lock_fails_at_once(self, store: Store) -> None:
+        hasty = Store(store.config.repo_path)
+        hasty.online.wait_for_no_lock()
+        other = sqlite3.connect(store.file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        with pytest.raises(ClearwayError, match=r"online\.db is locked by another process"):
+            hasty.write("ada", NOON, 1.0)
+        assert time.monotonic() - started < embedded.BUSY_SECONDS / 2
+        other.execute("ROLLBACK")
+        other.close()
+
 
 def test_keys_are_those_that_feast_makes(store: Store) -> None:
     store.write("ada", NOON, 1.0)

@@ -13,6 +13,7 @@ import pytest
 
 from clearway.encoding import InputSchema, NumericFeature
 from clearway.model import NUMBERS, OUTPUT, Model, SingleRows, _session
+from clearway.pace import QUICK_SECONDS, QUICK_TIMES
 from clearway.params import ServingParams
 from clearway.prediction_log import PredictionLog, read_log
 from clearway.routing import RoutingTable
@@ -20,7 +21,7 @@ from clearway.serving.answering import Answerer
 from clearway.serving.app import MOST_AT_ONCE, Endpoint, Reply
 from clearway.serving.loading import Version
 from clearway.serving.requests import RequestError
-from clearway.serving.state import QUICK_ROWS, QUICK_SECONDS, Active, Pace
+from clearway.serving.state import Active
 from clearway.serving.whole import Desk
 from clearway.target import BINARY, Target
 
@@ -171,14 +172,14 @@ def test_nothing_deployed_and_a_fault_are_answers_too(stages: Any, monkeypatch: 
     assert stage.ask({"x": 1, "y": 2}) == (500, {"error": "the server failed: ZeroDivisionError"})
 
 
-def test_of_what_is_not_answered_at_once_nothing_stays_but_its_id(stages: Any) -> None:
+def test_of_what_is_not_answered_at_once_nothing_stays_but_its_id_and_where_it_goes(stages: Any) -> None:
     stage = stages(weight=100)  # a canary that nobody knows yet is scored in its thread
     headers = [JSON]
     assert not isinstance(stage.endpoint.predict_at_once(headers, orjson.dumps({"x": 1, "y": 2})), Reply)
     ((name, identity),) = headers[1:]
     assert (name, len(identity)) == (b"x-request-id", 32)
     assert not stage.answerer.traffic.statuses
-    assert stage.answerer.without_key == 0
+    assert stage.answerer.without_key == 1
     assert stage.logged() == 0
 
 
@@ -208,7 +209,7 @@ def test_a_canary_that_is_quick_joins_the_loop_and_one_that_slows_down_leaves_it
     stage = stages(weight=100)
     assert stage.active is not None
     row = {"x": 30, "y": 40, "entity": "e"}
-    for _ in range(QUICK_ROWS):
+    for _ in range(QUICK_TIMES):
         stage.active.chosen(CANARY)[1].pace.add(QUICK_SECONDS / 2, 1)
     status, said = stage.ask(row)
     assert (status, said["role"], said["version"]) == (200, "canary", CANARY)
@@ -216,18 +217,6 @@ def test_a_canary_that_is_quick_joins_the_loop_and_one_that_slows_down_leaves_it
     assert stage.ask(row) is None
     answer, digest = asyncio.run(stage.answerer.answer_one(row, None, stage.active, perf_counter(), "i"))
     assert (digest, answer["score"]) == (CANARY, said["score"])
-
-
-def test_pace_counts_rows_in_a_row_and_one_slow_batch_ends_them() -> None:
-    pace = Pace()
-    for _ in range(QUICK_ROWS):
-        assert not pace.quick
-        pace.add(QUICK_SECONDS, 1)
-    assert pace.quick
-    pace.add(QUICK_SECONDS * 50, 100)
-    assert pace.quick
-    pace.add(QUICK_SECONDS * 101, 100)
-    assert not pace.quick
 
 
 def test_a_refused_row_does_not_reach_the_next_one(stages: Any) -> None:
