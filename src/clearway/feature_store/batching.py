@@ -1,10 +1,9 @@
-"""The online store behind one thread: what is asked at the same time is read at once, and a slow store blocks nobody.
+"""The online store behind one reader: what is asked at the same time is read at once, and a slow store blocks nobody.
 
-Feast's cost is per call. So while the thread reads one batch, everything asked meanwhile becomes the next: one
-``online_read`` per view with the distinct keys of all callers. The event loop only waits for futures.
-
-A few keys of the embedded store take less time to read than a thread to wake, so the event loop reads them itself while
-that store is quick.
+Feast's cost is per call. So while one batch is read, everything asked meanwhile becomes the next: one ``online_read``
+per view with the distinct keys of all callers. A thread reads, so that the event loop only waits for futures; but to
+wake one takes longer than to read a few keys. So Redis is read by the event loop, which waits for its answers as it
+does for its callers, and the embedded store too, a few keys at once, while that store is quick.
 """
 
 import asyncio
@@ -16,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from clearway.errors import ClearwayError
 from clearway.feature_store.embedded import EmbeddedOnlineStore
+from clearway.feature_store.redis_clients import LoopClient, fail_fast
 from clearway.feature_store.store import without_secrets
 from clearway.histogram import Histogram
 from clearway.instants import micros
@@ -82,6 +83,12 @@ class Row(NamedTuple):
     """When the store was asked: seconds of :func:`time.monotonic`."""
 
 
+class _Ask(Enum):
+    """What the thread is told besides what to read."""
+
+    NOW = "ask the store whether it answers again"
+
+
 @dataclass(slots=True, eq=False)
 class _Batch:
     """What is asked at once, by any number of callers."""
@@ -95,9 +102,11 @@ class _Batch:
     excused: bool = False
     """It was given more time once, because this process did not run."""
     answer: Mapping[Place, Row] | StoreUnavailable | None = None
-    """Set by the reading thread."""
+    """Set by the reader."""
     took: float | None = None
-    """Seconds that the store took for it, set by the thread; None if it failed."""
+    """Seconds that the store took for it, set by the reader; None if it failed."""
+    reading: "asyncio.Task[None] | None" = None
+    """Where the event loop reads it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Health:
 
 
 class BatchingStore:
-    """Reads views of Feast's online store in batches, in a thread of its own.
+    """Reads views of Feast's online store in batches, in a thread of its own or, from Redis, on the event loop.
 
     After a failure, or when an answer takes longer than the timeout, the store counts as down: callers are refused at
     once, and the thread asks now and then whether it answers again, in time.
@@ -143,10 +152,11 @@ class BatchingStore:
         self._pace = Pace()
         online = self._provider.online_store
         self._embedded = online if isinstance(online, EmbeddedOnlineStore) else None
-        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Batch | _Ask | None] = queue.SimpleQueue()
         self._asked_once, self._closed = threading.Event(), threading.Event()
         self._reading_since: float | None = None
-        hang_up = fail_fast(self._provider.online_store, self._config.online_store, timeout)
+        hang_up = fail_fast(online, self._config.online_store, timeout)
+        self._client = None if hang_up is None else LoopClient(online, self._config.online_store)
         threading.Thread(target=self._run, name="feature-store", daemon=True).start()
         if hang_up is not None:
             threading.Thread(target=self._watch, args=(hang_up,), name="feature-store-watch", daemon=True).start()
@@ -191,6 +201,8 @@ class BatchingStore:
         """Let the thread end, when it has answered what was asked."""
         self._queue.put(None)
         self._closed.set()
+        if self._client is not None:
+            self._client.close()
 
     # on the event loop
 
@@ -220,7 +232,36 @@ class BatchingStore:
             batch = self._open.popleft()
             self._busy = True
             self._wait_for(batch)
-            self._queue.put(batch)
+            if self._client is None:
+                self._queue.put(batch)
+            else:
+                batch.reading = batch.loop.create_task(self._read_on_loop(batch, self._client))
+
+    async def _read_on_loop(self, batch: _Batch, client: LoopClient) -> None:
+        started = perf_counter()
+        rows: dict[Place, Row] = {}
+        name = self._views[0].name
+        try:
+            await client.prepare()
+            for number, keys in _by_view(batch.places):
+                view, asked = self._views[number], monotonic()
+                name = self._asked = view.name
+                # a list of its own: Feast's Redis store adds to it
+                found = await self._provider.online_read_async(
+                    self._config, view.view, _entity_keys(view, keys), list(view.fields)
+                )
+                rows.update(_rows(view, number, keys, found, asked))
+        except asyncio.CancelledError:
+            if batch.answer is None:  # the server ends
+                raise
+            self._queue.put(_Ask.NOW)  # it took too long, and its callers know
+        except Exception as error:  # each store raises types of its own
+            self._asked = name  # the thread may have asked meanwhile
+            batch.answer = self._failure(error)
+            self._queue.put(_Ask.NOW)
+        else:
+            batch.answer, batch.took = rows, perf_counter() - started
+        self._delivered(batch)
 
     def _count(self, seconds: float) -> None:
         self.latency.add(seconds)
@@ -246,6 +287,8 @@ class BatchingStore:
             self._mark_down(f"view {self._asked}: no answer within timeout_ms = {self._timeout * 1e3:g}")
             self.failures += 1
             batch.answer = self._refusal()
+            if batch.reading is not None:
+                batch.reading.cancel()
         self._settle(batch)
 
     def _settle(self, batch: _Batch) -> None:
@@ -279,12 +322,14 @@ class BatchingStore:
                 continue
             if batch is None:
                 return
+            pause = FIRST_PROBE_SECONDS
+            if isinstance(batch, _Ask):  # it failed those who asked it on the event loop
+                continue
             answer = self._answer(batch)
             if batch.answer is None:
                 batch.answer = answer
             elif not isinstance(answer, StoreUnavailable):  # too late for its callers, but perhaps it is quick again
                 self._probe()
-            pause = FIRST_PROBE_SECONDS
             try:
                 batch.loop.call_soon_threadsafe(self._delivered, batch)
             except RuntimeError:  # the loop is closed: the server has stopped
@@ -295,27 +340,25 @@ class BatchingStore:
         try:
             rows = self._read(batch.places, self._read_view)
         except Exception as error:  # each store raises types of its own
-            self.failures += 1
-            self._mark_down(f"view {self._asked}: {self._cause(error)}")
-            return self._refusal()
+            return self._failure(error)
         batch.took = perf_counter() - started
         return rows
 
-    def _read_view(self, view: StoredView, keys: Sequence[Key]) -> list[Row]:
+    def _read_view(self, number: int, keys: Sequence[Key]) -> dict[Place, Row]:
         """As :meth:`_fetch`, for those who watch this thread."""
-        self._asked = view.name
+        self._asked = self._views[number].name
         self._reading_since = monotonic()
         try:
-            return self._fetch(view, keys)
+            return self._fetch(number, keys)
         finally:
             self._reading_since = None
 
     def _probe(self) -> None:
         """Ask every view for a key that nobody has."""
         started = perf_counter()
-        for view in self._views:
+        for number, view in enumerate(self._views):
             try:
-                self._read_view(view, [("",) * len(view.join_keys)])
+                self._read_view(number, [("",) * len(view.join_keys)])
             except Exception as error:
                 self.failures += self.health.up
                 self._mark_down(f"view {view.name}: {self._cause(error)}")
@@ -343,31 +386,31 @@ class BatchingStore:
     # anywhere
 
     def _read(
-        self, places: Iterable[Place], read_view: Callable[[StoredView, Sequence[Key]], list[Row]]
+        self, places: Iterable[Place], read_view: Callable[[int, Sequence[Key]], dict[Place, Row]]
     ) -> Mapping[Place, Row]:
-        wanted: dict[int, list[Key]] = {}
-        for number, key in places:
-            wanted.setdefault(number, []).append(key)
+        wanted = _by_view(places)
         rows: dict[Place, Row] = {}
         # one view is of one state anyhow, and each statement more lets the other threads go first
         with self._one_state() if len(wanted) > 1 else nullcontext():
-            for number, keys in wanted.items():
-                found = read_view(self._views[number], keys)
-                rows.update(zip([(number, key) for key in keys], found, strict=True))
+            for number, keys in wanted:
+                rows.update(read_view(number, keys))
         return rows
 
     def _one_state(self) -> AbstractContextManager[Any]:
         """In which all views are read as they were at one moment, where the store can do that."""
         return nullcontext() if self._embedded is None else self._embedded.reading(self._config)
 
-    def _fetch(self, view: StoredView, keys: Sequence[Key]) -> list[Row]:
-        entities = [
-            EntityKey(join_keys=view.join_keys, entity_values=[Value(string_val=part) for part in key]) for key in keys
-        ]
-        asked = monotonic()
+    def _fetch(self, number: int, keys: Sequence[Key]) -> dict[Place, Row]:
+        view, asked = self._views[number], monotonic()
         # a list of its own: Feast's Redis store adds to it
-        found = self._provider.online_read(self._config, view.view, entities, list(view.fields))
-        return [read_row(view.fields, event, values, asked) for event, values in found]
+        found = self._provider.online_read(self._config, view.view, _entity_keys(view, keys), list(view.fields))
+        return _rows(view, number, keys, found, asked)
+
+    def _failure(self, error: Exception) -> StoreUnavailable:
+        """What its callers are told of a batch that failed; the store counts as down."""
+        self.failures += 1
+        self._mark_down(f"view {self._asked}: {self._cause(error)}")
+        return self._refusal()
 
     def _mark_down(self, error: str) -> None:
         if self.health.up:
@@ -381,6 +424,24 @@ class BatchingStore:
 
     def _cause(self, error: Exception) -> str:
         return " ".join(without_secrets(self._config, f"{type(error).__name__}: {error}").split())[:MAX_CAUSE]
+
+
+def _by_view(places: Iterable[Place]) -> list[tuple[int, list[Key]]]:
+    """Numbers of the views, in the order in which they are first asked, each with its keys."""
+    wanted: dict[int, list[Key]] = {}
+    for number, key in places:
+        wanted.setdefault(number, []).append(key)
+    return list(wanted.items())
+
+
+def _entity_keys(view: StoredView, keys: Iterable[Key]) -> list[EntityKey]:
+    return [EntityKey(join_keys=view.join_keys, entity_values=[Value(string_val=part) for part in key]) for key in keys]
+
+
+def _rows(view: StoredView, number: int, keys: Sequence[Key], found: Any, asked: float) -> dict[Place, Row]:
+    """What Feast found for each key."""
+    rows = [read_row(view.fields, event, values, asked) for event, values in found]
+    return dict(zip([(number, key) for key in keys], rows, strict=True))
 
 
 def read_row(fields: Sequence[str], event: datetime | None, values: Mapping[str, Value] | None, read: float) -> Row:
@@ -401,24 +462,3 @@ def plain_value(value: Value | None) -> Any:
         return None
     plain = getattr(value, kind)
     return plain if plain == plain else None
-
-
-def fail_fast(online_store: Any, settings: Any, timeout: float) -> Callable[[], object] | None:
-    """Keep a Redis client from waiting longer than any caller does, and from retrying for seconds on its own.
-
-    Returns what closes its connections, so that a read in another thread fails; None for another store.
-    """
-    if not hasattr(online_store, "_get_client") or getattr(settings, "redis_type", None) != "redis":
-        return None
-    from redis.backoff import NoBackoff
-    from redis.exceptions import ConnectionError as RedisConnectionError
-    from redis.retry import Retry
-
-    client = online_store._get_client(settings)
-    arguments = client.connection_pool.connection_kwargs
-    for name in ("socket_timeout", "socket_connect_timeout"):
-        arguments[name] = min(timeout, arguments.get(name) or timeout)
-    # once more at once, on a new connection: the server, or something between, may have closed an idle one
-    client.set_retry(Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)))
-    hang_up: Callable[[], object] = client.connection_pool.disconnect
-    return hang_up
