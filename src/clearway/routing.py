@@ -84,14 +84,19 @@ class RoutingTable(BaseModel):
 
 def bucket(key: str, salt: str) -> int:
     """Map a key to one of ``BUCKETS`` equal buckets by a salted BLAKE2b hash."""
-    hashed = _salted(salt).copy()
-    hashed.update(key.encode())
-    return int.from_bytes(hashed.digest(), "big") % BUCKETS
+    return _bucket(key, _salted(salt))
 
 
 def buckets(keys: Iterable[str], salt: str) -> list[int]:
     """The same of each of many keys."""
-    return [bucket(key, salt) for key in keys]
+    salted = _salted(salt)
+    return [_bucket(key, salted) for key in keys]
+
+
+def _bucket(key: str, salted: hashlib.blake2b) -> int:
+    hashed = salted.copy()
+    hashed.update(key.encode())
+    return int.from_bytes(hashed.digest(), "big") % BUCKETS
 
 
 @lru_cache(maxsize=16)
