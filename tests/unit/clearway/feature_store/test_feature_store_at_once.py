@@ -9,6 +9,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import current_thread
 from time import perf_counter
@@ -92,6 +93,19 @@ def test_what_fails_on_the_loop_is_asked_of_the_thread_and_said_by_it(orchard: O
         assert reader.store.health.up
         assert reader.store.failures == 0
         assert reader.read_at_once([QUESTION], [AT]) is None, "it is not tried again at once"
+
+
+def test_the_loop_waits_for_no_lock(orchard: Orchard) -> None:
+    with orchard.reader(NAMES) as reader:
+        make_quick(reader)
+
+        def patience() -> tuple[int]:
+            assert reader.read_at_once([QUESTION], [AT]) is not None
+            waits: tuple[int] = orchard.provider.online_store._local.held[1].execute("PRAGMA busy_timeout").fetchone()
+            return waits
+
+        with ThreadPoolExecutor(1) as loop:  # this thread has written, and waited
+            assert loop.submit(patience).result() == (0,)
 
 
 def test_a_store_that_is_down_many_keys_and_other_stores_are_not_read_on_the_loop(
