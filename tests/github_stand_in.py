@@ -78,6 +78,7 @@ def github() -> Iterator[Repository]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each body would wait 40 ms for the word that its head has arrived
 
         def _answer(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
@@ -100,7 +101,7 @@ def github() -> Iterator[Repository]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         repository.address = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
             yield repository

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,9 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), "blas": ", ".join(sorted(blas)) or "unknown", **versions}
 
 
+@cache
 def installed_packages() -> str:
     """Every distribution that is installed, as ``name==version``, one a line, sorted."""
-    found = {(each.name.lower(), each.version) for each in importlib.metadata.distributions() if each.name}
+    described = (each.metadata for each in importlib.metadata.distributions())  # each is parsed again when asked again
+    found = {(one["Name"].lower(), one["Version"]) for one in described if one["Name"]}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found))

@@ -85,6 +85,7 @@ def make_fork(repository: Path, flat_project: Callable[[Path], Path]) -> Callabl
         fork.git("init", "--quiet")
         fork.git("remote", "add", "origin", str(fork.origin))
         fork.commit_and_push("Fork, with a table of our own")
+        fork.git("repack", "-adq")  # as a clone is: each checkout of each job copies one pack
         return fork
 
     return make

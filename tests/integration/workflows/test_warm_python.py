@@ -123,7 +123,8 @@ def test_its_other_commands_are_forked_too(python: str, tmp_path: Path, command:
 @pytest.fixture
 def cold(tmp_path: Path) -> Iterator[tuple[WarmPython, str]]:
     """A warm process that has imported nothing, forks for one command at a time, and is this test's alone."""
-    warm = WarmPython(imported=(), most=1)
+    (tmp_path / "nothing").mkdir()
+    warm = WarmPython(imported=(), most=1, sources=tmp_path / "nothing")
     folder = tmp_path / "bin"
     folder.mkdir()
     warm.install(folder)

@@ -5,8 +5,8 @@ MLflow, DVC, pandas, and this repository. :func:`install` puts stand-ins for the
 stand-in asks the warm process, which has imported all that, to fork; the fork takes the caller's arguments, working
 directory, environment, umask and open files, runs the same code, and its exit code or signal becomes the stand-in's.
 Of this repository's own modules a fork keeps what was imported only if its checkout holds, byte for byte, the same.
-Signals go through; who kills a stand-in kills its fork. Each fork has a keeper, a fork too, that waits for both ends,
-so that no command knows of another, and those that run outlive the warm process.
+Signals go through; who kills a stand-in kills its fork. Most of what a short command costs is the fork itself: hence
+huge pages, and nothing in a fork that writes all over what it shares.
 
 What a warm process cannot give (an option of the interpreter, a hash seed, inherited files) is asked of a fresh
 interpreter instead, and so is every command once the warm process is gone: slower, never different. Linux only;
@@ -14,6 +14,7 @@ elsewhere every command is.
 """
 
 import atexit
+import ctypes
 import gc
 import io
 import marshal
@@ -28,16 +29,18 @@ import tempfile
 import threading
 import time
 import types
+import typing
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from _pytest.config import default_plugins
 
+SOURCES = Path(__file__).parents[3] / "src" / "clearway"
 COMMANDS = ("python", "python3", "dvc", "pytest")
 IMPORTED = (
     "_pytest._argcomplete",
@@ -178,15 +181,20 @@ class WarmPython:
         Modules that it has imported.
     most
         Commands at a time; a fresh interpreter is asked beyond.
+    sources
+        The package of this repository, whose modules it has imported too.
     """
 
-    def __init__(self, imported: Sequence[str] = IMPORTED, most: int = 60) -> None:
+    def __init__(self, imported: Sequence[str] = IMPORTED, most: int = 60, sources: Path = SOURCES) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self.socket = str(Path(self._folder.name) / "s")  # short: the length of such a name is limited
         self._told = Path(self._folder.name) / "told"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GITHUB_"))}
         environment |= {"MPLCONFIGDIR": self._folder.name, "PYDANTIC_DISABLE_PLUGINS": "__all__"}
-        sources = Path(__file__).parents[3] / "src" / "clearway"
+        environment |= {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }  # others run beside, and threads would spin
         with self._told.open("wb") as told:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, self.socket, str(sources), str(most), *imported],
@@ -235,48 +243,65 @@ class WarmPython:
 # --- in the warm process ---------------------------------------------------------------------------------------------
 
 
+class _Command(NamedTuple):
+    """A fork, and who asked for it."""
+
+    child: int
+    pidfd: int
+    caller: socket.socket
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        self.caller.close()
+
+
 def _serve(name: str, most: int) -> socket.socket:
-    """Fork for each caller; returns in the forks only, with the caller's connection."""
+    """Fork for each caller, and tell it how its fork ended; returns in the forks only, with the caller's connection."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"{name}.new")
     listener.listen(64)
     Path(f"{name}.new").rename(name)
-    keepers: set[int] = set()
+    commands: list[_Command] = []
     while True:
-        ready, _, _ = select.select([0, listener], [], [])
-        if 0 in ready:  # the tests have ended
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        poll.register(listener, select.POLLIN)
+        for command in commands:
+            poll.register(command.pidfd, select.POLLIN)
+            poll.register(command.caller, select.POLLRDHUP)
+        ready = {number for number, _ in poll.poll()}
+        # Ends come before the next beginning, so that no number in `ready` has another meaning by now.
+        commands = [command for command in commands if not _has_ended(command, ready)]
+        if 0 in ready:
             os._exit(0)
+        if listener.fileno() not in ready:
+            continue
         caller, _ = listener.accept()
-        keepers = {pid for pid in keepers if os.waitpid(pid, os.WNOHANG) == (0, 0)}
-        if len(keepers) >= most:
+        if len(commands) >= most:
             _tell(f"{most} commands at a time: the next one gets a fresh interpreter")
-        else:
-            keeper = os.fork()
-            if keeper == 0:
-                listener.close()
-                return _keep(caller)
-            keepers.add(keeper)
-        caller.close()
+            caller.close()
+            continue
+        child = os.fork()
+        if child == 0:
+            listener.close()
+            for command in commands:
+                command.close()
+            return caller
+        commands.append(_Command(child, os.pidfd_open(child), caller))
 
 
-def _keep(caller: socket.socket) -> socket.socket:
-    """Fork once more, and give that fork's end to the caller, or the caller's end to the fork; returns in the fork."""
-    child = os.fork()
-    if child == 0:
-        return caller
-    pidfd = os.pidfd_open(child)
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    poll.register(pidfd, select.POLLIN)
-    poll.register(caller, select.POLLRDHUP)
-    ready = {number for number, _ in poll.poll()}
-    if pidfd not in ready:
-        _tell(f"{child} is killed: " + ("the tests have ended" if 0 in ready else "its caller is gone"))
-        _kill(child)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _has_ended(command: _Command, ready: set[int]) -> bool:
+    """Give a fork's end to its caller, or its caller's end to the fork."""
+    if command.pidfd not in ready:
+        if not ready & {0, command.caller.fileno()}:
+            return False
+        _tell(f"{command.child} is killed: " + ("the tests have ended" if 0 in ready else "its caller is gone"))
+        _kill(command.child)
+    code = os.waitstatus_to_exitcode(os.waitpid(command.child, 0)[1])
     with suppress(OSError):
-        caller.sendall(code.to_bytes(8, "little", signed=True))
-    os._exit(0)
+        command.caller.sendall(code.to_bytes(8, "little", signed=True))
+    command.close()
+    return True
 
 
 def _tell(text: str) -> None:
@@ -334,10 +359,9 @@ def _open_streams() -> None:
     sys.stderr = sys.__stderr__ = opened(2, "wb", "backslashreplace", True)  # type: ignore[misc]
 
 
-def _run(name: str, arguments: list[str], real: Path, path: list[str], sources: dict[str, bytes]) -> None:
+def _run(name: str, arguments: list[str], real: Path, path: list[str], sources: dict[str, tuple[str, bytes]]) -> None:
     """What the interpreter does with its command line; ``real`` is the folder that the commands are in."""
     sys.path[:] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part] + path
-    sys.path_importer_cache.clear()
     _move_sources(sources)
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     if not name.startswith("python"):
@@ -419,8 +443,8 @@ def _remember_sources(folder: Path) -> None:
     SourceFileLoader.source_to_code = source_to_code  # type: ignore[method-assign,assignment]
 
 
-def _import_sources(package: Path) -> dict[str, bytes]:
-    """Import the modules of this repository that neither ask where they are nor set the environment: name → source.
+def _import_sources(package: Path) -> dict[str, tuple[str, bytes]]:
+    """Import what neither asks where it is nor sets the environment of this repository's: name → path, source.
 
     Nor those that need what :data:`IMPORTED` leaves out: Feast alone is another hundred megabytes to fork.
     """
@@ -435,27 +459,22 @@ def _import_sources(package: Path) -> dict[str, bytes]:
     for name in left_out:
         del sys.modules[name]
     made = {name for name in set(sys.modules) - present if name.partition(".")[0] == package.name}
-    return {name: Path(str(sys.modules[name].__file__)).read_bytes() for name in made}
+    files = {name: Path(str(sys.modules[name].__file__)) for name in made}
+    return {name: (str(file.relative_to(package)), file.read_bytes()) for name, file in files.items()}
 
 
-def _move_sources(known: dict[str, bytes]) -> None:
+def _move_sources(known: dict[str, tuple[str, bytes]]) -> None:
     """Let what was imported of this repository be the caller's, if it has the same; else forget it."""
     found = PathFinder.find_spec("clearway", sys.path)
-    top = Path(found.origin).parent if found is not None and found.origin else None
-    files: dict[str, Path] = {}
-    for name, content in known.items():
-        part = Path(*name.split(".")[1:]) if "." in name else Path()
-        packaged = hasattr(sys.modules[name], "__path__")
-        file = top and (top / part / "__init__.py" if packaged else (top / part).with_suffix(".py"))
-        if file is None or not file.is_file() or file.read_bytes() != content:
-            for each in known:
-                del sys.modules[each]
-            return
-        files[name] = file
-    for name, file in files.items():
+    top = os.path.dirname(found.origin) if found is not None and found.origin else None  # noqa: PTH120 - as a text
+    if top is None or not all(_holds(f"{top}/{path}", content) for path, content in known.values()):
+        for name in known:
+            del sys.modules[name]
+        return
+    for name, (path, _) in known.items():
         module = sys.modules[name]
-        folders = [str(file.parent)] if hasattr(module, "__path__") else None
-        spec = spec_from_file_location(name, file, submodule_search_locations=folders)
+        folders = [os.path.dirname(f"{top}/{path}")] if hasattr(module, "__path__") else None  # noqa: PTH120
+        spec = spec_from_file_location(name, f"{top}/{path}", submodule_search_locations=folders)
         if spec is None:
             raise ImportError(name)
         module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
@@ -463,16 +482,43 @@ def _move_sources(known: dict[str, bytes]) -> None:
             module.__path__ = folders
 
 
+def _holds(file: str, content: bytes) -> bool:
+    """No :class:`Path`, which would cost each command more than the reading."""
+    try:
+        with open(file, "rb", buffering=0) as stream:  # noqa: PTH123
+            return stream.read() == content
+    except OSError:
+        return False
+
+
+def _use_huge_pages() -> None:
+    """Let each fork copy one entry of the page table for 512, where the kernel can: most of what a fork costs."""
+    collapse, size = 25, 1 << 21  # MADV_COLLAPSE, since Linux 6.1; bytes of a huge page
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, mode, _, _, file, *_ = line.split()
+        first, last = (int(edge, 16) for edge in span.split("-"))
+        start, end = -(-first // size) * size, last // size * size
+        if mode == "rw-p" and file == "0" and start < end:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), collapse)
+
+
 def main() -> None:
     """The warm process, and each of its forks."""
     name, sources, most, *imported = sys.argv[1:]
     real, path = Path(sys.executable).parent, list(sys.path)
+    gc.disable()
     for module in imported:
         import_module(module)
     _remember_sources(Path(sources))
     known = _import_sources(Path(sources))
+    for forget in typing._cleanups:  # type: ignore[attr-defined]  # onnx does so at the end of each process
+        forget()
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000)  # a command ends soon
+    _use_huge_pages()
     caller = _serve(name, int(most))
     command, arguments = _become(caller)
     try:
